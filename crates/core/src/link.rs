@@ -1,0 +1,153 @@
+//! Links: pairs of pure machines that bring one replica's feed to another (design section 5).
+//!
+//! [`Sender`] walks the feed and stacks rows into batches; [`Receiver`] merges them, moves its
+//! cursor and joins knowledge; [`Fetcher`] turns contents that a replica lacks into wants by ranges and puts the pieces
+//! together. They take messages, time and a transaction and return messages; who carries these is not their business.
+
+use crate::entry::Entry;
+use crate::id::{Dot, EntryId, ReplicaId};
+use crate::meta::Digest;
+use crate::tx::Knowledge;
+use crate::vv::VersionVector;
+
+/// What a replica may do to its volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Makes changes.
+    Writer,
+    /// Makes none; what differs on its disk is listed as drift.
+    Follower,
+}
+
+/// Everything that goes over a link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// First message of each side.
+    Hello(Hello),
+    /// Entry states in feed order.
+    Batch(Batch),
+    /// Answer to a batch.
+    Receipt(Receipt),
+    /// What the sender of this message now has durably on disk: contents up to these dots, or all but `pending` entries.
+    Held(Held),
+    /// Please send bytes of a version.
+    Want(Want),
+    /// Bytes of a version.
+    Piece(Piece),
+    /// The version cannot be had here.
+    NotHere(NotHere),
+    /// Through the data path, so that a frozen feed is noticed: the sender's feed head.
+    Heartbeat { head: u64 },
+    /// No more: why.
+    Bye { reason: String },
+}
+
+/// Handshake.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Least and greatest protocol version spoken.
+    pub protocol: (u16, u16),
+    /// The volume both must share; 0 = has none yet and takes the peer's.
+    pub volume: u128,
+    /// The sender's replica.
+    pub replica: ReplicaId,
+    /// The name people know the site by.
+    pub site: String,
+    /// The sender's role.
+    pub role: Role,
+    /// What it knows (with tags).
+    pub knowledge: Knowledge,
+    /// Its cursor in the *receiver of this message*'s feed, and the tag of the last own commit at or before it; `None` = never read.
+    pub cursor: Option<(u64, u64)>,
+    /// Send small contents inside batches (no while its own tree is not scanned yet).
+    pub inline: bool,
+}
+
+/// Entry states in feed order, closed under ancestors, built in one snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch {
+    /// Rows after this feed position ...
+    pub from: u64,
+    /// ... up to this one are in it or need not be sent.
+    pub to: u64,
+    /// Whole states.
+    pub entries: Vec<Entry>,
+    /// Small contents of versions in it.
+    pub inline: Vec<Inline>,
+    /// The sender's knowledge in the snapshot, if no row follows `to` there.
+    pub knowledge: Option<Knowledge>,
+}
+
+/// A small content inside a batch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inline {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// Its bytes; verified against the version's digest by the receiver.
+    pub bytes: Vec<u8>,
+}
+
+/// What the receiver did with a batch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Receipt {
+    /// The batch's `to`.
+    pub to: u64,
+    /// The receiver's cursor now: less than `to` if a batch before was lost.
+    pub cursor: u64,
+    /// Digests of the merged states whose ctx equals what was sent, in batch order: the sender compares.
+    pub states: Vec<(EntryId, u64)>,
+    /// Entries not accepted, with the reason.
+    pub refused: Vec<(EntryId, String)>,
+    /// The receiver's knowledge vector now.
+    pub knowledge: VersionVector,
+}
+
+/// Contents on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// The receiver's cursor in the peer's feed up to which all is materialised, but for `waiting` entries.
+    pub cursor: u64,
+    /// Entries not materialised yet among those.
+    pub waiting: u64,
+}
+
+/// A range of a version's bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// The digest it must have.
+    pub digest: Digest,
+    /// First byte.
+    pub offset: u64,
+    /// How many.
+    pub len: u64,
+}
+
+/// Bytes of a wanted range.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// First byte.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A version cannot be had here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotHere {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// Changed = overwritten or removed meanwhile, newer state follows; otherwise for people.
+    pub reason: String,
+}

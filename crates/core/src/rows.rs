@@ -1,0 +1,182 @@
+//! The narrow door to the embedded store: tables of byte keys and byte values, snapshots to read,
+//! one atomic durable commit. The store of a volume implements it on disk, [`MemStore`] in memory.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// The tables of a volume's index. The number is part of the on-disk format.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Table {
+    /// slot -> feed position, bound nodes, entry state.
+    Entries = 1,
+    /// (parent slot, name, slot) -> (): what the effective tree shows, before grouping.
+    Names = 2,
+    /// slot -> live-child counter and effective parent of a directory.
+    Dirs = 3,
+    /// (stored parent slot, directory slot) -> (): all directories, dead ones too, for cycle repair.
+    DirKids = 4,
+    /// feed position -> slot.
+    Feed = 5,
+    /// (directory node, name) -> what the path was materialised with.
+    Places = 6,
+    /// node -> inode record.
+    Nodes = 7,
+    /// replica -> (n, tag): what we know.
+    Knowledge = 8,
+    /// feed position of a commit -> tag.
+    Tags = 9,
+    /// peer replica -> cursors and what it is known to know and hold.
+    Peers = 10,
+    /// slot -> (): entries to look at again by the planner, beside the feed.
+    Pending = 11,
+    /// slot -> reason, next retry: what could not be done yet.
+    Needs = 12,
+    /// plan number -> intent rows of one batch.
+    Intents = 13,
+    /// text -> value.
+    Settings = 14,
+    /// interned number -> replica id.
+    Replicas = 15,
+    /// directory slot -> (): directories that do not reach the root by stored parents.
+    Unrooted = 16,
+}
+
+impl Table {
+    /// All tables.
+    pub const ALL: [Table; 16] = [
+        Table::Entries,
+        Table::Names,
+        Table::Dirs,
+        Table::DirKids,
+        Table::Feed,
+        Table::Places,
+        Table::Nodes,
+        Table::Knowledge,
+        Table::Tags,
+        Table::Peers,
+        Table::Pending,
+        Table::Needs,
+        Table::Intents,
+        Table::Settings,
+        Table::Replicas,
+        Table::Unrooted,
+    ];
+
+    /// The table's name on disk.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Entries => "entries",
+            Table::Names => "names",
+            Table::Dirs => "dirs",
+            Table::DirKids => "dir_kids",
+            Table::Feed => "feed",
+            Table::Places => "places",
+            Table::Nodes => "nodes",
+            Table::Knowledge => "knowledge",
+            Table::Tags => "tags",
+            Table::Peers => "peers",
+            Table::Pending => "pending",
+            Table::Needs => "needs",
+            Table::Intents => "intents",
+            Table::Settings => "settings",
+            Table::Replicas => "replicas",
+            Table::Unrooted => "unrooted",
+        }
+    }
+}
+
+/// The store could not do it. Reads and commits fail only when the disk fails or the file is damaged.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+/// One row of a scan: key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// Changes of one commit: `None` removes. Sorted by table and key, which B-trees like.
+pub type Batch = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+
+/// A consistent view of all tables.
+pub trait Read: Send {
+    /// The value at `key`.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+    /// At most `limit` rows with `from <= key` and `key < to` (`None` = to the end), in key order.
+    fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, StoreError>;
+    /// The last row of `table`.
+    fn last(&self, table: Table) -> Result<Option<Row>, StoreError>;
+}
+
+/// A store with one writer.
+pub trait Store: Send + Sync {
+    /// A view of the last commit.
+    fn snapshot(&self) -> Result<Box<dyn Read>, StoreError>;
+    /// Makes all of `batch` durable and visible, or nothing. After an error the store must not be
+    /// used for writing any more.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+}
+
+type Tables = BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>;
+
+/// The in-memory twin of the store on disk. A snapshot is a reference to an immutable copy, made
+/// anew by the next commit only where somebody still holds the old one.
+#[derive(Default)]
+pub struct MemStore {
+    tables: std::sync::Mutex<Arc<Tables>>,
+}
+
+impl MemStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Tables>> {
+        // A panic while holding the lock leaves the map whole: commits mutate row by row only after
+        // everything that can fail.
+        self.tables.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Store for MemStore {
+    fn snapshot(&self) -> Result<Box<dyn Read>, StoreError> {
+        Ok(Box::new(MemSnapshot(self.lock().clone())))
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut guard = self.lock();
+        let tables = Arc::make_mut(&mut guard);
+        for ((table, key), value) in batch {
+            let rows = tables.entry(table).or_default();
+            match value {
+                Some(v) => rows.insert(key, v),
+                None => rows.remove(&key),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// A view of a [`MemStore`].
+pub struct MemSnapshot(Arc<Tables>);
+
+impl Read for MemSnapshot {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.0.get(&table).and_then(|t| t.get(key)).cloned())
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, StoreError> {
+        if to.is_some_and(|to| to <= from) {
+            return Ok(Vec::new());
+        }
+        let Some(t) = self.0.get(&table) else { return Ok(Vec::new()) };
+        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = t.range::<[u8], _>((Bound::Included(from), to));
+        Ok(rows.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
+    fn last(&self, table: Table) -> Result<Option<Row>, StoreError> {
+        Ok(self.0.get(&table).and_then(|t| t.last_key_value()).map(|(k, v)| (k.clone(), v.clone())))
+    }
+}

@@ -1,0 +1,714 @@
+//! One transaction on the index: typed rows over a snapshot, with everything that was changed kept
+//! aside until [`Tx::into_batch`] gives the batch for one atomic durable commit.
+//!
+//! Slots: an entry's row key is `(interned replica, n)` of its birth dot packed into 64 bits. Births
+//! are numbered in crawl order, so neighbours in a tree are neighbours in the tables, and no table
+//! is needed to go from id to slot.
+
+use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve};
+use crate::disk::{Node, NodeKey, Place};
+use crate::entry::Entry;
+use crate::id::{Dot, EntryId, Name, ReplicaId, Stamp};
+use crate::rows::{Batch, Read, StoreError, Table};
+use crate::vv::VersionVector;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Why a transaction could not go on. Nothing of it has any effect then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed.
+    #[error("index: {0}")]
+    Store(#[from] StoreError),
+    /// A row is not what it should be: the index is damaged.
+    #[error("index is damaged: table {table}: {source}")]
+    Damaged {
+        /// Where.
+        table: &'static str,
+        /// What.
+        source: Malformed,
+    },
+    /// A rule of the index is broken: a row that must be there is not, or contradicts another.
+    #[error("index is inconsistent: {0}")]
+    Inconsistent(String),
+}
+
+/// Result of reads and changes of the index.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An entry with what only this replica knows of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EntryRow {
+    /// Its position in this replica's feed.
+    pub n: u64,
+    /// Inodes on this disk that stand for it.
+    pub bound: SmallVec<[NodeKey; 1]>,
+    /// The state.
+    pub entry: Entry,
+}
+
+/// What the effective tree keeps for a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DirState {
+    /// Shown files and live directories below it (by effective parent).
+    pub live_children: u64,
+    /// The parent it is shown below instead of the stored one (cycle repair).
+    pub repaired: Option<EntryId>,
+}
+
+/// What is known about a replica's changes: all up to `n`, which that replica's commit `tag` made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    /// Up to here.
+    pub n: u64,
+    /// The tag of the commit of that replica that ends at (or first after) `n`.
+    pub tag: u64,
+}
+
+/// Knowledge: replica -> [`Known`].
+pub type Knowledge = BTreeMap<ReplicaId, Known>;
+
+/// The vector of a knowledge, without tags.
+pub fn knowledge_vv(k: &Knowledge) -> VersionVector {
+    k.iter().map(|(r, k)| (*r, k.n)).collect()
+}
+
+/// What a transaction needs from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Env {
+    /// Wall clock, nanoseconds since 1970.
+    pub now_ns: u64,
+    /// Ownership epoch of this replica.
+    pub epoch: u64,
+}
+
+struct Slot<T> {
+    value: Option<Arc<T>>,
+    dirty: bool,
+}
+
+/// A transaction. Reads see its own changes.
+pub struct Tx<'a> {
+    base: &'a dyn Read,
+    /// Time and epoch for new stamps.
+    pub env: Env,
+    me: ReplicaId,
+    next_n: u64,
+    next_n_before: u64,
+    first_new_dot: Option<u64>,
+    replicas: ReplicaTable,
+    replicas_before: usize,
+    entries: HashMap<EntryId, Slot<EntryRow>>,
+    nodes: HashMap<NodeKey, Slot<Node>>,
+    dirs: HashMap<EntryId, Slot<DirState>>,
+    rows: Batch,
+}
+
+const SETTING_ME: &[u8] = b"replica";
+const SETTING_NEXT: &[u8] = b"feed_next";
+
+impl<'a> Tx<'a> {
+    /// Opens a transaction on an index that [`Tx::create`] has set up.
+    pub fn open(base: &'a dyn Read, env: Env) -> Result<Tx<'a>> {
+        let me = match base.get(Table::Settings, SETTING_ME)? {
+            Some(b) => ReplicaId(dec(Table::Settings, &b, |d| d.fixed64())?),
+            None => return Err(Error::Inconsistent("the index has no replica id".into())),
+        };
+        let next_n = match base.get(Table::Settings, SETTING_NEXT)? {
+            Some(b) => dec(Table::Settings, &b, |d| d.fixed64())?,
+            None => 1,
+        };
+        let mut known = Vec::new();
+        for (_, v) in base.scan(Table::Replicas, &[], None, usize::from(u16::MAX))? {
+            known.push(ReplicaId(dec(Table::Replicas, &v, |d| d.fixed64())?));
+        }
+        let replicas = ReplicaTable::with(known);
+        let replicas_before = replicas.replicas().len();
+        Ok(Tx {
+            base,
+            env,
+            me,
+            next_n,
+            next_n_before: next_n,
+            first_new_dot: None,
+            replicas,
+            replicas_before,
+            entries: HashMap::new(),
+            nodes: HashMap::new(),
+            dirs: HashMap::new(),
+            rows: Batch::new(),
+        })
+    }
+
+    /// The batch that makes an empty store the index of replica `me`.
+    pub fn create(me: ReplicaId) -> Batch {
+        let mut rows = Batch::new();
+        rows.insert((Table::Settings, SETTING_ME.to_vec()), Some(me.0.to_be_bytes().to_vec()));
+        rows.insert((Table::Settings, SETTING_NEXT.to_vec()), Some(1u64.to_be_bytes().to_vec()));
+        rows
+    }
+
+    /// The replica that this index belongs to.
+    pub fn me(&self) -> ReplicaId {
+        self.me
+    }
+
+    /// True if `base` holds the index of some replica.
+    pub fn exists(base: &dyn Read) -> Result<bool> {
+        Ok(base.get(Table::Settings, SETTING_ME)?.is_some())
+    }
+
+    // ----- feed and dots
+
+    /// The last feed position given out, 0 if none.
+    pub fn head(&self) -> u64 {
+        self.next_n - 1
+    }
+
+    /// A fresh dot for a local change, which is also the feed position of the entry that takes it.
+    pub fn new_dot(&mut self) -> Dot {
+        let n = self.take_n();
+        self.first_new_dot.get_or_insert(n);
+        Dot::new(self.me, n)
+    }
+
+    /// A fresh feed position without a change (for merged states).
+    pub fn take_n(&mut self) -> u64 {
+        self.next_n += 1;
+        self.next_n - 1
+    }
+
+    /// True if this transaction made dots.
+    pub fn has_new_dots(&self) -> bool {
+        self.first_new_dot.is_some()
+    }
+
+    /// A stamp of this replica above `seen`.
+    pub fn stamp_above(&self, seen: Stamp) -> Stamp {
+        Stamp::above(seen, self.env.epoch, self.env.now_ns, self.me)
+    }
+
+    /// At most `limit` feed rows with a position above `after`.
+    pub fn feed_after(&mut self, after: u64, limit: usize) -> Result<Vec<(u64, EntryId)>> {
+        self.flush_entries();
+        let from = after.saturating_add(1).to_be_bytes();
+        let rows = self.scan(Table::Feed, &from, None, limit)?;
+        rows.into_iter()
+            .map(|(k, v)| Ok((dec(Table::Feed, &k, |d| d.fixed64())?, self.unslot(Table::Feed, &v)?)))
+            .collect()
+    }
+
+    // ----- entries
+
+    /// The row of an entry.
+    pub fn entry(&mut self, id: EntryId) -> Result<Option<Arc<EntryRow>>> {
+        if let Some(slot) = self.entries.get(&id) {
+            return Ok(slot.value.clone());
+        }
+        let Some(key) = self.find_slot(id) else { return Ok(None) };
+        let value = match self.base.get(Table::Entries, &key)? {
+            Some(b) => Some(Arc::new(self.decode_entry_row(&b)?)),
+            None => None,
+        };
+        self.entries.insert(id, Slot { value: value.clone(), dirty: false });
+        Ok(value)
+    }
+
+    /// The row of an entry that must exist.
+    pub fn entry_must(&mut self, id: EntryId) -> Result<Arc<EntryRow>> {
+        self.entry(id)?.ok_or_else(|| Error::Inconsistent(format!("entry {id} is missing")))
+    }
+
+    /// Decodes an entry row as the `entries` table holds it.
+    pub fn decode_entry_row(&self, b: &[u8]) -> Result<EntryRow> {
+        dec(Table::Entries, b, |d| {
+            let n = d.uint()?;
+            let count = d.count(2)?;
+            let mut bound = SmallVec::with_capacity(count);
+            for _ in 0..count {
+                bound.push(d.node_key()?);
+            }
+            Ok(EntryRow { n, bound, entry: d.entry(&self.replicas)? })
+        })
+    }
+
+    /// Stores the row; moves the feed row if its position changed. Maintains nothing else: states
+    /// are changed through the effective tree's functions.
+    pub fn put_entry(&mut self, row: EntryRow) -> Result<()> {
+        let id = row.entry.id;
+        if let Some(old) = self.entry(id)?
+            && old.n != row.n
+        {
+            self.rows.insert((Table::Feed, old.n.to_be_bytes().to_vec()), None);
+        }
+        self.entries.insert(id, Slot { value: Some(Arc::new(row)), dirty: true });
+        Ok(())
+    }
+
+    /// Removes the row and its feed row (tombstone collection).
+    pub fn delete_entry(&mut self, id: EntryId) -> Result<()> {
+        if let Some(old) = self.entry(id)? {
+            self.rows.insert((Table::Feed, old.n.to_be_bytes().to_vec()), None);
+            self.entries.insert(id, Slot { value: None, dirty: true });
+        }
+        Ok(())
+    }
+
+    // ----- names of the effective tree
+
+    /// Shows `entry` below `parent` as `name` (before grouping).
+    pub fn add_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
+        let key = self.name_key(parent, name, entry);
+        self.rows.insert((Table::Names, key), Some(Vec::new()));
+    }
+
+    /// Undoes [`Tx::add_name`].
+    pub fn remove_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
+        let key = self.name_key(parent, name, entry);
+        self.rows.insert((Table::Names, key), None);
+    }
+
+    /// Entries shown below `parent` as `name`, before grouping.
+    pub fn names_at(&mut self, parent: EntryId, name: &Name) -> Result<Vec<EntryId>> {
+        let mut from = self.slot(parent).to_vec();
+        from.extend_from_slice(name.as_bytes());
+        from.push(0);
+        let mut to = from.clone();
+        // The terminator 0 plus one: the first key after all with this name.
+        if let Some(last) = to.last_mut() {
+            *last = 1;
+        }
+        let rows = self.scan(Table::Names, &from, Some(&to), usize::MAX)?;
+        rows.iter().map(|(k, _)| self.unslot(Table::Names, &k[k.len().saturating_sub(8)..])).collect()
+    }
+
+    /// At most `limit` (name, entry) pairs below `parent`, after the pair `after`, ordered by name.
+    pub fn names_in(
+        &mut self,
+        parent: EntryId,
+        after: Option<(&Name, EntryId)>,
+        limit: usize,
+    ) -> Result<Vec<(Name, EntryId)>> {
+        let start = self.slot(parent);
+        let from = match after {
+            Some((name, entry)) => {
+                let mut k = self.name_key(parent, name, entry);
+                k.push(0);
+                k
+            }
+            None => start.to_vec(),
+        };
+        let to = successor(&start);
+        let rows = self.scan(Table::Names, &from, to.as_deref(), limit)?;
+        let mut out = Vec::with_capacity(rows.len());
+        for (k, _) in rows {
+            let Some(name_end) = k.len().checked_sub(9).filter(|e| *e >= 8) else {
+                return Err(damaged(Table::Names, Malformed { what: "name key", at: 0 }));
+            };
+            let name = Name::new(&k[8..name_end])
+                .map_err(|_| damaged(Table::Names, Malformed { what: "name", at: 8 }))?;
+            out.push((name, self.unslot(Table::Names, &k[name_end + 1..])?));
+        }
+        Ok(out)
+    }
+
+    // ----- directories of the effective tree
+
+    /// Tree state of a directory.
+    pub fn dir(&mut self, id: EntryId) -> Result<DirState> {
+        if let Some(slot) = self.dirs.get(&id) {
+            return Ok(slot.value.as_deref().copied().unwrap_or_default());
+        }
+        let value = match self.find_slot(id) {
+            None => None,
+            Some(key) => match self.base.get(Table::Dirs, &key)? {
+                None => None,
+                Some(b) => Some(dec(Table::Dirs, &b, |d| {
+                    let live_children = d.uint()?;
+                    let repaired = match d.u8()? {
+                        0 => None,
+                        _ => Some(EntryId(d.dot(&self.replicas)?)),
+                    };
+                    Ok(DirState { live_children, repaired })
+                })?),
+            },
+        };
+        self.dirs.insert(id, Slot { value: value.map(Arc::new), dirty: false });
+        Ok(value.unwrap_or_default())
+    }
+
+    /// Stores the tree state of a directory; the default state is no row.
+    pub fn put_dir(&mut self, id: EntryId, state: DirState) {
+        let value = (state != DirState::default()).then(|| Arc::new(state));
+        self.dirs.insert(id, Slot { value, dirty: true });
+    }
+
+    /// Notes that directory `child` has stored parent `parent`.
+    pub fn add_dir_kid(&mut self, parent: EntryId, child: EntryId) {
+        let key = [self.slot(parent), self.slot(child)].concat();
+        self.rows.insert((Table::DirKids, key), Some(Vec::new()));
+    }
+
+    /// Undoes [`Tx::add_dir_kid`].
+    pub fn remove_dir_kid(&mut self, parent: EntryId, child: EntryId) {
+        let key = [self.slot(parent), self.slot(child)].concat();
+        self.rows.insert((Table::DirKids, key), None);
+    }
+
+    /// Directories, dead ones too, with stored parent `parent`.
+    pub fn dir_kids(&mut self, parent: EntryId) -> Result<Vec<EntryId>> {
+        let start = self.slot(parent);
+        let rows = self.scan(Table::DirKids, &start, successor(&start).as_deref(), usize::MAX)?;
+        rows.iter().map(|(k, _)| self.unslot(Table::DirKids, &k[8.min(k.len())..])).collect()
+    }
+
+    /// Marks a directory as not reaching the root by stored parents.
+    pub fn set_unrooted(&mut self, id: EntryId, unrooted: bool) {
+        let key = self.slot(id).to_vec();
+        self.rows.insert((Table::Unrooted, key), unrooted.then(Vec::new));
+    }
+
+    /// All directories marked by [`Tx::set_unrooted`].
+    pub fn unrooted(&mut self) -> Result<Vec<EntryId>> {
+        let rows = self.scan(Table::Unrooted, &[], None, usize::MAX)?;
+        rows.iter().map(|(k, _)| self.unslot(Table::Unrooted, k)).collect()
+    }
+
+    // ----- the disk
+
+    /// An inode we know.
+    pub fn node(&mut self, key: &NodeKey) -> Result<Option<Arc<Node>>> {
+        if let Some(slot) = self.nodes.get(key) {
+            return Ok(slot.value.clone());
+        }
+        let value = match self.base.get(Table::Nodes, key.as_bytes())? {
+            Some(b) => Some(Arc::new(dec(Table::Nodes, &b, |d| d.node(&self.replicas))?)),
+            None => None,
+        };
+        self.nodes.insert(key.clone(), Slot { value: value.clone(), dirty: false });
+        Ok(value)
+    }
+
+    /// An inode that must be known.
+    pub fn node_must(&mut self, key: &NodeKey) -> Result<Arc<Node>> {
+        self.node(key)?.ok_or_else(|| Error::Inconsistent(format!("node {key:?} is missing")))
+    }
+
+    /// Stores an inode record.
+    pub fn put_node(&mut self, key: &NodeKey, node: Node) {
+        self.nodes.insert(key.clone(), Slot { value: Some(Arc::new(node)), dirty: true });
+    }
+
+    /// Forgets an inode.
+    pub fn delete_node(&mut self, key: &NodeKey) {
+        self.nodes.insert(key.clone(), Slot { value: None, dirty: true });
+    }
+
+    /// What the path `name` in directory `dir` was materialised with.
+    pub fn place(&mut self, dir: &NodeKey, name: &Name) -> Result<Option<Place>> {
+        let key = place_key(dir, name);
+        match self.get(Table::Places, &key)? {
+            Some(b) => Ok(Some(dec(Table::Places, &b, |d| d.place(&self.replicas))?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Stores a place.
+    pub fn put_place(&mut self, dir: &NodeKey, name: &Name, place: &Place) {
+        let mut e = Encoder::new();
+        e.place(place, &mut self.replicas);
+        self.rows.insert((Table::Places, place_key(dir, name)), Some(e.buf));
+    }
+
+    /// Forgets a place.
+    pub fn delete_place(&mut self, dir: &NodeKey, name: &Name) {
+        self.rows.insert((Table::Places, place_key(dir, name)), None);
+    }
+
+    /// At most `limit` places in directory `dir` with a name after `after`, ordered by name.
+    pub fn places_in(&mut self, dir: &NodeKey, after: Option<&Name>, limit: usize) -> Result<Vec<(Name, Place)>> {
+        let start = place_prefix(dir);
+        let from = match after {
+            Some(name) => {
+                let mut k = place_key(dir, name);
+                k.push(0);
+                k
+            }
+            None => start.clone(),
+        };
+        let rows = self.scan(Table::Places, &from, successor(&start).as_deref(), limit)?;
+        let mut out = Vec::with_capacity(rows.len());
+        for (k, v) in rows {
+            let name = Name::new(&k[start.len()..])
+                .map_err(|_| damaged(Table::Places, Malformed { what: "name", at: start.len() }))?;
+            out.push((name, dec(Table::Places, &v, |d| d.place(&self.replicas))?));
+        }
+        Ok(out)
+    }
+
+    // ----- knowledge
+
+    /// What this replica knows.
+    pub fn knowledge(&mut self) -> Result<Knowledge> {
+        let mut out = Knowledge::new();
+        for (k, v) in self.scan(Table::Knowledge, &[], None, usize::MAX)? {
+            let r = ReplicaId(dec(Table::Knowledge, &k, |d| d.fixed64())?);
+            out.insert(r, dec(Table::Knowledge, &v, |d| Ok(Known { n: d.uint()?, tag: d.fixed64()? }))?);
+        }
+        Ok(out)
+    }
+
+    /// Sets what is known of one replica.
+    pub fn set_known(&mut self, replica: ReplicaId, known: Known) {
+        let mut e = Encoder::new();
+        e.uint(known.n);
+        e.fixed64(known.tag);
+        self.rows.insert((Table::Knowledge, replica.0.to_be_bytes().to_vec()), Some(e.buf));
+    }
+
+    // ----- pending, and rows that others encode
+
+    /// Asks the planner to look at `entry` (again), beside what the feed tells it.
+    pub fn add_pending(&mut self, entry: EntryId) {
+        let key = self.slot(entry).to_vec();
+        self.rows.insert((Table::Pending, key), Some(Vec::new()));
+    }
+
+    /// Undoes [`Tx::add_pending`].
+    pub fn remove_pending(&mut self, entry: EntryId) {
+        let key = self.slot(entry).to_vec();
+        self.rows.insert((Table::Pending, key), None);
+    }
+
+    /// At most `limit` pending entries.
+    pub fn pending(&mut self, limit: usize) -> Result<Vec<EntryId>> {
+        let rows = self.scan(Table::Pending, &[], None, limit)?;
+        rows.iter().map(|(k, _)| self.unslot(Table::Pending, k)).collect()
+    }
+
+    /// A raw row of a table whose codec lives elsewhere (settings, needs, intents, peers, tags).
+    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        // BTreeMap wants an owned tuple to look up; keys are short.
+        if let Some(v) = self.rows.get(&(table, key.to_vec())) {
+            return Ok(v.clone());
+        }
+        Ok(self.base.get(table, key)?)
+    }
+
+    /// Stores or removes a raw row.
+    pub fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.rows.insert((table, key), value);
+    }
+
+    /// Scans a table, own changes included. Not for `entries`, `nodes` and `dirs`, whose changes are kept typed.
+    pub fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<crate::rows::Row>> {
+        use std::ops::Bound;
+        if to.is_some_and(|to| to <= from) {
+            return Ok(Vec::new());
+        }
+        let upper = match to {
+            Some(to) => Bound::Excluded((table, to.to_vec())),
+            None => Bound::Excluded(((table_after(table)), Vec::new())),
+        };
+        let upper = if to.is_none() && table == Table::Unrooted { Bound::Unbounded } else { upper };
+        let own: Vec<_> = self
+            .rows
+            .range((Bound::Included((table, from.to_vec())), upper))
+            .map(|((_, k), v)| (k, v))
+            .collect();
+        if own.is_empty() {
+            return Ok(self.base.scan(table, from, to, limit)?);
+        }
+        // Own removals may hide base rows, so that many more are asked for.
+        let hidden = own.iter().filter(|(_, v)| v.is_none()).count();
+        let base = self.base.scan(table, from, to, limit.saturating_add(hidden))?;
+        let full = base.len() == limit.saturating_add(hidden);
+        let mut merged: BTreeMap<Vec<u8>, Vec<u8>> = base.into_iter().collect();
+        let edge = if full { merged.last_key_value().map(|(k, _)| k.clone()) } else { None };
+        for (k, v) in own {
+            match v {
+                Some(v) => merged.insert(k.clone(), v.clone()),
+                None => merged.remove(k),
+            };
+        }
+        // Beyond the last base row read there may be base rows between own ones: stop there.
+        let rows = merged.into_iter().filter(|(k, _)| edge.as_ref().is_none_or(|e| k <= e));
+        Ok(rows.take(limit).collect())
+    }
+
+    // ----- slots
+
+    /// The 8-byte row key of an entry.
+    pub fn slot(&mut self, id: EntryId) -> [u8; 8] {
+        pack(self.replicas.number(id.0.replica), id.0.n)
+    }
+
+    fn find_slot(&self, id: EntryId) -> Option<[u8; 8]> {
+        self.replicas.find(id.0.replica).map(|r| pack(r, id.0.n))
+    }
+
+    /// The entry with this row key.
+    pub fn unslot(&self, table: Table, key: &[u8]) -> Result<EntryId> {
+        let Ok(b) = <[u8; 8]>::try_from(key) else {
+            return Err(damaged(table, Malformed { what: "slot", at: 0 }));
+        };
+        let v = u64::from_be_bytes(b);
+        match self.replicas.replica((v >> 48) as u16) {
+            Some(r) => Ok(EntryId(Dot::new(r, v & N_MAX))),
+            None => Err(damaged(table, Malformed { what: "replica number", at: 0 })),
+        }
+    }
+
+    fn name_key(&mut self, parent: EntryId, name: &Name, entry: EntryId) -> Vec<u8> {
+        let mut k = Vec::with_capacity(name.as_bytes().len() + 17);
+        k.extend_from_slice(&self.slot(parent));
+        k.extend_from_slice(name.as_bytes());
+        k.push(0);
+        k.extend_from_slice(&self.slot(entry));
+        k
+    }
+
+    /// The table of replicas that numbers refer to.
+    pub fn replicas(&self) -> &ReplicaTable {
+        &self.replicas
+    }
+
+    /// The table, to give out numbers.
+    pub fn replicas_mut(&mut self) -> &mut ReplicaTable {
+        &mut self.replicas
+    }
+
+    // ----- end
+
+    fn flush_entries(&mut self) {
+        let mut dirty: Vec<_> = self.entries.iter_mut().filter(|(_, s)| s.dirty).collect();
+        dirty.sort_by_key(|(id, _)| **id);
+        for (id, slot) in dirty {
+            slot.dirty = false;
+            let key = pack(self.replicas.number(id.0.replica), id.0.n).to_vec();
+            let value = slot.value.as_ref().map(|row| {
+                let mut e = Encoder { buf: Vec::with_capacity(192) };
+                e.uint(row.n);
+                e.uint(row.bound.len() as u64);
+                for n in &row.bound {
+                    e.bytes(n.as_bytes());
+                }
+                e.entry(&row.entry, &mut self.replicas);
+                e.buf
+            });
+            if let Some(row) = &slot.value {
+                self.rows.insert((Table::Feed, row.n.to_be_bytes().to_vec()), Some(key.clone()));
+            }
+            self.rows.insert((Table::Entries, key), value);
+        }
+    }
+
+    /// Everything that was changed, for [`crate::rows::Store::commit`]. `tag` is 64 fresh random bits: it
+    /// names this commit to other replicas if it made dots.
+    pub fn into_batch(mut self, tag: u64) -> Batch {
+        self.flush_entries();
+        for (key, slot) in std::mem::take(&mut self.nodes) {
+            if slot.dirty {
+                let value = slot.value.map(|n| {
+                    let mut e = Encoder { buf: Vec::with_capacity(96) };
+                    e.node(&n, &mut self.replicas);
+                    e.buf
+                });
+                self.rows.insert((Table::Nodes, key.as_bytes().to_vec()), value);
+            }
+        }
+        for (id, slot) in std::mem::take(&mut self.dirs) {
+            if slot.dirty {
+                let value = slot.value.map(|s| {
+                    let mut e = Encoder::new();
+                    e.uint(s.live_children);
+                    e.u8(s.repaired.is_some().into());
+                    if let Some(p) = s.repaired {
+                        e.dot(p.0, &mut self.replicas);
+                    }
+                    e.buf
+                });
+                let key = self.slot(id).to_vec();
+                self.rows.insert((Table::Dirs, key), value);
+            }
+        }
+        if self.has_new_dots() {
+            let n = self.head();
+            self.rows.insert((Table::Tags, n.to_be_bytes().to_vec()), Some(tag.to_be_bytes().to_vec()));
+            self.set_known(self.me, Known { n, tag });
+        }
+        if self.next_n != self.next_n_before {
+            self.rows.insert(
+                (Table::Settings, SETTING_NEXT.to_vec()),
+                Some(self.next_n.to_be_bytes().to_vec()),
+            );
+        }
+        for (i, r) in self.replicas.replicas().iter().enumerate().skip(self.replicas_before) {
+            let key = ((i + 1) as u16).to_be_bytes().to_vec();
+            self.rows.insert((Table::Replicas, key), Some(r.0.to_be_bytes().to_vec()));
+        }
+        self.rows
+    }
+}
+
+/// The greatest n that fits a slot.
+pub const N_MAX: u64 = (1 << 48) - 1;
+
+fn pack(replica: u16, n: u64) -> [u8; 8] {
+    // 2^48 changes of one replica are 8,900 years at a thousand a second. Remote ids above it are
+    // refused where they come in.
+    debug_assert!(n <= N_MAX);
+    ((u64::from(replica) << 48) | (n & N_MAX)).to_be_bytes()
+}
+
+fn place_prefix(dir: &NodeKey) -> Vec<u8> {
+    let mut k = Vec::with_capacity(64);
+    k.push(dir.as_bytes().len() as u8);
+    k.extend_from_slice(dir.as_bytes());
+    k
+}
+
+fn place_key(dir: &NodeKey, name: &Name) -> Vec<u8> {
+    let mut k = place_prefix(dir);
+    k.extend_from_slice(name.as_bytes());
+    k
+}
+
+/// The least key greater than all keys that start with `prefix`.
+fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut k = prefix.to_vec();
+    while let Some(last) = k.pop() {
+        if last < 0xff {
+            k.push(last + 1);
+            return Some(k);
+        }
+    }
+    None
+}
+
+fn table_after(table: Table) -> Table {
+    let i = Table::ALL.iter().position(|t| *t == table).unwrap_or(0);
+    Table::ALL[(i + 1).min(Table::ALL.len() - 1)]
+}
+
+fn damaged(table: Table, source: Malformed) -> Error {
+    Error::Damaged { table: table.name(), source }
+}
+
+/// Decodes a whole row.
+pub(crate) fn dec<'b, T>(
+    table: Table,
+    b: &'b [u8],
+    f: impl FnOnce(&mut Decoder<'b>) -> std::result::Result<T, Malformed>,
+) -> Result<T> {
+    let mut d = Decoder::new(b);
+    let v = f(&mut d).and_then(|v| d.end().map(|()| v));
+    v.map_err(|source| damaged(table, source))
+}
