@@ -1,1 +1,3 @@
-//! To be filled.
+//! The engine: one owner per volume, links, sessions.
+
+pub mod api;

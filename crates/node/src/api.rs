@@ -1,0 +1,388 @@
+//! What the command line and a session say to each other: options in, events out, one outcome.
+//! All of it is plain data with a JSON form, so that it crosses an SSH pipe as it is.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Which of the two ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The first argument.
+    A,
+    /// The second.
+    B,
+}
+
+impl Side {
+    /// The opposite end.
+    pub fn other(self) -> Side {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
+}
+
+/// Where an end is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Endpoint {
+    /// A directory of this machine.
+    Local(PathBuf),
+    /// A directory of another machine, reached by SSH.
+    Ssh {
+        /// `[user@]host`, as ssh takes it.
+        target: String,
+        /// Bytes of the path there; relative to the home directory unless absolute.
+        path: Vec<u8>,
+    },
+}
+
+/// How many removals one window may make before they are held and asked about.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaxDelete {
+    /// More than half of the entries and more than 100.
+    Default,
+    /// More than this many.
+    Count(u64),
+    /// More than this share of the entries, 0 to 100.
+    Percent(f64),
+}
+
+/// What both ends of a session must agree on. Sent to a remote end as JSON.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Shared {
+    /// B follows: what only B has or changes is drift, left alone and reported.
+    pub active_passive: bool,
+    /// Include and exclude globs in the order given; the first that matches decides (see [`crate::filter`]).
+    pub filters: Vec<FilterRule>,
+    /// Guard against mass removals.
+    pub max_delete: MaxDelete,
+    /// Only plan.
+    pub dry_run: bool,
+    /// End when both ends agree.
+    pub once: bool,
+    /// Names of the sites A and B.
+    pub site_names: (String, String),
+}
+
+/// One `--include` or `--exclude`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FilterRule {
+    /// True for `--include`.
+    pub include: bool,
+    /// The glob as given.
+    pub glob: String,
+}
+
+/// Everything `sync` needs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SyncOptions {
+    /// First end.
+    pub a: Endpoint,
+    /// Second end.
+    pub b: Endpoint,
+    /// Where indexes live (local ends); `None` = the default place.
+    pub state_dir: Option<PathBuf>,
+    /// What both ends share.
+    pub shared: Shared,
+    /// Bytes per second over a link, each way; `None` = no limit.
+    pub bwlimit_bytes_per_s: Option<u64>,
+    /// The command on a remote host.
+    pub remote_bin: String,
+}
+
+/// Why an entry waits. A closed list: every place that says why something is not done uses it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The content has not arrived yet.
+    ContentMissing,
+    /// Nobody reachable has the content.
+    ContentNowhere,
+    /// Permission denied.
+    Denied,
+    /// No space left, or quota exceeded.
+    NoSpace,
+    /// The file system cannot hold the name.
+    NameTooLong,
+    /// The file system is mounted read-only, or the target is immutable or append-only.
+    ReadOnly,
+    /// Somebody has the file open for writing.
+    Busy,
+    /// It keeps changing while it is read.
+    Unstable,
+    /// A local change came in between; looked at again.
+    Raced,
+    /// The directory it belongs into waits itself.
+    ParentWaits,
+    /// Files that we don't know are in a directory to be removed.
+    NotEmpty,
+    /// The file system or our privileges do not allow this kind or attribute.
+    Unsupported,
+    /// It lies on another file system mounted below the root.
+    OtherFileSystem,
+    /// Held by the guard against mass removals.
+    MassRemoval,
+    /// The file could not be read.
+    Unreadable,
+    /// Anything else the system said.
+    Io,
+}
+
+impl Reason {
+    /// A few words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Reason::ContentMissing => "content has not arrived yet",
+            Reason::ContentNowhere => "no reachable site has the content",
+            Reason::Denied => "permission denied",
+            Reason::NoSpace => "no space left",
+            Reason::NameTooLong => "the file system cannot hold the name",
+            Reason::ReadOnly => "read-only, immutable or append-only",
+            Reason::Busy => "open for writing",
+            Reason::Unstable => "keeps changing while it is read",
+            Reason::Raced => "changed locally at the same moment",
+            Reason::ParentWaits => "its directory waits",
+            Reason::NotEmpty => "unknown files are in the directory",
+            Reason::Unsupported => "not supported by the file system or our privileges",
+            Reason::OtherFileSystem => "on another file system below the root",
+            Reason::MassRemoval => "held by the guard against mass removals",
+            Reason::Unreadable => "cannot be read",
+            Reason::Io => "input/output error",
+        }
+    }
+
+    /// What the person who sees it can do.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Reason::ContentMissing => "wait; it is fetched when the other side can be reached",
+            Reason::ContentNowhere => "bring back the site that had it, or resolve the entry",
+            Reason::Denied => "give the user that runs driftless access, or run it as root",
+            Reason::NoSpace => "free some space; it is retried by itself",
+            Reason::NameTooLong => "rename it at the other side, or use a file system with longer names",
+            Reason::ReadOnly => "remount read-write, or remove the flag with chattr; it is retried by itself",
+            Reason::Busy => "wait until the program that writes closes it",
+            Reason::Unstable => "wait until it settles, or exclude it",
+            Reason::Raced => "nothing; it is looked at again at once",
+            Reason::ParentWaits => "see the directory's own reason",
+            Reason::NotEmpty => "nothing; they are looked at and kept",
+            Reason::Unsupported => "run as root, or use a file system that can hold it",
+            Reason::OtherFileSystem => "sync that file system by a volume of its own, or exclude it",
+            Reason::MassRemoval => "check that the removal is meant, then run again with --max-delete",
+            Reason::Unreadable => "give read permission, or exclude it",
+            Reason::Io => "look at the system's log for the disk's errors",
+        }
+    }
+}
+
+/// What an end is doing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Opening, recovering, shaking hands.
+    Starting,
+    /// Reading the tree.
+    Scanning,
+    /// Taking the other side's states.
+    Receiving,
+    /// Writing to the tree.
+    Applying,
+    /// In sync; waiting for changes.
+    Watching,
+    /// Finishing.
+    Stopping,
+}
+
+/// Counts of one end, since the session began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Directory entries looked at.
+    pub scanned: u64,
+    /// Bytes read to be hashed.
+    pub hashed_bytes: u64,
+    /// Local changes recorded.
+    pub recorded: u64,
+    /// Entry states received.
+    pub received: u64,
+    /// Steps done on the tree.
+    pub applied: u64,
+    /// Steps planned and not done yet.
+    pub to_apply: u64,
+    /// Content bytes written.
+    pub applied_bytes: u64,
+    /// Content bytes known to be missing yet.
+    pub to_apply_bytes: u64,
+    /// Entries that wait.
+    pub waiting: u64,
+    /// Conflicts shown in the tree.
+    pub conflicts: u64,
+    /// Things only a follower has.
+    pub drift: u64,
+}
+
+/// How two populated trees compare.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JoinCounts {
+    /// Same path, kind and content.
+    pub equal: u64,
+    /// Only at A.
+    pub only_a: u64,
+    /// Only at B.
+    pub only_b: u64,
+    /// Same path, other content.
+    pub different: u64,
+}
+
+/// One thing that happened. Paths are bytes; in JSON they are strings with `path_bytes` (hex) beside when not UTF-8.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// An end changed phase.
+    Phase {
+        /// Which end.
+        side: Side,
+        /// Now.
+        phase: Phase,
+    },
+    /// Counts of an end; sent at most ten times a second.
+    Progress {
+        /// Which end.
+        side: Side,
+        /// Now.
+        counts: Counts,
+    },
+    /// One step of the plan (dry run), or one step done (verbose).
+    Step {
+        /// Which end's tree.
+        side: Side,
+        /// True if it was done, false if only planned.
+        done: bool,
+        /// What, as one word or two: `create file`, `replace`, `move`, `remove`, `set attributes`, ...
+        verb: String,
+        /// Path below the root.
+        path: PathText,
+        /// More, e.g. the source of a move or the size.
+        detail: String,
+    },
+    /// A local change was recorded (verbose).
+    Change {
+        /// Which end.
+        side: Side,
+        /// What.
+        verb: String,
+        /// Path below the root.
+        path: PathText,
+    },
+    /// How the two trees compare when they meet for the first time.
+    Join {
+        /// The counts.
+        counts: JoinCounts,
+    },
+    /// An entry waits.
+    Waiting {
+        /// Which end.
+        side: Side,
+        /// Path below the root.
+        path: PathText,
+        /// Why.
+        reason: Reason,
+        /// What the system said.
+        detail: String,
+    },
+    /// An entry that waited is done.
+    Resolved {
+        /// Which end.
+        side: Side,
+        /// Path below the root.
+        path: PathText,
+    },
+    /// A conflict copy is shown in the tree.
+    Conflict {
+        /// Which end.
+        side: Side,
+        /// Path of the copy.
+        path: PathText,
+    },
+    /// Only a follower has this; left alone.
+    Drift {
+        /// Which end.
+        side: Side,
+        /// Path below the root.
+        path: PathText,
+        /// `only here`, `changed` or `missing`.
+        what: String,
+    },
+    /// Both ends agree (again).
+    InSync,
+    /// The ends differ (again): changes are on their way.
+    Syncing,
+    /// For people, with a level.
+    Log {
+        /// Which end, if one.
+        side: Option<Side>,
+        /// `error`, `warn`, `info`, `debug`.
+        level: Level,
+        /// One line.
+        text: String,
+    },
+}
+
+/// Level of a log line.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Something has to be done by a person.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// Worth knowing.
+    Info,
+    /// For those who look for a cause.
+    Debug,
+}
+
+/// A path below a root, as bytes, with a JSON form: text, and hex beside it where the bytes are no UTF-8.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct PathText {
+    /// The path with anything that is no UTF-8 replaced.
+    pub text: String,
+    /// The bytes in hex, only if `text` does not say them exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hex: Option<String>,
+}
+
+impl PathText {
+    /// From bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(s) => PathText { text: s.to_owned(), hex: None },
+            Err(_) => PathText {
+                text: String::from_utf8_lossy(bytes).into_owned(),
+                hex: Some(bytes.iter().map(|b| format!("{b:02x}")).collect()),
+            },
+        }
+    }
+}
+
+/// How a session ended.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Both ends agree.
+    pub in_sync: bool,
+    /// Entries that wait, on both ends.
+    pub waiting: u64,
+    /// Counts of A and B.
+    pub counts: (Counts, Counts),
+}
+
+/// Why a session could not run or go on. `what` says what and where, `advice` what to do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}")]
+pub struct SessionError {
+    /// What happened, and where.
+    pub what: String,
+    /// What to do about it.
+    pub advice: String,
+}
