@@ -5,7 +5,7 @@
 //! Decoders are total: any bytes give a value or [`Malformed`], and nothing is allocated for a
 //! length that the remaining bytes could not hold.
 
-use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place};
+use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
 use crate::entry::{At, Entry, Link, Version};
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp};
 use crate::meta::{Attrs, Content, Digest, Time};
@@ -226,6 +226,7 @@ impl Encoder {
         self.fingerprint(&n.fingerprint);
         self.u8(n.racy.into());
         self.attrs(&n.given);
+        self.fixed64(n.wanted.0);
         self.uint(n.names.len() as u64);
         for (dir, name) in &n.names {
             self.bytes(dir.as_bytes());
@@ -467,6 +468,7 @@ impl<'a> Decoder<'a> {
         let fingerprint = self.fingerprint()?;
         let racy = self.u8()? != 0;
         let given = self.attrs()?;
+        let wanted = Wanted(self.fixed64()?);
         let n = self.count(2)?;
         let mut names = Vec::with_capacity(n);
         for _ in 0..n {
@@ -484,7 +486,7 @@ impl<'a> Decoder<'a> {
             2 => Bind::Leaf { identity: self.digest()? },
             _ => return self.bad("bind"),
         };
-        Ok(Node { kind, fingerprint, racy, given, names, bind })
+        Ok(Node { kind, fingerprint, racy, given, wanted, names, bind })
     }
     /// A place record.
     pub fn place(&mut self, r: &dyn Resolve) -> Decoded<Place> {

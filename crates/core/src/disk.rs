@@ -57,10 +57,38 @@ pub struct Node {
     pub racy: bool,
     /// Attributes as the file system gave them back.
     pub given: Attrs,
+    /// What the state said when attributes were last applied to the inode, or recorded from it.
+    pub wanted: Wanted,
     /// All names of the inode inside the volume: (directory, name). Empty only for the root.
     pub names: Vec<(NodeKey, Name)>,
     /// What it stands for.
     pub bind: Bind,
+}
+
+/// Short digest of attributes and modification time as the *state* had them. What a file system gives
+/// back may differ from it for ever (no right to chown, coarse times); only a state that says something else
+/// than last time is a reason to apply attributes again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Wanted(pub u64);
+
+impl Wanted {
+    /// Not known: attributes that differ from what was given back are applied.
+    pub const UNKNOWN: Wanted = Wanted(0);
+
+    /// Of an entry's attributes and, for leaves, the modification time of the version on disk. A
+    /// directory's time is among its attributes.
+    pub fn of(attrs: &Attrs, content_mtime: Option<Time>) -> Wanted {
+        let mut e = crate::codec::Encoder::new();
+        e.attrs(attrs);
+        if let Some(t) = content_mtime {
+            e.time(t);
+        }
+        let digest = Digest::of(&e.buf).0;
+        // 64 bits: who finds a collision gets attributes of his own file not applied.
+        Wanted(u64::from_be_bytes([
+            digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7],
+        ]))
+    }
 }
 
 /// What an inode stands for.

@@ -26,7 +26,7 @@ pub mod tree;
 pub mod tx;
 pub mod vv;
 
-pub use disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place};
+pub use disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
 pub use entry::{At, Entry, Link, Version};
 pub use id::{Dot, EntryId, Kind, LinkId, Name, NameError, ReplicaId, Stamp};
 pub use meta::{Attrs, Content, Digest, Time};
