@@ -132,6 +132,26 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them. The position is part of the index's format: new ones go to the end.
+    pub const ALL: [Reason; 16] = [
+        Reason::ContentMissing,
+        Reason::ContentNowhere,
+        Reason::Denied,
+        Reason::NoSpace,
+        Reason::NameTooLong,
+        Reason::ReadOnly,
+        Reason::Busy,
+        Reason::Unstable,
+        Reason::Raced,
+        Reason::ParentWaits,
+        Reason::NotEmpty,
+        Reason::Unsupported,
+        Reason::OtherFileSystem,
+        Reason::MassRemoval,
+        Reason::Unreadable,
+        Reason::Io,
+    ];
+
     /// A few words for people.
     pub fn words(self) -> &'static str {
         match self {

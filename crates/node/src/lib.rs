@@ -1,3 +1,5 @@
 //! The engine: one owner per volume, links, sessions.
 
 pub mod api;
+pub mod needs;
+pub mod state;
