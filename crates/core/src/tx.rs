@@ -107,6 +107,7 @@ pub struct Tx<'a> {
 
 const SETTING_ME: &[u8] = b"replica";
 const SETTING_NEXT: &[u8] = b"feed_next";
+const SETTING_ROOT: &[u8] = b"root_node";
 
 impl<'a> Tx<'a> {
     /// Opens a transaction on an index that [`Tx::create`] has set up.
@@ -376,6 +377,22 @@ impl<'a> Tx<'a> {
     }
 
     // ----- the disk
+
+    /// The node of the volume's root directory, once it has been looked at. The root has no entry row
+    /// that could be bound to it.
+    pub fn root_node(&self) -> Result<Option<NodeKey>> {
+        match self.get(Table::Settings, SETTING_ROOT)? {
+            Some(b) => Ok(Some(dec(Table::Settings, &b, |d| d.node_key())?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Says which node is the root directory.
+    pub fn set_root_node(&mut self, key: &NodeKey) {
+        let mut e = Encoder::new();
+        e.bytes(key.as_bytes());
+        self.rows.insert((Table::Settings, SETTING_ROOT.to_vec()), Some(e.buf));
+    }
 
     /// An inode we know.
     pub fn node(&mut self, key: &NodeKey) -> Result<Option<Arc<Node>>> {
