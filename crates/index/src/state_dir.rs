@@ -6,12 +6,13 @@
 //!     root                            the path, for humans
 //!     lock                            see `lock`
 //!     index.redb                      see `Index`
+//!     control                         socket of the process that has the lock, for queries
 //! ```
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,20 @@ impl StateDir {
         claim_for(&path, &root)?;
         Ok(ReplicaDir { path })
     }
+
+    /// The replicas that have state here, ordered by name. Makes nothing; none if there is no such directory.
+    pub fn replicas(&self) -> Result<Vec<ReplicaDir>, StateDirError> {
+        let fail = |e| io_error(&self.base, e);
+        let listing = match fs::read_dir(&self.base) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(fail(e)),
+        };
+        let mut paths = listing.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>().map_err(fail)?;
+        paths.retain(|path| path.join("root").is_file());
+        paths.sort();
+        Ok(paths.into_iter().map(|path| ReplicaDir { path }).collect())
+    }
 }
 
 impl ReplicaDir {
@@ -103,6 +118,18 @@ impl ReplicaDir {
     /// The index file.
     pub fn index(&self) -> PathBuf {
         self.path.join("index.redb")
+    }
+
+    /// The socket on which the process that has the replica answers queries.
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    /// The root whose state this is, as canonical path.
+    pub fn root(&self) -> Result<PathBuf, StateDirError> {
+        let file = self.path.join("root");
+        let bytes = fs::read(&file).map_err(|e| io_error(&file, e))?;
+        Ok(PathBuf::from(OsString::from_vec(bytes)))
     }
 }
 
@@ -166,6 +193,21 @@ fn io_error(path: &Path, source: io::Error) -> StateDirError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replicas_are_listed_with_their_roots() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::at(home.path().join("state"));
+        assert!(state.replicas().unwrap().is_empty());
+        let roots = [home.path().join("a"), home.path().join("b")];
+        for root in &roots {
+            fs::create_dir(root).unwrap();
+            state.replica(root).unwrap();
+        }
+        fs::create_dir(state.path().join("not-ours")).unwrap();
+        let found: Vec<_> = state.replicas().unwrap().iter().map(|r| r.root().unwrap()).collect();
+        assert_eq!(found, roots.map(|r| r.canonicalize().unwrap()));
+    }
 
     #[test]
     fn the_environment_decides_and_relative_paths_do_not() {
