@@ -2,6 +2,11 @@
 //! replicas. The same encoding of an entry's state is used in index rows (numbers from the index's
 //! `replicas` table) and on the wire (numbers from the container's own table).
 //!
+//! Most entries were made by one change and never touched again. So dots are written relative to
+//! the entry's birth, stamps relative to the one before: one byte each where they are equal.
+//!
+//! Byte by byte: `docs/formats.md`.
+//!
 //! Decoders are total: any bytes give a value or [`Malformed`], and nothing is allocated for a
 //! length that the remaining bytes could not hold.
 
@@ -79,6 +84,40 @@ impl Resolve for ReplicaTable {
     }
 }
 
+/// How a stamp is written: equal to the near one, the smallest, in full.
+const NEAR_SAME: u8 = 0;
+const NEAR_MIN: u8 = 1;
+const NEAR_FULL: u8 = 2;
+
+/// Flags of an entry, above the three bits of its kind: what needs no bytes of its own.
+const KIND_BITS: u8 = 0x07;
+/// `ctx` covers the birth dot and nothing else.
+const CTX_IS_BIRTH: u8 = 0x08;
+/// `removed` covers nothing.
+const NOTHING_REMOVED: u8 = 0x10;
+/// `hist` is what the links say: for a directory its only link's place, for others nothing.
+const HIST_IS_LINK: u8 = 0x20;
+const ENTRY_BITS: u8 = KIND_BITS | CTX_IS_BIRTH | NOTHING_REMOVED | HIST_IS_LINK;
+
+fn entry_flags(e: &Entry) -> u8 {
+    let mut flags = 0;
+    if e.ctx.len() == 1 && e.ctx.get(e.id.0.replica) == e.id.0.n {
+        flags |= CTX_IS_BIRTH;
+    }
+    if e.removed.is_empty() {
+        flags |= NOTHING_REMOVED;
+    }
+    if e.hist.iter().copied().eq(hist_of_links(e.kind, &e.links)) {
+        flags |= HIST_IS_LINK;
+    }
+    flags
+}
+
+/// The history of a directory that was never moved.
+fn hist_of_links(kind: Kind, links: &[Link]) -> Option<(EntryId, Stamp)> {
+    if kind.is_dir() { links.first().map(|l| (l.at.parent, l.at.stamp)) } else { None }
+}
+
 /// Writes values to a byte vector.
 #[derive(Default)]
 pub struct Encoder {
@@ -136,6 +175,36 @@ impl Encoder {
         self.uint(s.clock_ns);
         self.uint(i.number(s.replica).into());
     }
+    /// 0 if `d` is `near`; else replica number + 1, n.
+    fn near_dot(&mut self, d: Dot, near: Dot, i: &mut dyn Intern) {
+        if d == near {
+            return self.u8(0);
+        }
+        self.uint(u64::from(i.number(d.replica)) + 1);
+        self.uint(d.n);
+    }
+    /// 0 if `s` is `near`, 1 if it is the smallest; else 2, epoch, clock (eight bytes), replica
+    /// number, and `s` is the near one from now on.
+    fn near_stamp(&mut self, s: Stamp, near: &mut Stamp, i: &mut dyn Intern) {
+        if s == *near {
+            return self.u8(NEAR_SAME);
+        }
+        if s == Stamp::MIN {
+            return self.u8(NEAR_MIN);
+        }
+        *near = s;
+        self.u8(NEAR_FULL);
+        self.uint(s.epoch);
+        self.fixed64(s.clock_ns);
+        self.uint(i.number(s.replica).into());
+    }
+    /// Count, then each as [`Encoder::near_dot`].
+    fn near_vv(&mut self, v: &VersionVector, near: Dot, i: &mut dyn Intern) {
+        self.uint(v.len() as u64);
+        for (r, n) in v.iter() {
+            self.near_dot(Dot::new(r, n), near, i);
+        }
+    }
     /// Count, then (replica number, n) each.
     pub fn vv(&mut self, v: &VersionVector, i: &mut dyn Intern) {
         self.uint(v.len() as u64);
@@ -184,41 +253,57 @@ impl Encoder {
             self.time(t);
         }
     }
-    /// A whole entry state.
+    /// A whole entry state: kind and flags, birth dot, then what the flags do not say already.
     pub fn entry(&mut self, e: &Entry, i: &mut dyn Intern) {
-        self.u8(e.kind as u8);
-        self.dot(e.id.0, i);
-        self.vv(&e.ctx, i);
-        self.vv(&e.removed, i);
+        let birth = e.id.0;
+        let mut stamp = Stamp::MIN;
+        let flags = entry_flags(e);
+        self.u8(e.kind as u8 | flags);
+        self.dot(birth, i);
+        if flags & CTX_IS_BIRTH == 0 {
+            self.near_vv(&e.ctx, birth, i);
+        }
+        if flags & NOTHING_REMOVED == 0 {
+            self.near_vv(&e.removed, birth, i);
+        }
         self.uint(e.data.len() as u64);
         for v in &e.data {
-            self.dot(v.dot, i);
-            self.stamp(v.stamp, i);
+            self.near_dot(v.dot, birth, i);
+            self.near_stamp(v.stamp, &mut stamp, i);
             self.content(&v.content);
         }
         self.uint(e.links.len() as u64);
         for l in &e.links {
-            self.dot(l.id.0, i);
-            self.stamp(l.at.stamp, i);
-            self.dot(l.at.dot, i);
-            self.dot(l.at.parent.0, i);
-            self.bytes(l.at.name.as_bytes());
-            self.dot(l.at.holds, i);
-            self.vv(&l.gone, i);
+            self.link(l, birth, &mut stamp, i);
         }
-        self.stamp(e.meta.0, i);
+        self.near_stamp(e.meta.0, &mut stamp, i);
         self.attrs(&e.meta.1);
-        self.uint(e.hist.len() as u64);
-        for (parent, stamp) in &e.hist {
-            self.dot(parent.0, i);
-            self.stamp(*stamp, i);
+        if flags & HIST_IS_LINK == 0 {
+            self.hist(&e.hist, &mut stamp, i);
         }
     }
-    /// A fingerprint.
+    fn link(&mut self, l: &Link, birth: Dot, stamp: &mut Stamp, i: &mut dyn Intern) {
+        self.near_dot(l.id.0, birth, i);
+        self.near_dot(l.at.dot, birth, i);
+        self.near_dot(l.at.holds, birth, i);
+        self.near_stamp(l.at.stamp, stamp, i);
+        self.dot(l.at.parent.0, i);
+        self.bytes(l.at.name.as_bytes());
+        self.near_vv(&l.gone, birth, i);
+    }
+    fn hist(&mut self, hist: &[(EntryId, Stamp)], stamp: &mut Stamp, i: &mut dyn Intern) {
+        self.uint(hist.len() as u64);
+        for (parent, at) in hist {
+            self.dot(parent.0, i);
+            self.near_stamp(*at, stamp, i);
+        }
+    }
+    /// A fingerprint: size, mtime, ctime with its seconds relative to mtime's.
     pub fn fingerprint(&mut self, f: &Fingerprint) {
         self.uint(f.size);
         self.time(f.mtime);
-        self.time(f.ctime);
+        self.int(f.ctime.sec.wrapping_sub(f.mtime.sec));
+        self.uint(f.ctime.nsec.into());
     }
     /// A node record.
     pub fn node(&mut self, n: &Node, i: &mut dyn Intern) {
@@ -253,9 +338,9 @@ impl Encoder {
         self.uint(p.claims.len() as u64);
         for c in &p.claims {
             self.dot(c.entry.0, i);
-            self.dot(c.link.0, i);
-            self.dot(c.name_dot, i);
-            self.dot(c.version, i);
+            self.near_dot(c.link.0, c.entry.0, i);
+            self.near_dot(c.name_dot, c.entry.0, i);
+            self.near_dot(c.version, c.entry.0, i);
         }
     }
 }
@@ -365,6 +450,35 @@ impl<'a> Decoder<'a> {
     pub fn stamp(&mut self, r: &dyn Resolve) -> Decoded<Stamp> {
         Ok(Stamp { epoch: self.uint()?, clock_ns: self.uint()?, replica: self.replica(r)? })
     }
+    fn near_dot(&mut self, near: Dot, r: &dyn Resolve) -> Decoded<Dot> {
+        let n = match self.uint()? {
+            0 => return Ok(near),
+            n => n - 1,
+        };
+        match u16::try_from(n).ok().and_then(|n| r.replica(n)) {
+            Some(replica) => Ok(Dot::new(replica, self.uint()?)),
+            None => self.bad("replica number"),
+        }
+    }
+    fn near_stamp(&mut self, near: &mut Stamp, r: &dyn Resolve) -> Decoded<Stamp> {
+        match self.u8()? {
+            NEAR_SAME => {}
+            NEAR_MIN => return Ok(Stamp::MIN),
+            NEAR_FULL => {
+                *near = Stamp { epoch: self.uint()?, clock_ns: self.fixed64()?, replica: self.replica(r)? };
+            }
+            _ => return self.bad("stamp"),
+        }
+        Ok(*near)
+    }
+    fn near_vv(&mut self, near: Dot, r: &dyn Resolve) -> Decoded<VersionVector> {
+        let n = self.count(1)?;
+        let mut v = VersionVector::new();
+        for _ in 0..n {
+            v.add(self.near_dot(near, r)?);
+        }
+        Ok(v)
+    }
     /// A version vector.
     pub fn vv(&mut self, r: &dyn Resolve) -> Decoded<VersionVector> {
         let n = self.count(2)?;
@@ -426,41 +540,78 @@ impl<'a> Decoder<'a> {
     }
     fn kind(&mut self) -> Decoded<Kind> {
         let code = self.u8()?;
+        self.kind_of(code)
+    }
+    fn kind_of(&self, code: u8) -> Decoded<Kind> {
         Kind::from_code(code).map_or_else(|| self.bad("kind"), Ok)
     }
     /// A whole entry state. Checked for shape: sorted parts, content that fits the kind, one link for
     /// a directory, at least one link.
     pub fn entry(&mut self, r: &dyn Resolve) -> Decoded<Entry> {
-        let kind = self.kind()?;
-        let id = EntryId(self.dot(r)?);
-        let (ctx, removed) = (self.vv(r)?, self.vv(r)?);
-        let n = self.count(8)?;
+        let flags = self.u8()?;
+        if flags & !ENTRY_BITS != 0 {
+            return self.bad("entry flags");
+        }
+        let kind = self.kind_of(flags & KIND_BITS)?;
+        let birth = self.dot(r)?;
+        let mut stamp = Stamp::MIN;
+        let ctx = match flags & CTX_IS_BIRTH {
+            0 => self.near_vv(birth, r)?,
+            _ => VersionVector::from_dot(birth),
+        };
+        let removed = match flags & NOTHING_REMOVED {
+            0 => self.near_vv(birth, r)?,
+            _ => VersionVector::new(),
+        };
+        let data = self.versions(birth, &mut stamp, r)?;
+        let links = self.links(birth, &mut stamp, r)?;
+        let meta = (self.near_stamp(&mut stamp, r)?, self.attrs()?);
+        let hist = match flags & HIST_IS_LINK {
+            0 => self.hist(&mut stamp, r)?,
+            _ => hist_of_links(kind, &links).into_iter().collect(),
+        };
+        let e = Entry { id: EntryId(birth), kind, ctx, removed, data, links, meta, hist };
+        if well_formed(&e) { Ok(e) } else { self.bad("entry") }
+    }
+    fn versions(
+        &mut self,
+        birth: Dot,
+        stamp: &mut Stamp,
+        r: &dyn Resolve,
+    ) -> Decoded<SmallVec<[Version; 1]>> {
+        let n = self.count(6)?;
         let mut data = SmallVec::with_capacity(n);
         for _ in 0..n {
-            data.push(Version { dot: self.dot(r)?, stamp: self.stamp(r)?, content: self.content()? });
+            let (dot, stamp) = (self.near_dot(birth, r)?, self.near_stamp(stamp, r)?);
+            data.push(Version { dot, stamp, content: self.content()? });
         }
-        let n = self.count(12)?;
+        Ok(data)
+    }
+    fn links(&mut self, birth: Dot, stamp: &mut Stamp, r: &dyn Resolve) -> Decoded<SmallVec<[Link; 1]>> {
+        let n = self.count(9)?;
         let mut links = SmallVec::with_capacity(n);
         for _ in 0..n {
-            let id = LinkId(self.dot(r)?);
-            let stamp = self.stamp(r)?;
-            let (dot, parent) = (self.dot(r)?, EntryId(self.dot(r)?));
-            let (name, holds) = (self.name()?, self.dot(r)?);
-            let gone = self.vv(r)?;
+            let (id, dot) = (LinkId(self.near_dot(birth, r)?), self.near_dot(birth, r)?);
+            let (holds, stamp) = (self.near_dot(birth, r)?, self.near_stamp(stamp, r)?);
+            let (parent, name) = (EntryId(self.dot(r)?), self.name()?);
+            let gone = self.near_vv(birth, r)?;
             links.push(Link { id, at: At { stamp, dot, parent, name, holds }, gone });
         }
-        let meta = (self.stamp(r)?, self.attrs()?);
-        let n = self.count(5)?;
+        Ok(links)
+    }
+    fn hist(&mut self, stamp: &mut Stamp, r: &dyn Resolve) -> Decoded<Vec<(EntryId, Stamp)>> {
+        let n = self.count(3)?;
         let mut hist = Vec::with_capacity(n);
         for _ in 0..n {
-            hist.push((EntryId(self.dot(r)?), self.stamp(r)?));
+            hist.push((EntryId(self.dot(r)?), self.near_stamp(stamp, r)?));
         }
-        let e = Entry { id, kind, ctx, removed, data, links, meta, hist };
-        if well_formed(&e) { Ok(e) } else { self.bad("entry") }
+        Ok(hist)
     }
     /// A fingerprint.
     pub fn fingerprint(&mut self) -> Decoded<Fingerprint> {
-        Ok(Fingerprint { size: self.uint()?, mtime: self.time()?, ctime: self.time()? })
+        let (size, mtime, mut ctime) = (self.uint()?, self.time()?, self.time()?);
+        ctime.sec = ctime.sec.wrapping_add(mtime.sec);
+        Ok(Fingerprint { size, mtime, ctime })
     }
     /// A node record.
     pub fn node(&mut self, r: &dyn Resolve) -> Decoded<Node> {
@@ -495,14 +646,15 @@ impl<'a> Decoder<'a> {
             [] => None,
             b => Some(Name::new(b).or_else(|_| self.bad("name"))?),
         };
-        let n = self.count(8)?;
+        let n = self.count(5)?;
         let mut claims = Vec::with_capacity(n);
         for _ in 0..n {
+            let entry = self.dot(r)?;
             claims.push(Claim {
-                entry: EntryId(self.dot(r)?),
-                link: LinkId(self.dot(r)?),
-                name_dot: self.dot(r)?,
-                version: self.dot(r)?,
+                entry: EntryId(entry),
+                link: LinkId(self.near_dot(entry, r)?),
+                name_dot: self.near_dot(entry, r)?,
+                version: self.near_dot(entry, r)?,
             });
         }
         Ok(Place { node, claims, conflict_of })
@@ -529,3 +681,6 @@ fn well_formed(e: &Entry) -> bool {
         && (e.kind.is_dir() || (e.hist.is_empty() && e.meta.1.dir_mtime.is_none()))
         && e.meta.1.xattrs.is_sorted_by(|a, b| a.0 < b.0)
 }
+
+#[cfg(test)]
+mod tests;

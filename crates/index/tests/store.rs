@@ -1,5 +1,7 @@
 //! The store on disk does what the in-memory store does, and refuses what it cannot read.
 
+#![allow(clippy::unwrap_used)]
+
 use driftless_core::rows::{Batch, MemStore, Read, Store, Table};
 use driftless_index::{Index, IndexError, OpenOptions};
 use proptest::prelude::*;
