@@ -662,7 +662,7 @@ impl<'a> Decoder<'a> {
 }
 
 /// The shape every correct author gives a state.
-fn well_formed(e: &Entry) -> bool {
+pub(crate) fn well_formed(e: &Entry) -> bool {
     let fits = |c: &Content| {
         matches!(
             (e.kind, c),

@@ -103,6 +103,8 @@ pub struct Tx<'a> {
     nodes: HashMap<NodeKey, Slot<Node>>,
     dirs: HashMap<EntryId, Slot<DirState>>,
     rows: Batch,
+    /// Directory classes that the effective tree has worked out; it empties this when directories change.
+    pub(crate) classes: HashMap<EntryId, Arc<[EntryId]>>,
 }
 
 const SETTING_ME: &[u8] = b"replica";
@@ -139,6 +141,7 @@ impl<'a> Tx<'a> {
             nodes: HashMap::new(),
             dirs: HashMap::new(),
             rows: Batch::new(),
+            classes: HashMap::new(),
         })
     }
 
@@ -362,6 +365,19 @@ impl<'a> Tx<'a> {
         let start = self.slot(parent);
         let rows = self.scan(Table::DirKids, &start, successor(&start).as_deref(), usize::MAX)?;
         rows.iter().map(|(k, _)| self.unslot(Table::DirKids, &k[8.min(k.len())..])).collect()
+    }
+
+    /// True if the directory is marked by [`Tx::set_unrooted`].
+    pub fn is_unrooted(&self, id: EntryId) -> Result<bool> {
+        match self.find_slot(id) {
+            Some(key) => Ok(self.get(Table::Unrooted, &key)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// True if some directory is marked by [`Tx::set_unrooted`].
+    pub fn any_unrooted(&self) -> Result<bool> {
+        Ok(!self.scan(Table::Unrooted, &[], None, 1)?.is_empty())
     }
 
     /// Marks a directory as not reaching the root by stored parents.
