@@ -21,6 +21,7 @@ pub mod link;
 pub mod local;
 pub mod meta;
 pub mod plan;
+pub mod recipe;
 pub mod rows;
 pub mod tree;
 pub mod tx;

@@ -1,8 +1,4 @@
-//! Links: pairs of pure machines that bring one replica's feed to another (design section 5).
-//!
-//! [`Sender`] walks the feed and stacks rows into batches; [`Receiver`] merges them, moves its
-//! cursor and joins knowledge; [`Fetcher`] turns contents that a replica lacks into wants by ranges and puts the pieces
-//! together. They take messages, time and a transaction and return messages; who carries these is not their business.
+//! What goes over a link, as values. How it becomes bytes is not decided here.
 
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, ReplicaId};
@@ -57,20 +53,36 @@ pub struct Hello {
     pub role: Role,
     /// What it knows (with tags).
     pub knowledge: Knowledge,
-    /// Its cursor in the *receiver of this message*'s feed, and the tag of the last own commit at or before it; `None` = never read.
-    pub cursor: Option<(u64, u64)>,
+    /// How far it has read other replicas' feeds. All of them, since the first message of each side goes out
+    /// before it knows who the other is; ordered by replica.
+    pub cursors: Vec<FeedCursor>,
     /// Send small contents inside batches (no while its own tree is not scanned yet).
     pub inline: bool,
+}
+
+/// How far somebody has read a replica's feed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FeedCursor {
+    /// Whose feed.
+    pub replica: ReplicaId,
+    /// Read up to this position.
+    pub n: u64,
+    /// Tag of that replica's last own commit at or before `n`; 0 = none.
+    pub tag: u64,
 }
 
 /// Entry states in feed order, closed under ancestors, built in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Batch {
+    /// Numbers the batches of one sender, from 1; the receipt repeats it.
+    pub seq: u64,
     /// Rows after this feed position ...
     pub from: u64,
     /// ... up to this one are in it or need not be sent.
     pub to: u64,
-    /// Whole states.
+    /// Tag of the sender's last own commit at or before `to`; 0 = none.
+    pub tag: u64,
+    /// Whole states. Some may stand beyond `to` in the feed: then they only come early.
     pub entries: Vec<Entry>,
     /// Small contents of versions in it.
     pub inline: Vec<Inline>,
@@ -92,6 +104,8 @@ pub struct Inline {
 /// What the receiver did with a batch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Receipt {
+    /// The batch's `seq`.
+    pub seq: u64,
     /// The batch's `to`.
     pub to: u64,
     /// The receiver's cursor now: less than `to` if a batch before was lost.
