@@ -1,12 +1,24 @@
 //! Receive before you scan (model-findings 3.7): a tree on disk meets states that peers already have.
+//!
+//! Path by path, parents before children: what the tree shows alike is bound to it, other content of
+//! the same kind becomes a sibling, everything else a new entry. Nothing here removes anything: what the
+//! tree has and the disk lacks is wanted.
 
-use crate::local::{Looked, Spot};
-use crate::tx::{Result, Tx};
+use crate::disk::{Bind, Claim, Node, Place, Wanted};
+use crate::entry::{Entry, Version};
+use crate::id::{EntryId, Kind, Name};
+use crate::local::{self, Looked, Origin, Spot};
+use crate::meta::{Content, Digest};
+use crate::rows::Table;
+use crate::tree::{self, Group, Shown};
+use crate::tx::{Error, Result, Tx};
+use std::collections::HashSet;
 
 /// How an inode of the scanned tree was taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Adopted {
-    /// The tree shows the same kind and content there: bound, no dot, nothing to transfer.
+    /// The tree shows the same kind and content there: bound, no dot, nothing to transfer. Attributes
+    /// that differ are for the planner to apply.
     Equal,
     /// A directory that the tree has there: bound.
     SameDir,
@@ -14,13 +26,250 @@ pub enum Adopted {
     Different,
     /// The tree has nothing there (or another kind): a new entry.
     OnlyHere,
-    /// Name and content match a version that was removed: it was removed elsewhere while we had no index. To the trash.
+    /// Another name of an inode that was taken before; the tree has no such name: it has now.
+    LinkOnlyHere,
+    /// Name and content match a version that was removed: it was removed elsewhere while we had no
+    /// index. Nothing was recorded. To the trash.
     RemovedElsewhere,
 }
 
-/// Takes one inode found at `at`, parents before children, after a peer's states have been read to
-/// the head and before anything is planned for this disk.
-pub fn adopt(tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked) -> Result<Adopted> {
-    let _ = (tx, at, found);
-    unimplemented!("lands with this module")
+/// The adoption of one tree.
+pub struct Adoption {
+    /// What removed files were: (directory entry, name, content). Empty unless the index was lost.
+    removed: HashSet<(EntryId, Name, Digest)>,
+}
+
+/// How many rows are read at once.
+const STEP: usize = 1024;
+
+impl Adoption {
+    /// After a peer's states have been read to the head and before anything is planned for this disk.
+    /// `lost_index`: the tree was a replica's before, so that what was removed elsewhere since may still be
+    /// on it; costs one pass over all entries. `tx` must have no changes yet.
+    pub fn new(tx: &mut Tx<'_>, lost_index: bool) -> Result<Adoption> {
+        let mut removed = HashSet::new();
+        if lost_index {
+            let mut from = Vec::new();
+            loop {
+                let rows = tx.scan(Table::Entries, &from, None, STEP)?;
+                let Some((last, _)) = rows.last() else { break };
+                from = [&last[..], &[0]].concat();
+                for (_, value) in &rows {
+                    note_removed(&mut removed, &tx.decode_entry_row(value)?.entry);
+                }
+            }
+        }
+        Ok(Adoption { removed })
+    }
+
+    /// Takes one inode found at `at`, parents before children.
+    pub fn adopt(&self, tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked) -> Result<Adopted> {
+        let class = match &tx.node_must(at.0)?.bind {
+            Bind::Dir(members) => members.clone(),
+            Bind::Leaf { .. } => return Err(Error::Inconsistent(format!("{:?} is no directory", at.0))),
+        };
+        let shown = tree::shown_at(tx, &class, at.1)?;
+        if found.kind.is_dir() {
+            return adopt_dir(tx, at, found, shown);
+        }
+        let Some(content) = &found.content else {
+            return Err(Error::Inconsistent(format!("{:?} was found without content", at.1)));
+        };
+        self.adopt_leaf(tx, at, found, content, &class, shown)
+    }
+
+    fn adopt_leaf(
+        &self,
+        tx: &mut Tx<'_>,
+        at: Spot<'_>,
+        found: &Looked,
+        content: &Content,
+        class: &[EntryId],
+        shown: Shown,
+    ) -> Result<Adopted> {
+        if let Some((group, base)) = equal_group(tx, class, at.1, &shown, found.kind, content)? {
+            return bind_leaf(tx, at, found, content, &group, base);
+        }
+        if tx.node(&found.key)?.is_some() {
+            local::link(tx, &found.key, at)?;
+            return Ok(Adopted::LinkOnlyHere);
+        }
+        let identity = content.identity();
+        let was_removed = |e: &EntryId| self.removed.contains(&(*e, at.1.clone(), identity));
+        if class.iter().any(was_removed) {
+            return Ok(Adopted::RemovedElsewhere);
+        }
+        let real = shown.groups.iter().find(|g| !g.conflict);
+        if let Some(group) = real
+            && kind_of(tx, group)? == Some(found.kind)
+        {
+            add_sibling(tx, at, found, content, group)?;
+            return Ok(Adopted::Different);
+        }
+        local::create(tx, at, found, Origin::Import)?;
+        Ok(Adopted::OnlyHere)
+    }
+}
+
+fn note_removed(removed: &mut HashSet<(EntryId, Name, Digest)>, e: &Entry) {
+    if e.kind.is_dir() || !e.shown_links().is_empty() {
+        return;
+    }
+    for link in &e.links {
+        for version in &e.data {
+            removed.insert((link.at.parent, link.at.name.clone(), version.content.identity()));
+        }
+    }
+}
+
+fn adopt_dir(tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked, shown: Shown) -> Result<Adopted> {
+    if shown.dir.is_empty() {
+        local::create(tx, at, found, Origin::Import)?;
+        return Ok(Adopted::OnlyHere);
+    }
+    tx.put_node(&found.key, node_of(found, at, Bind::Dir(shown.dir.clone())));
+    tx.put_place(at.0, at.1, &Place { node: found.key.clone(), claims: Vec::new(), conflict_of: None });
+    for member in shown.dir {
+        local::bind(tx, member, &found.key)?;
+        tx.add_pending(member);
+    }
+    Ok(Adopted::SameDir)
+}
+
+/// The group that has `content`: the one shown under this very name, or another at the same name that is not on
+/// this disk yet, or one that has `name` as its conflict name. With it the real name, if `name` is a conflict name.
+fn equal_group(
+    tx: &mut Tx<'_>,
+    class: &[EntryId],
+    name: &Name,
+    shown: &Shown,
+    kind: Kind,
+    content: &Content,
+) -> Result<Option<(Group, Option<Name>)>> {
+    let copies = match tree_base(name) {
+        Some(base) => Some((tree::shown_at(tx, class, &base)?, base)),
+        None => None,
+    };
+    if let Some((shown, base)) = copies
+        && let Some(group) = shown.groups.iter().find(|g| g.conflict && g.name == *name)
+        && is_equal(tx, group, kind, content)?
+    {
+        return Ok(Some((group.clone(), Some(base))));
+    }
+    for group in &shown.groups {
+        if is_equal(tx, group, kind, content)? && (group.name == *name || !is_on_disk(tx, group)?) {
+            let base = group.conflict.then(|| name.clone());
+            return Ok(Some((group.clone(), base)));
+        }
+    }
+    Ok(None)
+}
+
+/// The real name that `name` may be a conflict name of.
+fn tree_base(name: &Name) -> Option<Name> {
+    let bytes = name.as_bytes();
+    let mark = b".conflict-";
+    let at = bytes.windows(mark.len()).rposition(|w| w == mark)?;
+    let tag = &bytes[at + mark.len()..];
+    let extension = tag.iter().position(|b| *b == b'.').map_or(&[][..], |i| &tag[i..]);
+    Name::new(&[&bytes[..at], extension].concat()).ok()
+}
+
+fn is_equal(tx: &mut Tx<'_>, group: &Group, kind: Kind, content: &Content) -> Result<bool> {
+    let Some(first) = group.claims.first() else { return Ok(false) };
+    let row = tx.entry_must(first.entry)?;
+    let same = |v: &Version| v.content.identity() == content.identity();
+    Ok(row.entry.kind == kind && row.entry.version(first.version).is_some_and(same))
+}
+
+fn kind_of(tx: &mut Tx<'_>, group: &Group) -> Result<Option<Kind>> {
+    match group.claims.first() {
+        Some(first) => Ok(Some(tx.entry_must(first.entry)?.entry.kind)),
+        None => Ok(None),
+    }
+}
+
+fn is_on_disk(tx: &mut Tx<'_>, group: &Group) -> Result<bool> {
+    let Some(first) = group.claims.first() else { return Ok(false) };
+    let places = local::places_of(tx, first.entry)?;
+    let same = |c: &Claim| (c.link, c.version) == (first.link, first.version);
+    Ok(places.iter().any(|(_, _, p)| p.claims.iter().any(same)))
+}
+
+fn claims_of(group: &Group) -> Vec<Claim> {
+    let claim =
+        |s: &tree::Shares| Claim { entry: s.entry, link: s.link, name_dot: s.name_dot, version: s.version };
+    group.claims.iter().map(claim).collect()
+}
+
+/// Binds a leaf to what the tree shows. All names of an inode belong to one entry: if the tree shows another one
+/// there, the name is a new one of the inode's own entry.
+fn bind_leaf(
+    tx: &mut Tx<'_>,
+    at: Spot<'_>,
+    found: &Looked,
+    content: &Content,
+    group: &Group,
+    base: Option<Name>,
+) -> Result<Adopted> {
+    let mut claims = claims_of(group);
+    if let Some(node) = tx.node(&found.key)? {
+        let owner = match node.names.first() {
+            Some((dir, name)) => tx.place(dir, name)?.and_then(|p| p.claims.first().copied()),
+            None => None,
+        };
+        let same = |c: &Claim| owner.is_some_and(|o| o.entry == c.entry && o.version == c.version);
+        let Some(i) = claims.iter().position(same) else {
+            local::link(tx, &found.key, at)?;
+            return Ok(Adopted::LinkOnlyHere);
+        };
+        claims[..=i].rotate_right(1);
+    } else {
+        let bind = Bind::Leaf { identity: content.identity() };
+        tx.put_node(&found.key, Node { names: Vec::new(), ..node_of(found, at, bind) });
+    }
+    for c in &claims {
+        // The planner has to compare attributes, and the name if it is not the one shown.
+        tx.add_pending(c.entry);
+    }
+    local::add_place(tx, at, Place { node: found.key.clone(), claims, conflict_of: base })?;
+    Ok(Adopted::Equal)
+}
+
+/// Adds what was found as a version beside those that the entry has: nobody saw either when making the other.
+fn add_sibling(
+    tx: &mut Tx<'_>,
+    at: Spot<'_>,
+    found: &Looked,
+    content: &Content,
+    group: &Group,
+) -> Result<()> {
+    let first = &group.claims[0];
+    let mut entry = tx.entry_must(first.entry)?.entry.clone();
+    let dot = tx.new_dot();
+    let stamp = local::import_stamp(tx, content.mtime());
+    entry.ctx.add(dot);
+    entry.data.push(Version { dot, stamp, content: content.clone() });
+    entry.data.sort_by_key(|v| v.dot);
+    tree::put_state(tx, entry, dot.n)?;
+    let claim = Claim { entry: first.entry, link: first.link, name_dot: first.name_dot, version: dot };
+    let bind = Bind::Leaf { identity: content.identity() };
+    tx.put_node(&found.key, Node { names: Vec::new(), ..node_of(found, at, bind) });
+    local::add_place(tx, at, Place { node: found.key.clone(), claims: vec![claim], conflict_of: None })
+}
+
+fn node_of(found: &Looked, at: Spot<'_>, bind: Bind) -> Node {
+    let mut given = found.attrs.clone();
+    if !found.kind.is_dir() {
+        given.dir_mtime = None;
+    }
+    Node {
+        kind: found.kind,
+        fingerprint: found.fingerprint,
+        racy: found.racy,
+        given,
+        wanted: Wanted::UNKNOWN,
+        names: vec![(at.0.clone(), at.1.clone())],
+        bind,
+    }
 }

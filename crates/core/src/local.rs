@@ -2,13 +2,28 @@
 //!
 //! Every function judges by what the *paths on this disk* were materialised with (places, claims,
 //! bound members), never by the merged state, gives each change a fresh dot and a stamp above all it
-//! saw, merges the delta into the old state (asserting that it won), and brings places and nodes up to date.
+//! saw, and brings places and nodes up to date. A change is always an upper bound of the state it
+//! starts from, which is checked where debug assertions are on.
 //! Fidelity: if the disk equalled the effective tree before the operation, it does afterwards.
+//!
+//! The parts: `records` keeps places, nodes and bound lists; `chain` asserts the directories that a change
+//! relies on; `names` gives, moves and drops names of leaves; `settle` turns conflict copies into plain files.
 
-use crate::disk::{Fingerprint, NodeKey};
-use crate::id::{Kind, Name};
-use crate::meta::{Attrs, Content};
-use crate::tx::{Result, Tx};
+mod chain;
+mod names;
+mod records;
+mod settle;
+
+use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
+use crate::entry::{At, Entry, Link, Version};
+use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};
+use crate::meta::{Attrs, Content, Time};
+use crate::tree;
+use crate::tx::{Error, Result, Tx};
+use crate::vv::VersionVector;
+use smallvec::{SmallVec, smallvec};
+
+pub(crate) use records::{add_place, bind, places_of};
 
 /// What a look at an inode gave.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,7 +38,7 @@ pub struct Looked {
     pub racy: bool,
     /// Attributes.
     pub attrs: Attrs,
-    /// What it holds; `None` for directories.
+    /// What it holds; `None` for directories, and where a caller of [`attrs`] did not read it.
     pub content: Option<Content>,
 }
 
@@ -42,55 +57,480 @@ pub type Spot<'a> = (&'a NodeKey, &'a Name);
 
 /// Records the root directory's node (no dot). Idempotent.
 pub fn init_root(tx: &mut Tx<'_>, root: &Looked) -> Result<()> {
-    let _ = (tx, root);
-    unimplemented!("lands with this module")
+    if tx.root_node()?.as_ref() == Some(&root.key) && tx.node(&root.key)?.is_some() {
+        return Ok(());
+    }
+    tx.set_root_node(&root.key);
+    let bind = Bind::Dir(vec![EntryId::ROOT]);
+    tx.put_node(&root.key, node_of(root, Wanted::UNKNOWN, Vec::new(), bind));
+    Ok(())
 }
 
-/// A new inode (of any kind) at a free name.
+/// A new inode (of any kind) at a free name. Whatever was recorded at that name is gone.
 pub fn create(tx: &mut Tx<'_>, at: Spot<'_>, new: &Looked, origin: Origin) -> Result<()> {
-    let _ = (tx, at, new, origin);
-    unimplemented!("lands with this module")
+    let parent = chain::use_dir(tx, at.0)?;
+    let seen = match origin {
+        Origin::Import => Stamp::MIN,
+        Origin::User => {
+            remove(tx, at)?;
+            names::stamp_at(tx, parent, at.1)?
+        }
+    };
+    let dot = tx.new_dot();
+    let stamps = Stamps::new(tx, origin, seen, new.fingerprint.mtime);
+    let attrs = fitting(new.kind, new.attrs.clone());
+    let content = leaf_content(new)?;
+    let entry = newborn(dot, new.kind, (parent, at.1), content, attrs, stamps);
+    let wanted = Wanted::of(&entry.meta.1, content.map(Content::mtime));
+    tree::put_state(tx, entry, dot.n)?;
+    let (bound, claims) = match content {
+        Some(c) => (
+            Bind::Leaf { identity: c.identity() },
+            vec![Claim { entry: EntryId(dot), link: LinkId(dot), name_dot: dot, version: dot }],
+        ),
+        None => (Bind::Dir(vec![EntryId(dot)]), Vec::new()),
+    };
+    let names = vec![(at.0.clone(), at.1.clone())];
+    tx.put_node(&new.key, node_of(new, wanted, names, bound));
+    tx.put_place(at.0, at.1, &Place { node: new.key.clone(), claims, conflict_of: None });
+    records::bind(tx, EntryId(dot), &new.key)
 }
 
 /// A known leaf inode has other content (and maybe other attributes).
 pub fn write(tx: &mut Tx<'_>, new: &Looked) -> Result<()> {
-    let _ = (tx, new);
-    unimplemented!("lands with this module")
+    let node = tx.node_must(&new.key)?;
+    let content = leaf_content(new)?.ok_or_else(|| no_content(new))?.clone();
+    let same = matches!(&node.bind, Bind::Leaf { identity } if *identity == content.identity());
+    if !(same && node.fingerprint.mtime == new.fingerprint.mtime) {
+        write_content(tx, &new.key, content)?;
+    }
+    attrs(tx, new)
 }
 
 /// An unknown inode sits at a known leaf's name whose inode is gone from there: a save by temporary
 /// file. A data write to the known entry if kinds are equal and the old inode has no other names; else unlink and create.
 pub fn replace(tx: &mut Tx<'_>, at: Spot<'_>, new: &Looked) -> Result<()> {
-    let _ = (tx, at, new);
-    unimplemented!("lands with this module")
+    let Some(place) = tx.place(at.0, at.1)? else { return create(tx, at, new, Origin::User) };
+    let old = tx.node_must(&place.node)?;
+    if old.kind != new.kind || old.kind.is_dir() || old.names.len() != 1 {
+        remove(tx, at)?;
+        return create(tx, at, new, Origin::User);
+    }
+    records::change_inode(tx, at, &place, &new.key)?;
+    write(tx, new)
 }
 
 /// A known inode has other attributes (mode, owner, xattrs; a directory's mtime), content as before.
+/// Also what refreshes an inode's fingerprint after a look that found nothing new.
+///
+/// Only attributes which depart from what the file system gave back are a user's change.
 pub fn attrs(tx: &mut Tx<'_>, new: &Looked) -> Result<()> {
-    let _ = (tx, new);
-    unimplemented!("lands with this module")
+    let looked = fitting(new.kind, new.attrs.clone());
+    let before = tx.node_must(&new.key)?;
+    if before.given != looked {
+        for id in attrs_owners(tx, &new.key)? {
+            change_attrs(tx, id, &new.key, &before.given, &looked)?;
+        }
+    }
+    let mut node = (*tx.node_must(&new.key)?).clone();
+    node.fingerprint = new.fingerprint;
+    node.racy = new.racy;
+    node.given = looked;
+    tx.put_node(&new.key, node);
+    Ok(())
 }
 
 /// A leaf's name is gone.
 pub fn unlink(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
-    let _ = (tx, at);
-    unimplemented!("lands with this module")
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(()) };
+    if place.conflict_of.is_none() {
+        settle::copies_of(tx, at, None)?;
+    }
+    names::vacate(tx, at, &place)
 }
 
 /// A directory is gone. Places below it must have been removed before.
 pub fn rmdir(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
-    let _ = (tx, at);
-    unimplemented!("lands with this module")
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(()) };
+    chain::pin_repaired(tx)?;
+    settle::copies_of(tx, at, None)?;
+    let above = records::members(tx, at.0)?;
+    for id in records::members(tx, &place.node)? {
+        if chain::is_there(tx, id, &above, at.1)? {
+            change(tx, id, |e, _| {
+                let ctx = e.ctx.clone();
+                for link in &mut e.links {
+                    link.gone.join(&ctx);
+                }
+            })?;
+        }
+    }
+    records::erase_place(tx, at)
 }
 
 /// An inode has moved from one name to another, over whatever was materialised there.
-pub fn rename(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>) -> Result<()> {
-    let _ = (tx, from, to);
-    unimplemented!("lands with this module")
+///
+/// `shipped_n` is the greatest feed position that was ever sent to any peer: a file that never left
+/// this replica and is renamed over a known one is a save by temporary file, so a data write to the known entry.
+pub fn rename(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, shipped_n: u64) -> Result<()> {
+    let Some(place) = tx.place(from.0, from.1)? else {
+        return Err(Error::Inconsistent(format!("renamed from {:?}, where nothing was", from.1)));
+    };
+    let over = tx.place(to.0, to.1)?;
+    // POSIX: renaming onto another name of the same inode does nothing.
+    if from == to || over.as_ref().is_some_and(|o| o.node == place.node) {
+        return Ok(());
+    }
+    if tx.node_must(&place.node)?.kind.is_dir() {
+        return rename_dir(tx, from, to, &place);
+    }
+    match over {
+        Some(over) if is_save(tx, &place, &over, shipped_n)? => save_over(tx, from, to, &place, &over),
+        over => rename_leaf(tx, from, to, over),
+    }
 }
 
 /// A known leaf inode has another name, at a free name.
 pub fn link(tx: &mut Tx<'_>, node: &NodeKey, to: Spot<'_>) -> Result<()> {
-    let _ = (tx, node, to);
-    unimplemented!("lands with this module")
+    remove(tx, to)?;
+    settle::names_of_inode(tx, node)?;
+    settle::copies_of(tx, to, None)?;
+    let known = tx.node_must(node)?;
+    let Some((dir, name)) = known.names.first().cloned() else {
+        return Err(Error::Inconsistent(format!("linked node {node:?} has no name")));
+    };
+    let owner = records::owner_at(tx, (&dir, &name))?;
+    // A new name may be the lowest one, which is where extra siblings are shown.
+    settle::extras_of(tx, owner, None)?;
+    let claim = names::add_link(tx, owner, node, to)?;
+    records::add_place(tx, to, Place { node: node.clone(), claims: vec![claim], conflict_of: None })?;
+    names::follow_version(tx, node, owner, claim.version)
+}
+
+// ----- parts of the operations
+
+/// Takes away what is recorded at a name.
+fn remove(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(()) };
+    if tx.node_must(&place.node)?.kind.is_dir() { rmdir(tx, at) } else { unlink(tx, at) }
+}
+
+fn rename_dir(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> Result<()> {
+    remove(tx, to)?;
+    chain::pin_repaired(tx)?;
+    settle::copies_of(tx, from, None)?;
+    settle::copies_of(tx, to, None)?;
+    let parent = chain::use_dir(tx, to.0)?;
+    for id in records::members(tx, &place.node)? {
+        chain::set_dir_at(tx, id, parent, to.1)?;
+    }
+    records::move_place(tx, from, to, Place { conflict_of: None, ..place.clone() })
+}
+
+fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: Option<Place>) -> Result<()> {
+    let claim = records::owner_at(tx, from)?;
+    settle::other_names(tx, from)?;
+    let place = must_place(tx, from)?;
+    if names::is_whole(tx, &place)? {
+        settle::extras_of(tx, claim, Some(claim.link))?;
+    }
+    // Replacing another version of the same entry chooses among siblings.
+    let mut chosen = false;
+    if over.is_some() {
+        // What was settled above may have stood there.
+        if let Some(over) = tx.place(to.0, to.1)? {
+            chosen = over.claims.iter().any(|c| c.entry == claim.entry && c.version != claim.version);
+            if tx.node_must(&over.node)?.kind.is_dir() {
+                rmdir(tx, to)?;
+            } else {
+                names::vacate(tx, to, &over)?;
+            }
+        }
+    }
+    let place = must_place(tx, from)?;
+    if place.conflict_of.is_none() {
+        settle::copies_of(tx, from, None)?;
+    }
+    settle::copies_of(tx, to, Some(from))?;
+    let place = must_place(tx, from)?;
+    let claim = names::retitle(tx, from, &place, to, chosen)?;
+    let moved = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
+    records::move_place(tx, from, to, moved)?;
+    names::follow_version(tx, &place.node, claim, claim.version)
+}
+
+/// True if a rename of `place` over `over` is a save by temporary file.
+fn is_save(tx: &mut Tx<'_>, place: &Place, over: &Place, shipped_n: u64) -> Result<bool> {
+    let [claim] = place.claims[..] else { return Ok(false) };
+    let (from, to) = (tx.node_must(&place.node)?, tx.node_must(&over.node)?);
+    let birth = claim.entry.0;
+    Ok(birth.replica == tx.me()
+        && birth.n > shipped_n
+        && place.conflict_of.is_none()
+        && from.kind == to.kind
+        && from.names.len() == 1
+        && to.names.len() == 1
+        && over.claims.iter().all(|c| c.entry != claim.entry))
+}
+
+fn save_over(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place, over: &Place) -> Result<()> {
+    let inode = tx.node_must(&place.node)?;
+    let content = names::content_of(tx, &place.node, place.claims[0])?;
+    let looked = Looked {
+        key: place.node.clone(),
+        kind: inode.kind,
+        fingerprint: inode.fingerprint,
+        racy: inode.racy,
+        attrs: inode.given.clone(),
+        content: Some(content),
+    };
+    unlink(tx, from)?;
+    records::change_inode(tx, to, over, &looked.key)?;
+    write(tx, &looked)
+}
+
+fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()> {
+    settle::names_of_inode(tx, key)?;
+    let spots = tx.node_must(key)?.names.clone();
+    let Some((dir, name)) = spots.first() else {
+        return Err(Error::Inconsistent(format!("written node {key:?} has no name")));
+    };
+    let owner = records::owner_at(tx, (dir, name))?;
+    let mut shown: SmallVec<[Dot; 1]> = SmallVec::new();
+    for (dir, name) in &spots {
+        settle::equal_copies(tx, (dir, name), &content)?;
+        let place = must_place(tx, (dir, name))?;
+        for claim in &place.claims {
+            if claim.entry == owner.entry {
+                shown.push(claim.version);
+            } else {
+                names::drop_claim(tx, (dir, name), *claim)?;
+            }
+        }
+    }
+    let in_step = records::is_in_step(tx, key, owner)?;
+    let identity = content.identity();
+    let mtime = content.mtime();
+    let dot = change_with(tx, owner.entry, |tx, e, dot| {
+        let stamp = tx.stamp_above(e.stamp_max());
+        e.data = e.data.iter().filter(|v| e.counts(v) && !shown.contains(&v.dot)).cloned().collect();
+        e.data.push(Version { dot, stamp, content });
+        e.data.sort_by_key(|v| v.dot);
+        Ok(())
+    })?;
+    for (dir, name) in &spots {
+        let mut place = must_place(tx, (dir, name))?;
+        place.claims.retain(|c| c.entry == owner.entry);
+        for c in &mut place.claims {
+            c.version = dot;
+        }
+        place.claims.dedup();
+        records::set_place(tx, (dir, name), place)?;
+    }
+    let mut node = (*tx.node_must(key)?).clone();
+    node.bind = Bind::Leaf { identity };
+    let entry = tx.entry_must(owner.entry)?;
+    node.wanted = if in_step { Wanted::of(&entry.entry.meta.1, Some(mtime)) } else { Wanted::UNKNOWN };
+    tx.put_node(key, node);
+    for link in entry.entry.shown_links() {
+        chain::assert_chain(tx, link.at.parent)?;
+    }
+    Ok(())
+}
+
+/// The entries whose attributes an inode shows.
+fn attrs_owners(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
+    let node = tx.node_must(key)?;
+    if let Bind::Dir(members) = &node.bind {
+        return Ok(members.iter().copied().filter(|m| !m.is_root()).collect());
+    }
+    // Attributes belong to the entry: a copy that is one of its siblings has to become an entry first.
+    settle::extra_names(tx, key)?;
+    let Some((dir, name)) = node.names.first() else { return Ok(Vec::new()) };
+    Ok(vec![records::owner_at(tx, (dir, name))?.entry])
+}
+
+fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, looked: &Attrs) -> Result<()> {
+    let row = tx.entry_must(id)?;
+    let old = &row.entry.meta.1;
+    let new = departures(old, given, looked);
+    if new == *old {
+        return Ok(());
+    }
+    let node = tx.node_must(key)?;
+    let mtime = match node.bind {
+        Bind::Dir(_) => None,
+        Bind::Leaf { .. } => records::version_mtime(tx, key)?,
+    };
+    let in_step = node.wanted == Wanted::of(old, mtime);
+    let only_time = Attrs { dir_mtime: old.dir_mtime, ..new.clone() } == *old;
+    change_with(tx, id, |tx, e, _| {
+        // A directory's time is no reason to win over a concurrent change of its mode.
+        if !only_time {
+            e.meta.0 = tx.stamp_above(e.stamp_max());
+        }
+        e.meta.1 = new.clone();
+        Ok(())
+    })?;
+    let mut node = (*node).clone();
+    node.wanted = if in_step { Wanted::of(&new, mtime) } else { Wanted::UNKNOWN };
+    tx.put_node(key, node);
+    Ok(())
+}
+
+/// The state's attributes with those replaced that depart from what was given back. A directory's
+/// time only ever goes up in the state.
+fn departures(state: &Attrs, given: &Attrs, looked: &Attrs) -> Attrs {
+    let mut new = state.clone();
+    if looked.mode != given.mode {
+        new.mode = looked.mode;
+    }
+    if looked.uid != given.uid {
+        new.uid = looked.uid;
+    }
+    if looked.gid != given.gid {
+        new.gid = looked.gid;
+    }
+    if (looked.uid, looked.gid) != (given.uid, given.gid) || looked.owner_names != given.owner_names {
+        new.owner_names = looked.owner_names.clone();
+    }
+    depart_xattrs(&mut new, given, looked);
+    if looked.dir_mtime != given.dir_mtime {
+        new.dir_mtime = new.dir_mtime.max(looked.dir_mtime);
+    }
+    new
+}
+
+fn depart_xattrs(new: &mut Attrs, given: &Attrs, looked: &Attrs) {
+    let has = |a: &Attrs, x: &(Vec<u8>, Vec<u8>)| a.xattrs.binary_search(x).is_ok();
+    for (key, _) in given.xattrs.iter().filter(|x| !has(looked, x)) {
+        new.xattrs.retain(|x| x.0 != *key);
+    }
+    for x in looked.xattrs.iter().filter(|x| !has(given, x)) {
+        new.xattrs.retain(|y| y.0 != x.0);
+        new.xattrs.push(x.clone());
+    }
+    new.xattrs.sort();
+}
+
+// ----- making states
+
+/// The stamps of a new entry.
+#[derive(Clone, Copy)]
+struct Stamps {
+    version: Stamp,
+    name: Stamp,
+    meta: Stamp,
+}
+
+impl Stamps {
+    fn new(tx: &Tx<'_>, origin: Origin, seen: Stamp, mtime: Time) -> Stamps {
+        match origin {
+            Origin::User => Stamps::all(tx.stamp_above(seen)),
+            Origin::Import => Stamps { version: import_stamp(tx, mtime), name: Stamp::MIN, meta: Stamp::MIN },
+        }
+    }
+
+    fn all(s: Stamp) -> Stamps {
+        Stamps { version: s, name: s, meta: s }
+    }
+}
+
+/// The stamp of a version found on disk: its modification time, but never later than now.
+pub(crate) fn import_stamp(tx: &Tx<'_>, mtime: Time) -> Stamp {
+    Stamp { epoch: tx.env.epoch, clock_ns: mtime.as_ns().min(tx.env.now_ns), replica: tx.me() }
+}
+
+/// A new entry, everything in it made by `dot`.
+fn newborn(
+    dot: Dot,
+    kind: Kind,
+    at: (EntryId, &Name),
+    content: Option<&Content>,
+    attrs: Attrs,
+    stamps: Stamps,
+) -> Entry {
+    let (parent, name) = at;
+    let holds = if content.is_some() { dot } else { Dot::default() };
+    let place = At { stamp: stamps.name, dot, parent, name: name.clone(), holds };
+    let version = |c: &Content| Version { dot, stamp: stamps.version, content: c.clone() };
+    Entry {
+        id: EntryId(dot),
+        kind,
+        ctx: VersionVector::from_dot(dot),
+        removed: VersionVector::new(),
+        data: content.into_iter().map(version).collect(),
+        links: smallvec![Link { id: LinkId(dot), at: place, gone: VersionVector::new() }],
+        meta: (stamps.meta, attrs),
+        hist: if kind.is_dir() { vec![(parent, stamps.name)] } else { Vec::new() },
+    }
+}
+
+/// Changes an entry under a fresh dot, which is returned.
+fn change(tx: &mut Tx<'_>, id: EntryId, f: impl FnOnce(&mut Entry, Dot)) -> Result<Dot> {
+    change_with(tx, id, |_, e, dot| {
+        f(e, dot);
+        Ok(())
+    })
+}
+
+fn change_with(
+    tx: &mut Tx<'_>,
+    id: EntryId,
+    f: impl FnOnce(&mut Tx<'_>, &mut Entry, Dot) -> Result<()>,
+) -> Result<Dot> {
+    let row = tx.entry_must(id)?;
+    let mut entry = row.entry.clone();
+    let dot = tx.new_dot();
+    entry.ctx.add(dot);
+    f(tx, &mut entry, dot)?;
+    debug_assert!(is_above(&row.entry, &entry), "{:?} does not contain {:?}", entry, row.entry);
+    tree::put_state(tx, entry, dot.n)?;
+    Ok(dot)
+}
+
+/// A local change must equal its merge with the state it started from: every part of it won.
+fn is_above(old: &Entry, new: &Entry) -> bool {
+    let mut merged = old.clone();
+    merged.merge(new);
+    merged == *new
+}
+
+// ----- small helpers
+
+fn node_of(l: &Looked, wanted: Wanted, names: Vec<(NodeKey, Name)>, bind: Bind) -> Node {
+    Node {
+        kind: l.kind,
+        fingerprint: l.fingerprint,
+        racy: l.racy,
+        given: fitting(l.kind, l.attrs.clone()),
+        wanted,
+        names,
+        bind,
+    }
+}
+
+/// Only directories have a time among their attributes.
+fn fitting(kind: Kind, mut attrs: Attrs) -> Attrs {
+    if !kind.is_dir() {
+        attrs.dir_mtime = None;
+    }
+    attrs
+}
+
+fn leaf_content(l: &Looked) -> Result<Option<&Content>> {
+    match (&l.content, l.kind.is_dir()) {
+        (_, true) => Ok(None),
+        (Some(c), false) => Ok(Some(c)),
+        (None, false) => Err(no_content(l)),
+    }
+}
+
+fn no_content(l: &Looked) -> Error {
+    Error::Inconsistent(format!("{} {:?} was looked at without its content", l.kind.word(), l.key))
+}
+
+fn must_place(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Place> {
+    tx.place(at.0, at.1)?
+        .ok_or_else(|| Error::Inconsistent(format!("nothing is recorded at {:?} in {:?}", at.1, at.0)))
 }

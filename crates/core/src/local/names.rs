@@ -1,0 +1,276 @@
+//! Names of leaves: giving, moving and dropping them.
+
+use super::{Error, Result, Spot, Stamps, Tx, chain, change, change_with, newborn, records, settle};
+use crate::disk::{Claim, NodeKey, Place};
+use crate::entry::{At, Entry, Link, Version};
+use crate::id::{Dot, EntryId, LinkId, Name, Stamp};
+use crate::meta::Content;
+use crate::tree;
+use crate::vv::VersionVector;
+
+/// The greatest stamp in the entries shown at a name: a new claim to it must be above (model finding G1).
+pub(super) fn stamp_at(tx: &mut Tx<'_>, parent: EntryId, name: &Name) -> Result<Stamp> {
+    let mut max = Stamp::MIN;
+    for id in tx.names_at(parent, name)? {
+        if let Some(row) = tx.entry(id)? {
+            max = max.max(row.entry.stamp_max());
+        }
+    }
+    Ok(max)
+}
+
+/// Drops all claims at a leaf's place and forgets the place.
+pub(super) fn vacate(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+    for &claim in &place.claims {
+        drop_claim(tx, at, claim)?;
+    }
+    records::erase_place(tx, at)
+}
+
+/// The user took away what `claim` showed at `at`: a removal takes neither a version nor a name that its
+/// author had not seen (model findings G2, G3, G4).
+pub(super) fn drop_claim(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<()> {
+    if tx.entry(claim.entry)?.is_none() {
+        return Ok(());
+    }
+    let left = names_left(tx, at, claim)?;
+    if left.is_empty() { drop_version(tx, claim) } else { drop_name(tx, claim, &left) }
+}
+
+/// Other places on this disk that show the same version of the same entry.
+fn names_left(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<Vec<(NodeKey, Name, Claim)>> {
+    let mut out = Vec::new();
+    for (dir, name, place) in records::places_of(tx, claim.entry)? {
+        if (&dir, &name) == at {
+            continue;
+        }
+        let same = |c: &&Claim| c.entry == claim.entry && c.version == claim.version;
+        if let Some(c) = place.claims.iter().find(same) {
+            out.push((dir, name, *c));
+        }
+    }
+    Ok(out)
+}
+
+/// One of several names goes. The user relies on the others: if somebody else has removed all of them, one is
+/// given again.
+fn drop_name(tx: &mut Tx<'_>, claim: Claim, left: &[(NodeKey, Name, Claim)]) -> Result<()> {
+    settle::extras_of(tx, claim, Some(claim.link))?;
+    let row = tx.entry_must(claim.entry)?;
+    let present = |c: &Claim| row.entry.link(c.link).is_some_and(Link::present);
+    if !left.iter().any(|(_, _, c)| present(c))
+        && let Some((dir, name, c)) = left.first()
+    {
+        let place = super::must_place(tx, (dir, name))?;
+        let new = set_at(tx, *c, &place.node, (dir, name), false)?;
+        replace_claim(tx, (dir, name), *c, new)?;
+        follow_version(tx, &place.node, *c, new.version)?;
+    }
+    if is_where_shown(&tx.entry_must(claim.entry)?.entry, claim) {
+        change(tx, claim.entry, |e, _| remove_name(e, claim.link))?;
+    }
+    Ok(())
+}
+
+/// The last name of a version on this disk goes.
+fn drop_version(tx: &mut Tx<'_>, claim: Claim) -> Result<()> {
+    let row = tx.entry_must(claim.entry)?;
+    let counting: Vec<Dot> = row.entry.counting().map(|v| v.dot).collect();
+    let where_shown = is_where_shown(&row.entry, claim);
+    if counting.iter().all(|v| *v == claim.version) {
+        if !counting.is_empty() || where_shown {
+            change(tx, claim.entry, |e, _| {
+                if where_shown {
+                    remove_name(e, claim.link);
+                }
+                let ctx = e.ctx.clone();
+                e.removed.join(&ctx);
+            })?;
+        }
+    } else if counting.contains(&claim.version) {
+        change(tx, claim.entry, |e, _| e.data.retain(|v| v.dot != claim.version))?;
+    }
+    // Else the edit that the user had not seen wins.
+    Ok(())
+}
+
+/// True if the name is present where the path was materialised with it.
+pub(super) fn is_where_shown(e: &Entry, claim: Claim) -> bool {
+    e.link(claim.link).is_some_and(|l| l.present() && l.at.dot == claim.name_dot)
+}
+
+fn remove_name(e: &mut Entry, link: LinkId) {
+    let ctx = e.ctx.clone();
+    if let Some(l) = e.link_mut(link) {
+        l.gone.join(&ctx);
+    }
+}
+
+/// Gives the inode at `from`, recorded as `place`, the name `to` (which may be the one it has) in the state:
+/// moves its entry's name, or makes an entry of its own of a copy that was only a sibling.
+/// `chosen`: it replaces another version of its entry.
+pub(super) fn retitle(
+    tx: &mut Tx<'_>,
+    from: Spot<'_>,
+    place: &Place,
+    to: Spot<'_>,
+    chosen: bool,
+) -> Result<Claim> {
+    let Some((&owner, others)) = place.claims.split_first() else {
+        return Err(Error::Inconsistent(format!("place {:?} has no claim", from.1)));
+    };
+    for &c in others {
+        drop_claim(tx, from, c)?;
+    }
+    if is_whole(tx, place)? {
+        set_at(tx, owner, &place.node, to, chosen)
+    } else {
+        split(tx, owner, &place.node, to)
+    }
+}
+
+/// True if the inode at a place stands for its whole entry: it has its real name or several names, or shows the
+/// entry's only version.
+pub(super) fn is_whole(tx: &mut Tx<'_>, place: &Place) -> Result<bool> {
+    if place.conflict_of.is_none() || tx.node_must(&place.node)?.names.len() > 1 {
+        return Ok(true);
+    }
+    let Some(owner) = place.claims.first() else { return Ok(true) };
+    let row = tx.entry_must(owner.entry)?;
+    Ok(row.entry.counting().all(|v| v.dot == owner.version))
+}
+
+/// Puts the name `claim.link` at `to`. Versions that count no more are dropped; if none is left, or if
+/// the version is `chosen` over others, it is written again under the new dot (model finding G10).
+pub(super) fn set_at(
+    tx: &mut Tx<'_>,
+    claim: Claim,
+    node: &NodeKey,
+    to: Spot<'_>,
+    chosen: bool,
+) -> Result<Claim> {
+    let parent = chain::use_dir(tx, to.0)?;
+    let there = stamp_at(tx, parent, to.1)?;
+    let mut version = claim.version;
+    let dot = change_with(tx, claim.entry, |tx, e, dot| {
+        let stamp = tx.stamp_above(e.stamp_max().max(there));
+        let content = content_in(tx, e, node, claim);
+        let at = At { stamp, dot, parent, name: to.1.clone(), holds: version };
+        match e.link_mut(claim.link) {
+            Some(l) => l.at = at,
+            None => insert_link(e, Link { id: claim.link, at, gone: VersionVector::new() }),
+        }
+        version = hold(e, claim, dot, stamp, content, chosen)?;
+        Ok(())
+    })?;
+    Ok(Claim { name_dot: dot, version, ..claim })
+}
+
+/// A new name of the entry `owner` at `to`.
+pub(super) fn add_link(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>) -> Result<Claim> {
+    let parent = chain::use_dir(tx, to.0)?;
+    let there = stamp_at(tx, parent, to.1)?;
+    let mut version = owner.version;
+    let dot = change_with(tx, owner.entry, |tx, e, dot| {
+        let stamp = tx.stamp_above(e.stamp_max().max(there));
+        let content = content_in(tx, e, node, owner);
+        let at = At { stamp, dot, parent, name: to.1.clone(), holds: version };
+        insert_link(e, Link { id: LinkId(dot), at, gone: VersionVector::new() });
+        version = hold(e, Claim { link: LinkId(dot), ..owner }, dot, stamp, content, false)?;
+        Ok(())
+    })?;
+    Ok(Claim { entry: owner.entry, link: LinkId(dot), name_dot: dot, version })
+}
+
+fn insert_link(e: &mut Entry, link: Link) {
+    let i = e.links.partition_point(|l| l.id < link.id);
+    e.links.insert(i, link);
+}
+
+/// Sees to it that a version counts now that the name has been set under `dot`. Returns the version that the
+/// inode shows.
+fn hold(
+    e: &mut Entry,
+    claim: Claim,
+    dot: Dot,
+    stamp: Stamp,
+    content: Option<Content>,
+    chosen: bool,
+) -> Result<Dot> {
+    if chosen {
+        e.data.retain(|v| v.dot != claim.version);
+    }
+    e.data = e.data.iter().filter(|v| e.counts(v)).cloned().collect();
+    if !chosen && !e.data.is_empty() {
+        return Ok(claim.version);
+    }
+    let content = content.ok_or_else(|| lost_content(claim))?;
+    e.data.push(Version { dot, stamp, content });
+    e.data.sort_by_key(|v| v.dot);
+    if let Some(l) = e.link_mut(claim.link) {
+        l.at.holds = dot;
+    }
+    Ok(dot)
+}
+
+/// Makes an entry of its own, at `to`, of a version that was a sibling in `owner.entry`.
+fn split(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>) -> Result<Claim> {
+    let parent = chain::use_dir(tx, to.0)?;
+    let there = stamp_at(tx, parent, to.1)?;
+    let row = tx.entry_must(owner.entry)?;
+    let content = content_in(tx, &row.entry, node, owner).ok_or_else(|| lost_content(owner))?;
+    let stamp = tx.stamp_above(row.entry.stamp_max().max(there));
+    let dot = tx.new_dot();
+    let attrs = row.entry.meta.1.clone();
+    let new = newborn(dot, row.entry.kind, (parent, to.1), Some(&content), attrs, Stamps::all(stamp));
+    tree::put_state(tx, new, dot.n)?;
+    if row.entry.counting().any(|v| v.dot == owner.version) {
+        change(tx, owner.entry, |e, _| e.data.retain(|v| v.dot != owner.version))?;
+    }
+    Ok(Claim { entry: EntryId(dot), link: LinkId(dot), name_dot: dot, version: dot })
+}
+
+/// The content that an inode shows for `claim`.
+pub(super) fn content_of(tx: &mut Tx<'_>, node: &NodeKey, claim: Claim) -> Result<Content> {
+    let row = tx.entry_must(claim.entry)?;
+    content_in(tx, &row.entry, node, claim).ok_or_else(|| lost_content(claim))
+}
+
+fn content_in(tx: &mut Tx<'_>, e: &Entry, node: &NodeKey, claim: Claim) -> Option<Content> {
+    if let Some(v) = e.version(claim.version) {
+        return Some(v.content.clone());
+    }
+    // A read that fails has failed before on the same row.
+    records::recorded_content(tx.node(node).ok()??.as_ref())
+}
+
+/// Only files' contents can be told from the record of their inode alone.
+fn lost_content(claim: Claim) -> Error {
+    Error::Inconsistent(format!("what {} holds at {} is not known any more", claim.entry, claim.version))
+}
+
+/// Replaces a claim at a place.
+pub(super) fn replace_claim(tx: &mut Tx<'_>, at: Spot<'_>, old: Claim, new: Claim) -> Result<()> {
+    let mut place = super::must_place(tx, at)?;
+    for c in place.claims.iter_mut().filter(|c| **c == old) {
+        *c = new;
+    }
+    records::set_place(tx, at, place)
+}
+
+/// All names of an inode on this disk show the same version: after one was written again under a new dot the
+/// others follow.
+pub(super) fn follow_version(tx: &mut Tx<'_>, node: &NodeKey, of: Claim, version: Dot) -> Result<()> {
+    for (dir, name) in tx.node_must(node)?.names.clone() {
+        let mut place = super::must_place(tx, (&dir, &name))?;
+        let mut changed = false;
+        for c in place.claims.iter_mut().filter(|c| c.entry == of.entry && c.version != version) {
+            c.version = version;
+            changed = true;
+        }
+        if changed {
+            records::set_place(tx, (&dir, &name), place)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! Settling: before a name is vacated, replaced or given away, the conflict copies of it that are on this disk
+//! become plain files under the names they show (model finding G9).
+
+use super::{Result, Spot, Tx, names, records};
+use crate::disk::{Bind, Claim, NodeKey, Place};
+use crate::id::{Dot, LinkId, Name};
+use crate::meta::Content;
+use crate::tree;
+
+/// Settles all conflict copies of the name `of`, but not the one at `except`.
+pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>) -> Result<()> {
+    for (name, place) in copies(tx, of)? {
+        if except != Some((of.0, &name)) {
+            settle(tx, (of.0, &name), &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Settles those conflict copies of the name `of` that hold the same as `content`, which is about to be
+/// written there: contents that are equal are shown once.
+pub(super) fn equal_copies(tx: &mut Tx<'_>, of: Spot<'_>, content: &Content) -> Result<()> {
+    let identity = content.identity();
+    for (name, place) in copies(tx, of)? {
+        if tx.node_must(&place.node)?.bind == (Bind::Leaf { identity }) {
+            settle(tx, (of.0, &name), &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Settles all other names of the inode at `at` that are conflict names.
+pub(super) fn other_names(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
+    let key = super::must_place(tx, at)?.node;
+    for (dir, name) in tx.node_must(&key)?.names.clone() {
+        if (&dir, &name) != at {
+            own_name(tx, (&dir, &name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Settles all names of an inode that are conflict names: the user changes this very inode.
+pub(super) fn names_of_inode(tx: &mut Tx<'_>, key: &NodeKey) -> Result<()> {
+    for (dir, name) in tx.node_must(key)?.names.clone() {
+        own_name(tx, (&dir, &name))?;
+    }
+    Ok(())
+}
+
+/// Settles the names of an inode under which it shows an extra sibling of its entry.
+pub(super) fn extra_names(tx: &mut Tx<'_>, key: &NodeKey) -> Result<()> {
+    for (dir, name) in tx.node_must(key)?.names.clone() {
+        let place = super::must_place(tx, (&dir, &name))?;
+        if !names::is_whole(tx, &place)? {
+            own_name(tx, (&dir, &name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Settles the copies on this disk that show another version of `claim`'s entry, as siblings at the name `link`
+/// (at any name if `None`).
+pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> Result<()> {
+    for (dir, name, place) in records::places_of(tx, claim.entry)? {
+        let extra = |c: &Claim| {
+            c.entry == claim.entry && c.version != claim.version && link.is_none_or(|l| l == c.link)
+        };
+        if place.conflict_of.is_some() && place.claims.first().is_some_and(extra) {
+            settle(tx, (&dir, &name), &place)?;
+        }
+    }
+    Ok(())
+}
+
+/// Settles a place as a side effect of something done elsewhere. What is out of date on this disk is left as it
+/// is: nobody touched it.
+fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+    let Some(owner) = place.claims.first().copied() else { return Ok(()) };
+    let row = tx.entry_must(owner.entry)?;
+    let counts = row.entry.counting().any(|v| v.dot == owner.version);
+    let moved = row.entry.link(owner.link).is_none_or(|l| l.at.dot != owner.name_dot);
+    if !counts || (moved && names::is_whole(tx, place)?) {
+        return Ok(());
+    }
+    make_plain(tx, at, place)
+}
+
+fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
+    let place = super::must_place(tx, at)?;
+    if place.conflict_of.is_some() { make_plain(tx, at, &place) } else { Ok(()) }
+}
+
+fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+    let claim = names::retitle(tx, at, place, at, false)?;
+    let plain = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
+    records::set_place(tx, at, plain)?;
+    names::follow_version(tx, &place.node, claim, claim.version)
+}
+
+/// How many places are read at once.
+const STEP: usize = 64;
+
+/// The conflict copies of a name on this disk. They sort together, since they begin alike.
+fn copies(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
+    let prefix = copies_prefix(of.1);
+    let mut out = Vec::new();
+    let mut after = predecessor(&prefix);
+    loop {
+        let rows = tx.places_in(of.0, after.as_ref(), STEP)?;
+        let full = rows.len() == STEP;
+        for (name, place) in rows {
+            if !name.as_bytes().starts_with(&prefix) && name.as_bytes() > &prefix[..] {
+                return Ok(out);
+            }
+            after = Some(name.clone());
+            if place.conflict_of.as_ref() == Some(of.1) {
+                out.push((name, place));
+            }
+        }
+        if !full {
+            return Ok(out);
+        }
+    }
+}
+
+/// What all conflict names of `base` begin with.
+fn copies_prefix(base: &Name) -> Vec<u8> {
+    let some = tree::conflict_name(base, Dot::default(), 0);
+    let (some, base) = (some.as_bytes(), base.as_bytes());
+    let mark = some.windows(MARK.len()).rposition(|w| w == MARK);
+    match mark {
+        Some(at) if base.len() <= UNCUT_MAX => some[..at + MARK.len()].to_vec(),
+        _ => {
+            let same = some.iter().zip(base).take_while(|(a, b)| a == b).count();
+            some[..same.min(PREFIX_MAX)].to_vec()
+        }
+    }
+}
+
+/// What conflict names have between the name they are made from and the tag.
+const MARK: &[u8] = b".conflict-";
+/// Names up to this many bytes are never cut to make room for a tag.
+const UNCUT_MAX: usize = 128;
+/// Conflict names keep at least this much of the beginning of a longer name.
+const PREFIX_MAX: usize = 64;
+
+/// A name that sorts before all names that begin with `prefix`, near them.
+fn predecessor(prefix: &[u8]) -> Option<Name> {
+    let (last, rest) = prefix.split_last()?;
+    (1..*last).rev().find_map(|b| Name::new(&[rest, &[b, 0xff]].concat()).ok())
+}
