@@ -146,15 +146,13 @@ fn equal_group(
     kind: Kind,
     content: &Content,
 ) -> Result<Option<(Group, Option<Name>)>> {
-    let copies = match tree_base(name) {
-        Some(base) => Some((tree::shown_at(tx, class, &base)?, base)),
-        None => None,
-    };
-    if let Some((shown, base)) = copies
-        && let Some(group) = shown.groups.iter().find(|g| g.conflict && g.name == *name)
-        && is_equal(tx, group, kind, content)?
-    {
-        return Ok(Some((group.clone(), Some(base))));
+    for base in tree::conflict_bases(tx, class, name)? {
+        let copies = tree::shown_at(tx, class, &base)?;
+        if let Some(group) = copies.groups.iter().find(|g| g.conflict && g.name == *name)
+            && is_equal(tx, group, kind, content)?
+        {
+            return Ok(Some((group.clone(), Some(base))));
+        }
     }
     for group in &shown.groups {
         if is_equal(tx, group, kind, content)? && (group.name == *name || !is_on_disk(tx, group)?) {
@@ -163,16 +161,6 @@ fn equal_group(
         }
     }
     Ok(None)
-}
-
-/// The real name that `name` may be a conflict name of.
-fn tree_base(name: &Name) -> Option<Name> {
-    let bytes = name.as_bytes();
-    let mark = b".conflict-";
-    let at = bytes.windows(mark.len()).rposition(|w| w == mark)?;
-    let tag = &bytes[at + mark.len()..];
-    let extension = tag.iter().position(|b| *b == b'.').map_or(&[][..], |i| &tag[i..]);
-    Name::new(&[&bytes[..at], extension].concat()).ok()
 }
 
 fn is_equal(tx: &mut Tx<'_>, group: &Group, kind: Kind, content: &Content) -> Result<bool> {

@@ -96,33 +96,26 @@ impl Tombstones {
         if !row.bound.is_empty() || !is_known(tx, &row.entry.ctx, members)? {
             return Ok(false);
         }
-        let dead = match row.entry.kind.is_dir() {
-            true => !tree::is_live(tx, id)? && self.is_unreferred(tx, id)?,
-            false => row.entry.shown_links().is_empty(),
+        let gone = match row.entry.kind.is_dir() {
+            true => self.is_unreferred(id) && tree::remove_state(tx, id)?,
+            false => tree::remove_state(tx, id)?,
         };
-        if dead {
-            self.remove(tx, &row)?;
+        if gone {
+            self.note_removal(tx, &row)?;
         }
-        Ok(dead)
+        Ok(gone)
     }
 
-    fn is_unreferred(&self, tx: &mut Tx<'_>, dir: EntryId) -> Result<bool> {
-        // Only counted directories are known to have no names in them.
-        Ok(self.leaf_names.get(&dir) == Some(&0) && tx.dir_kids(dir)?.is_empty())
+    /// Only counted directories are known to have no names of leaves in them.
+    fn is_unreferred(&self, dir: EntryId) -> bool {
+        self.leaf_names.get(&dir) == Some(&0)
     }
 
-    fn remove(&mut self, tx: &mut Tx<'_>, row: &EntryRow) -> Result<()> {
-        let id = row.entry.id;
+    fn note_removal(&mut self, tx: &mut Tx<'_>, row: &EntryRow) -> Result<()> {
         for parent in leaf_parents(&row.entry) {
             self.leaf_names.entry(parent).and_modify(|n| *n = n.saturating_sub(1));
         }
-        if let Some(link) = row.entry.dir_link().filter(|_| row.entry.kind.is_dir()) {
-            tx.remove_dir_kid(link.at.parent, id);
-            tx.set_unrooted(id, false);
-            tx.put_dir(id, Default::default());
-        }
-        tx.remove_pending(id);
-        tx.delete_entry(id)?;
+        tx.remove_pending(row.entry.id);
         let floor = floor(tx)?.max(row.n);
         tx.put(Table::Settings, SETTING_FLOOR.to_vec(), Some(floor.to_be_bytes().to_vec()));
         Ok(())

@@ -890,7 +890,7 @@ fn endless() -> Error {
 // ----- conflict names
 
 /// Stands between stem and time in a conflict name.
-const MARK: &[u8] = b".conflict-";
+pub(crate) const MARK: &[u8] = b".conflict-";
 /// Length of the time, `20261120T101112Z`.
 const TIME_LEN: usize = 16;
 /// Hexadecimal digits of the tag of a name that is neither cut nor displaced.
@@ -940,7 +940,7 @@ fn free_conflict_name(
 }
 
 /// Real names whose conflict copies could have been given `name`. Nearly always none.
-fn conflict_bases(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<Vec<Name>> {
+pub(crate) fn conflict_bases(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<Vec<Name>> {
     let Some((stem, extension)) = parse_conflict(name.as_bytes()) else { return Ok(Vec::new()) };
     let mut out: Vec<Name> = Name::new(&[stem, extension].concat()).into_iter().collect();
     // A cut stem does not tell the rest. A cut may fall short by the bytes of one character.

@@ -3,7 +3,7 @@
 
 use super::{Result, Spot, Tx, names, records};
 use crate::disk::{Bind, Claim, NodeKey, Place};
-use crate::id::{Dot, LinkId, Name};
+use crate::id::{Dot, LinkId, Name, Stamp};
 use crate::meta::Content;
 use crate::tree;
 
@@ -126,11 +126,11 @@ fn copies(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
 
 /// What all conflict names of `base` begin with.
 fn copies_prefix(base: &Name) -> Vec<u8> {
-    let some = tree::conflict_name(base, Dot::default(), 0);
+    let some = tree::conflict_name(base, Dot::default(), Stamp::MIN, 0);
     let (some, base) = (some.as_bytes(), base.as_bytes());
-    let mark = some.windows(MARK.len()).rposition(|w| w == MARK);
+    let mark = some.windows(tree::MARK.len()).rposition(|w| w == tree::MARK);
     match mark {
-        Some(at) if base.len() <= UNCUT_MAX => some[..at + MARK.len()].to_vec(),
+        Some(at) if base.len() <= UNCUT_MAX => some[..at + tree::MARK.len()].to_vec(),
         _ => {
             let same = some.iter().zip(base).take_while(|(a, b)| a == b).count();
             some[..same.min(PREFIX_MAX)].to_vec()
@@ -138,8 +138,6 @@ fn copies_prefix(base: &Name) -> Vec<u8> {
     }
 }
 
-/// What conflict names have between the name they are made from and the tag.
-const MARK: &[u8] = b".conflict-";
 /// Names up to this many bytes are never cut to make room for a tag.
 const UNCUT_MAX: usize = 128;
 /// Conflict names keep at least this much of the beginning of a longer name.
