@@ -218,6 +218,9 @@ fn put_leaf(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64) -> 
     let bound = old.as_ref().map(|o| o.bound.clone()).unwrap_or_default();
     tx.put_entry(EntryRow { n, bound, entry: new })?;
     let flux = &mut Flux::default();
+    for (parent, _) in before.difference(&after) {
+        note_fragile(tx, *parent, flux)?;
+    }
     // First what comes, then what goes: directories kept by either never die in between.
     for (parent, name) in after.difference(&before) {
         tx.add_name(*parent, name, id);
@@ -285,7 +288,11 @@ fn put_directory(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64
 fn detach(tx: &mut Tx<'_>, movers: &[EntryId], flux: &mut Flux) -> Result<Vec<Option<Spot>>> {
     let mut before = Vec::with_capacity(movers.len());
     for x in movers {
-        before.push(spot(tx, *x)?);
+        let spot = spot(tx, *x)?;
+        if let Some(s) = &spot {
+            note_fragile(tx, s.parent, flux)?;
+        }
+        before.push(spot);
     }
     flux.detached.extend(movers);
     for (x, spot) in movers.iter().zip(&before) {
@@ -328,6 +335,19 @@ struct Flux {
     detached: BTreeSet<EntryId>,
     /// Directories that came to life or died on the way, with what they were before.
     flipped: BTreeMap<EntryId, bool>,
+    /// Where the directories that may die are shown before.
+    fragile: BTreeMap<EntryId, Spot>,
+}
+
+/// Notes where the directories are shown that may die if `from` loses a child: the absent ones in a row.
+fn note_fragile(tx: &mut Tx<'_>, from: EntryId, flux: &mut Flux) -> Result<()> {
+    let mut at = from;
+    while !flux.fragile.contains_key(&at) && !link_present(tx, at)? {
+        let Some(s) = spot(tx, at)? else { break };
+        let dir = std::mem::replace(&mut at, s.parent);
+        flux.fragile.insert(dir, s);
+    }
+    Ok(())
 }
 
 /// One child more or less is shown below `dir`. Goes up as long as that gives life or death.
@@ -343,12 +363,8 @@ fn adjust(tx: &mut Tx<'_>, dir: EntryId, more: bool, flux: &mut Flux) -> Result<
                 .checked_sub(1)
                 .ok_or_else(|| Error::Inconsistent(format!("directory {dir} has fewer than no children")))?,
         };
-        let held = dir.is_root() || flux.detached.contains(&dir);
-        let dies = was && !held && state.live_children == 0 && !link_present(tx, dir)?;
-        if dies && let Some(s) = spot(tx, dir)? {
-            touch(tx, &s.parents, &s.name, dir)?;
-        }
         tx.put_dir(dir, state);
+        let held = dir.is_root() || flux.detached.contains(&dir);
         if held || is_live(tx, dir)? == was {
             return Ok(());
         }
@@ -526,19 +542,17 @@ fn touch_below(tx: &mut Tx<'_>, parent: EntryId, name: &Name, but: EntryId) -> R
 }
 
 /// Marks directories that came to life or died, and what their names or unions concern.
-fn mark_flipped(tx: &mut Tx<'_>, flux: &Flux, changed: EntryId) -> Result<()> {
-    for (&dir, &was) in &flux.flipped {
+fn mark_flipped(tx: &mut Tx<'_>, flux: &mut Flux, changed: EntryId) -> Result<()> {
+    for (dir, was) in std::mem::take(&mut flux.flipped) {
         if is_live(tx, dir)? == was {
             continue;
         }
         if dir != changed {
             tx.add_pending(dir);
         }
-        // What died was looked at when it died.
-        if let Some(s) = spot(tx, dir)? {
-            touch(tx, &s.parents, &s.name, dir)?;
-            mark_union(tx, dir, s.others, false)?;
-        }
+        let Some(s) = (if was { flux.fragile.remove(&dir) } else { spot(tx, dir)? }) else { continue };
+        touch(tx, &s.parents, &s.name, dir)?;
+        mark_union(tx, dir, s.others, false)?;
     }
     Ok(())
 }

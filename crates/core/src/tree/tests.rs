@@ -6,6 +6,9 @@ use crate::rows::{MemStore, Store};
 use crate::tx::Env;
 use smallvec::smallvec;
 
+mod random;
+mod reference;
+
 fn name(s: &str) -> Name {
     Name::new(s.as_bytes()).unwrap()
 }
