@@ -182,7 +182,7 @@ impl Entry {
 
 /// Equal stamps come only from one author's one change; the attributes are compared as well so that
 /// even a broken author cannot make replicas differ for ever.
-fn meta_rank(m: &(Stamp, Attrs)) -> (Stamp, u32, u32, u32, &crate::meta::Xattrs, &Option<(Vec<u8>, Vec<u8>)>) {
+fn meta_rank(m: &(Stamp, Attrs)) -> impl Ord {
     (m.0, m.1.mode, m.1.uid, m.1.gid, &m.1.xattrs, &m.1.owner_names)
 }
 

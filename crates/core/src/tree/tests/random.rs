@@ -130,7 +130,10 @@ fn pick(states: &States, n: usize, which: impl Fn(&Entry) -> bool) -> Option<&En
 
 fn pick_parent(states: &States, n: usize) -> EntryId {
     let dirs: Vec<EntryId> = states.values().filter(|e| e.kind.is_dir()).map(|e| e.id).collect();
-    if n % (dirs.len() + 1) == 0 { EntryId::ROOT } else { dirs[n % (dirs.len() + 1) - 1] }
+    match n % (dirs.len() + 1) {
+        0 => EntryId::ROOT,
+        i => dirs[i - 1],
+    }
 }
 
 /// The state that the act makes, or `None` if there is nothing to act on.
