@@ -520,6 +520,13 @@ impl<'a> Tx<'a> {
         rows.iter().map(|(k, _)| self.unslot(Table::Pending, k)).collect()
     }
 
+    /// Entries that this transaction has made pending.
+    pub fn new_pending(&self) -> Result<Vec<EntryId>> {
+        let range = (Table::Pending, Vec::new())..(table_after(Table::Pending), Vec::new());
+        let rows = self.rows.range(range).filter(|(_, v)| v.is_some());
+        rows.map(|((_, k), _)| self.unslot(Table::Pending, k)).collect()
+    }
+
     /// A raw row of a table whose codec lives elsewhere (settings, needs, intents, peers, tags).
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
         // BTreeMap wants an owned tuple to look up; keys are short.

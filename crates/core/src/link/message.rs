@@ -32,8 +32,14 @@ pub enum Message {
     Piece(Piece),
     /// The version cannot be had here.
     NotHere(NotHere),
-    /// Through the data path, so that a frozen feed is noticed: the sender's feed head.
-    Heartbeat { head: u64 },
+    /// Through the data path, so that a frozen feed is noticed.
+    Heartbeat {
+        /// Head of the sender's feed.
+        head: u64,
+        /// True once the sender's whole tree is in its feed: a joining replica that has read up to `head` may
+        /// scan its own tree then.
+        scanned: bool,
+    },
     /// No more: why.
     Bye { reason: String },
 }
