@@ -1,1 +1,38 @@
-//! To be filled.
+//! Directory volumes: seeing what is in a tree, reading it, changing it. System calls only; what they mean is
+//! decided elsewhere.
+//!
+//! A [`Directory`] is opened once; it gives [`DirFd`]s, and everything else happens relative to one of these and a
+//! single name. Looking: [`DirFd::list`], [`DirFd::look`]. Reading: [`DirFd::hash`], [`DirFd::open_read`].
+//! Changing: an inode is made whole in the private directory ([`Directory::stage_small`] and its siblings), made
+//! durable ([`Directory::make_durable`]), and shown by a rename ([`Directory::place`]). Nothing destroys but a rename
+//! into limbo, and limbo is emptied only when told to ([`Directory::drop_limbo`]). Hearing of changes:
+//! [`Watcher`].
+//!
+//! What is deliberately absent: any memory of what was seen, any retry, any policy.
+
+mod apply;
+mod attrs;
+mod capability;
+mod directory;
+mod dirfd;
+mod error;
+mod key;
+mod read;
+mod stage;
+mod stat;
+mod sys;
+mod watch;
+
+pub use apply::{Limbo, Placed};
+pub use capability::{Capabilities, Created};
+pub use directory::{Directory, Located, Marker, OpenOptions, Part, PrivateEntry};
+pub use dirfd::{DirFd, Seen, Unseen, UnseenReason};
+pub use driftless_core::local::Looked;
+pub use driftless_core::plan::{Outcome, Victim};
+pub use error::{ApplyError, Reason, VolumeError};
+pub use key::Identity;
+pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
+pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
+pub use stat::MountId;
+pub use sys::Writers;
+pub use watch::{Delivery, Hint, WatchMode, Watcher};

@@ -1,0 +1,675 @@
+//! Showing staged inodes, moving and removing: each primitive does its part of the limbo rule.
+//!
+//! Nothing destroys but a rename into limbo. What is to be replaced or removed is compared with what is expected
+//! (handle and full fingerprint), and a lease says that nobody writes to it; then it is exchanged with what
+//! replaces it; what came out is compared again (not the ctime: some file systems change it by the exchange), and the
+//! lease is asked for again. If it is another version, it is exchanged back; where that fails it stays in limbo,
+//! which is a place to keep user versions as well. Limbo is emptied by [`Directory::drop_limbo`] after the seal.
+//! Directories are only ever removed by rmdir.
+
+use crate::attrs::{self, Target, Wanted};
+use crate::directory::Directory;
+use crate::dirfd::DirFd;
+use crate::error::{ApplyError, Context, VolumeError};
+use crate::stage::{PrivateName, StageId, Staged};
+use crate::stat::{self, CName, Look, only_mtime};
+use crate::sys::{self, Writers};
+use driftless_core::plan::{Outcome, Victim};
+use driftless_core::{Attrs, Fingerprint, Kind, Name, NodeKey, Time};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Where a replaced or removed inode waits.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Limbo {
+    /// Its name in limbo.
+    pub id: StageId,
+    /// Its identity.
+    pub key: NodeKey,
+    /// Set if it is not in the private directory but, under a reserved name, in this directory.
+    pub beside: Option<NodeKey>,
+    /// What leases said about writers. Unknown: look at it again before it goes for good.
+    pub writers: Writers,
+}
+
+/// What placing or moving gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// The inode now at the name.
+    pub key: NodeKey,
+    /// Its fingerprint now.
+    pub fingerprint: Fingerprint,
+    /// Where the victim waits, if there was one (and it was no directory).
+    pub limbo: Option<Limbo>,
+}
+
+/// A name relative to an open directory; of the volume or of the private directory.
+#[derive(Clone, Copy)]
+struct Spot<'a> {
+    dir: BorrowedFd<'a>,
+    name: &'a CStr,
+    /// The directory, if it is one of the volume.
+    open: Option<&'a DirFd>,
+}
+
+impl Directory {
+    /// Shows a staged inode as `name`, in place of `victim` or, without one, at a free name.
+    ///
+    /// # Errors
+    /// [`ApplyError::Unexpected`] if the name is not free, [`ApplyError::Raced`] if the victim is not as expected,
+    /// [`ApplyError::Busy`] if somebody writes to it. The staged inode then still waits in staging.
+    pub fn place(
+        &self,
+        staged: &Staged,
+        dir: &DirFd,
+        name: &Name,
+        victim: Option<&Victim>,
+    ) -> Result<Placed, ApplyError> {
+        match self.place_from(staged, dir, name, victim) {
+            Err(ApplyError::CrossDevice { .. }) if staged.beside.is_none() => {
+                let beside = self.restage_beside(staged, dir)?;
+                self.place_from(&beside, dir, name, victim)
+            }
+            other => other,
+        }
+    }
+
+    fn place_from(
+        &self,
+        staged: &Staged,
+        dir: &DirFd,
+        name: &Name,
+        victim: Option<&Victim>,
+    ) -> Result<Placed, ApplyError> {
+        let private_name = staged.name();
+        let from = Spot {
+            dir: match &staged.beside {
+                Some(dir) => dir.as_fd(),
+                None => self.private()?.staging.as_fd(),
+            },
+            name: private_name.get(),
+            open: staged.beside.as_ref(),
+        };
+        let limbo = self.take_over(from, &staged.key, dir, name, victim, staged.id)?;
+        let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint)?;
+        Ok(Placed { key: staged.key.clone(), fingerprint, limbo })
+    }
+
+    /// The fingerprint of what was just moved to `name`. Its new ctime counts only if size and mtime are those it had:
+    /// else somebody has written already, and must be seen to have.
+    fn fingerprint_after(
+        &self,
+        dir: &DirFd,
+        name: &Name,
+        before: &Fingerprint,
+    ) -> Result<Fingerprint, VolumeError> {
+        match stat::stat_name(dir, CName::new(name).get()) {
+            Ok(stat) => {
+                let now = stat::fingerprint_of(&stat);
+                Ok(if (now.size, now.mtime) == (before.size, before.mtime) { now } else { *before })
+            }
+            // Taken away already.
+            Err(Errno::NOENT) => Ok(*before),
+            Err(e) => Err(VolumeError::sys("look at", name.as_bytes(), e)),
+        }
+    }
+
+    /// Removes a name: a leaf into limbo, an empty directory for good (then there is no limbo).
+    ///
+    /// # Errors
+    /// [`ApplyError::NotEmpty`] for a directory with entries, and as [`Directory::place`].
+    pub fn remove(
+        &self,
+        dir: &DirFd,
+        name: &Name,
+        victim: &Victim,
+        id: StageId,
+    ) -> Result<Option<Limbo>, ApplyError> {
+        if victim.kind.is_dir() {
+            return self.remove_dir(dir, name, victim).map(|()| None);
+        }
+        let guard = self.check_victim(dir, name, victim)?;
+        let cname = CName::new(name);
+        let spot = Spot { dir: dir.as_fd(), name: cname.get(), open: Some(dir) };
+        let (limbo_name, mut limbo) = self.to_limbo(spot, id, &victim.node)?;
+        let private = self.private()?;
+        let now_at = match limbo.beside {
+            Some(_) => dir.as_fd(),
+            None => private.limbo.as_fd(),
+        };
+        match self.check_out(now_at, limbo_name.get(), victim, guard.as_ref()) {
+            Ok(writers) => {
+                limbo.writers = writers;
+                Ok(Some(limbo))
+            }
+            Err(out) => {
+                let back = self.rename(now_at, limbo_name.get(), dir.as_fd(), cname.get(), false);
+                let limbo = back.is_err().then(|| Limbo { key: out.unwrap_or(limbo.key), ..limbo });
+                Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
+            }
+        }
+    }
+
+    fn remove_dir(&self, dir: &DirFd, name: &Name, victim: &Victim) -> Result<(), ApplyError> {
+        let doing = "remove the directory";
+        let look = match dir.look_raw(name) {
+            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
+            other => other.doing(doing, name.as_bytes())?,
+        };
+        if look.key != victim.node || !look.kind().is_dir() {
+            return Err(ApplyError::raced(name.as_bytes()));
+        }
+        let cname = CName::new(name);
+        match self.in_writable(&[Some(dir)], || rustix::fs::unlinkat(dir, cname.get(), AtFlags::REMOVEDIR)) {
+            // Some file systems say "exists" for "not empty".
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                Err(ApplyError::NotEmpty { name: name.as_bytes().to_vec() })
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(ApplyError::raced(name.as_bytes())),
+            other => Ok(other.doing(doing, name.as_bytes())?),
+        }
+    }
+
+    /// Moves an inode to another name, in place of `victim` or, without one, to a free name. `id` names the victim in
+    /// limbo.
+    ///
+    /// # Errors
+    /// [`ApplyError::Raced`] if `from` is not `key`, and as [`Directory::place`].
+    #[allow(clippy::too_many_arguments, reason = "two places, what is moved, what is replaced")]
+    pub fn rename_node(
+        &self,
+        from_dir: &DirFd,
+        from_name: &Name,
+        to_dir: &DirFd,
+        to_name: &Name,
+        key: &NodeKey,
+        victim: Option<&Victim>,
+        id: StageId,
+    ) -> Result<Placed, ApplyError> {
+        let look = self.look_expected(from_dir, from_name, key)?;
+        let cname = CName::new(from_name);
+        let from = Spot { dir: from_dir.as_fd(), name: cname.get(), open: Some(from_dir) };
+        let limbo = self.take_over(from, key, to_dir, to_name, victim, id)?;
+        self.moved(key, &look.fingerprint(), to_dir, to_name, limbo)
+    }
+
+    fn moved(
+        &self,
+        key: &NodeKey,
+        before: &Fingerprint,
+        dir: &DirFd,
+        name: &Name,
+        limbo: Option<Limbo>,
+    ) -> Result<Placed, ApplyError> {
+        let fingerprint = self.fingerprint_after(dir, name, before)?;
+        Ok(Placed { key: key.clone(), fingerprint, limbo })
+    }
+
+    fn look_expected(&self, dir: &DirFd, name: &Name, key: &NodeKey) -> Result<Look, ApplyError> {
+        match dir.look_raw(name) {
+            Ok(look) if look.key == *key => Ok(look),
+            Ok(_) | Err(Errno::NOENT) => Err(ApplyError::raced(name.as_bytes())),
+            Err(e) => Err(VolumeError::sys("look at", name.as_bytes(), e).into()),
+        }
+    }
+
+    /// Gives a leaf another name, in place of `victim` or, without one, at a free name. `id` names the new link in
+    /// staging, and then the victim in limbo.
+    ///
+    /// # Errors
+    /// As [`Directory::rename_node`].
+    #[allow(clippy::too_many_arguments, reason = "two places, what is linked, what is replaced")]
+    pub fn link_node(
+        &self,
+        from_dir: &DirFd,
+        from_name: &Name,
+        to_dir: &DirFd,
+        to_name: &Name,
+        key: &NodeKey,
+        victim: Option<&Victim>,
+        id: StageId,
+    ) -> Result<Placed, ApplyError> {
+        let look = self.look_expected(from_dir, from_name, key)?;
+        let staging = self.private()?.staging.as_fd();
+        let (source, name) = (CName::new(from_name), id.name());
+        match rustix::fs::linkat(from_dir, source.get(), staging, name.get(), AtFlags::empty()) {
+            Err(Errno::NOENT) => return Err(ApplyError::raced(from_name.as_bytes())),
+            other => other.doing("link", from_name.as_bytes())?,
+        }
+        let drop_link = || {
+            // The inode has another name, or is in limbo's care under this one; either way no content goes.
+            let kept = stat::stat_name(staging, name.get()).is_ok_and(|stat| stat.stx_nlink > 1);
+            if kept {
+                let _ = rustix::fs::unlinkat(staging, name.get(), AtFlags::empty());
+            }
+        };
+        let linked = stat::look_name(self.0.capabilities.identity, staging, name.get());
+        if !linked.is_ok_and(|linked| linked.key == *key) {
+            drop_link();
+            return Err(ApplyError::raced(from_name.as_bytes()));
+        }
+        let from = Spot { dir: staging, name: name.get(), open: None };
+        match self.take_over(from, key, to_dir, to_name, victim, id) {
+            Ok(limbo) => self.moved(key, &look.fingerprint(), to_dir, to_name, limbo),
+            Err(e) => {
+                drop_link();
+                Err(e)
+            }
+        }
+    }
+
+    /// Makes a directory at a free name.
+    ///
+    /// # Errors
+    /// [`ApplyError::Unexpected`] if the name is not free.
+    pub fn make_dir(&self, dir: &DirFd, name: &Name, attrs: &Attrs) -> Result<Outcome, ApplyError> {
+        let cname = CName::new(name);
+        let mode = Mode::from_raw_mode(0o700);
+        match self.in_writable(&[Some(dir)], || rustix::fs::mkdirat(dir, cname.get(), mode)) {
+            Err(Errno::EXIST) => return Err(self.unexpected(dir, name)),
+            other => other.doing("make the directory", name.as_bytes())?,
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, cname.get(), flags, Mode::empty());
+        let fd = fd.doing("open the directory", name.as_bytes())?;
+        let wanted = Wanted { kind: Kind::Dir, attrs, mtime: attrs.dir_mtime };
+        let identity = self.0.capabilities.identity;
+        let (look, given) = attrs::apply_and_look(&Target::Open(&fd), &wanted, identity, name.as_bytes())?;
+        Ok(Outcome { fingerprint: look.fingerprint(), node: look.key, given })
+    }
+
+    /// Sets the attributes of an inode, and with `mtime` its time. With `expected`, only if it still has this
+    /// fingerprint: setting a time must not hide that somebody has written.
+    ///
+    /// What may not be set is left as it is; the outcome says what was given back.
+    ///
+    /// # Errors
+    /// [`ApplyError::Raced`] if it is not `key` or its fingerprint not as expected, [`ApplyError::Busy`] if somebody
+    /// writes to it and a time is to be set.
+    #[allow(clippy::too_many_arguments, reason = "a place, what is expected there, what to set")]
+    pub fn set_attrs(
+        &self,
+        dir: &DirFd,
+        name: &Name,
+        key: &NodeKey,
+        kind: Kind,
+        attrs: &Attrs,
+        mtime: Option<Time>,
+        expected: Option<&Fingerprint>,
+    ) -> Result<Outcome, ApplyError> {
+        let doing = "open";
+        let path = match dir.open_path(name) {
+            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
+            other => other.doing(doing, name.as_bytes())?,
+        };
+        let before = dir.look_at(&path).doing(doing, name.as_bytes())?;
+        let as_expected = expected.is_none_or(|expected| *expected == before.fingerprint());
+        if before.key != *key || before.kind() != kind || !as_expected {
+            return Err(ApplyError::raced(name.as_bytes()));
+        }
+        let open = self.reopen_to_read(&path, kind);
+        if let Some(fd) = &open
+            && kind == Kind::File
+            && mtime.is_some()
+            && sys::writers(fd) == Writers::Some
+        {
+            return Err(ApplyError::Busy { name: name.as_bytes().to_vec() });
+        }
+        let target = open.as_ref().map_or(Target::Path(&path), Target::Open);
+        let mtime = mtime.or(attrs.dir_mtime.filter(|_| kind.is_dir()));
+        let wanted = Wanted { kind, attrs, mtime };
+        let identity = self.0.capabilities.identity;
+        let (after, given) = attrs::apply_and_look(&target, &wanted, identity, name.as_bytes())?;
+        let (old, new) = (before.fingerprint(), after.fingerprint());
+        let untouched = new.size == old.size && (mtime.is_some() || new.mtime == old.mtime);
+        Ok(Outcome { node: after.key, fingerprint: if untouched { new } else { old }, given })
+    }
+
+    /// Sets only the modification time of an open directory; gives its fingerprint after that.
+    pub fn set_dir_mtime(&self, dir: &DirFd, mtime: Time) -> Result<Fingerprint, VolumeError> {
+        let doing = "set the time of the directory";
+        match rustix::fs::futimens(dir, &only_mtime(mtime)) {
+            // Not ours: what is given back says so.
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS) => {}
+            Err(e) => return Err(VolumeError::sys(doing, b"", e)),
+        }
+        Ok(stat::fingerprint_of(&stat::stat_fd(dir).doing(doing, b"")?))
+    }
+
+    /// Moves an inode out of the way, into limbo under a name that [`Directory::unpark`] knows.
+    ///
+    /// # Errors
+    /// [`ApplyError::Raced`] if it is not `key`; [`ApplyError::CrossDevice`] where the file system does not rename
+    /// into the private directory.
+    pub fn park(&self, dir: &DirFd, name: &Name, key: &NodeKey, id: StageId) -> Result<(), ApplyError> {
+        self.look_expected(dir, name, key)?;
+        let limbo = self.private()?.limbo.as_fd();
+        let (cname, parked) = (CName::new(name), parked_name(id));
+        self.in_writable(&[Some(dir)], || self.rename(dir.as_fd(), cname.get(), limbo, parked.get(), false))
+            .doing("park", name.as_bytes())?;
+        let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
+        if look.is_ok_and(|look| look.key == *key) {
+            return Ok(());
+        }
+        let back = self.rename(limbo, parked.get(), dir.as_fd(), cname.get(), false);
+        let limbo =
+            back.is_err().then(|| Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown });
+        Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
+    }
+
+    /// Moves a parked inode to its place, over `victim` or, without one, to a free name. `limbo` names the victim in
+    /// limbo.
+    pub fn unpark(
+        &self,
+        id: StageId,
+        key: &NodeKey,
+        dir: &DirFd,
+        name: &Name,
+        victim: Option<&Victim>,
+        limbo: StageId,
+    ) -> Result<Placed, ApplyError> {
+        let parked = parked_name(id);
+        let from = Spot { dir: self.private()?.limbo.as_fd(), name: parked.get(), open: None };
+        let look = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
+        let look = look.doing("unpark", name.as_bytes())?;
+        if look.key != *key {
+            return Err(ApplyError::raced(name.as_bytes()));
+        }
+        let limbo = self.take_over(from, key, dir, name, victim, limbo)?;
+        self.moved(key, &look.fingerprint(), dir, name, limbo)
+    }
+
+    /// Removes files from limbo for good; to be called after the seal. Those that are not what they should be are kept
+    /// and returned, as are those beside their directory (see [`DirFd::drop_limbo`]).
+    pub fn drop_limbo(&self, limbo: &[Limbo]) -> Result<Vec<Limbo>, VolumeError> {
+        let dir = self.private()?.limbo.as_fd();
+        let mut kept = Vec::new();
+        for one in limbo {
+            let gone = one.beside.is_none()
+                && self.unlink_verified(dir, one.id.name().get().to_bytes(), &one.key)?;
+            if !gone {
+                kept.push(one.clone());
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Puts what `from` is (`moved`) to `name`, and the victim, if any, into limbo.
+    fn take_over(
+        &self,
+        from: Spot<'_>,
+        moved: &NodeKey,
+        dir: &DirFd,
+        name: &Name,
+        victim: Option<&Victim>,
+        id: StageId,
+    ) -> Result<Option<Limbo>, ApplyError> {
+        match victim {
+            Some(victim) if !victim.kind.is_dir() => {
+                let guard = self.check_victim(dir, name, victim)?;
+                if self.0.capabilities.exchange {
+                    self.exchange(from, moved, dir, name, victim, guard.as_ref(), id).map(Some)
+                } else {
+                    self.replace_without_exchange(from, dir, name, victim, id).map(Some)
+                }
+            }
+            Some(victim) => {
+                self.remove_dir(dir, name, victim)?;
+                self.move_to_free(from, moved, dir, name).map(|()| None)
+            }
+            None => self.move_to_free(from, moved, dir, name).map(|()| None),
+        }
+    }
+
+    fn move_to_free(
+        &self,
+        from: Spot<'_>,
+        moved: &NodeKey,
+        dir: &DirFd,
+        name: &Name,
+    ) -> Result<(), ApplyError> {
+        let to = CName::new(name);
+        let rename = || self.rename(from.dir, from.name, dir.as_fd(), to.get(), false);
+        match self.in_writable(&[from.open, Some(dir)], rename) {
+            Err(Errno::EXIST) => return Err(self.unexpected(dir, name)),
+            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
+            other => other.doing("move to", name.as_bytes())?,
+        }
+        // From the private directory only we move; from the volume somebody may have been faster.
+        if from.open.is_some() && !dir.look_raw(name).is_ok_and(|look| look.key == *moved) {
+            // If it does not go back, it is still a user's file at a name of the volume: it is looked at.
+            let _ = self.rename(dir.as_fd(), to.get(), from.dir, from.name, false);
+            return Err(ApplyError::raced(name.as_bytes()));
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "two places, what is moved, what is replaced")]
+    fn exchange(
+        &self,
+        from: Spot<'_>,
+        moved: &NodeKey,
+        dir: &DirFd,
+        name: &Name,
+        victim: &Victim,
+        guard: Option<&OwnedFd>,
+        id: StageId,
+    ) -> Result<Limbo, ApplyError> {
+        let to = CName::new(name);
+        let swap = || rustix::fs::renameat_with(from.dir, from.name, dir, to.get(), RenameFlags::EXCHANGE);
+        match self.in_writable(&[from.open, Some(dir)], swap) {
+            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
+            other => other.doing("replace", name.as_bytes())?,
+        }
+        match self.check_out(from.dir, from.name, victim, guard) {
+            Ok(writers) => {
+                let (_, limbo) = self.to_limbo(from, id, &victim.node)?;
+                Ok(Limbo { writers, ..limbo })
+            }
+            Err(_) => Err(self.put_back(swap, from, moved, name, id)),
+        }
+    }
+
+    /// What came out of an exchange is a user's version: it goes back. What then comes out must be ours, else it is
+    /// another user's version and stays in limbo.
+    fn put_back(
+        &self,
+        swap: impl Fn() -> Result<(), Errno>,
+        from: Spot<'_>,
+        moved: &NodeKey,
+        name: &Name,
+        id: StageId,
+    ) -> ApplyError {
+        let swapped = swap();
+        let out = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
+        let raced = |limbo| ApplyError::Raced { name: name.as_bytes().to_vec(), limbo };
+        match (swapped, out) {
+            (Ok(()), Ok(look)) if look.key == *moved => raced(None),
+            (_, Ok(look)) => raced(self.to_limbo(from, id, &look.key).ok().map(|(_, limbo)| limbo)),
+            (_, Err(_)) => raced(None),
+        }
+    }
+
+    /// Without `RENAME_EXCHANGE`: a second name in limbo keeps the victim, then a plain rename replaces it. Between
+    /// the two somebody may put another file there, which would be lost; the volume's `doctor` says so.
+    fn replace_without_exchange(
+        &self,
+        from: Spot<'_>,
+        dir: &DirFd,
+        name: &Name,
+        victim: &Victim,
+        id: StageId,
+    ) -> Result<Limbo, ApplyError> {
+        let limbo = self.private()?.limbo.as_fd();
+        let (to, kept) = (CName::new(name), id.name());
+        rustix::fs::linkat(dir, to.get(), limbo, kept.get(), AtFlags::empty())
+            .doing("keep", name.as_bytes())?;
+        let key = match stat::look_name(self.0.capabilities.identity, limbo, kept.get()) {
+            Ok(look) if look.key == victim.node => look.key,
+            _ => {
+                // A second name of what is still at `name`.
+                let _ = rustix::fs::unlinkat(limbo, kept.get(), AtFlags::empty());
+                return Err(ApplyError::raced(name.as_bytes()));
+            }
+        };
+        let rename = || rustix::fs::renameat(from.dir, from.name, dir, to.get());
+        self.in_writable(&[from.open, Some(dir)], rename).doing("replace", name.as_bytes())?;
+        Ok(Limbo { id, key, beside: None, writers: Writers::Unknown })
+    }
+
+    /// Compares what is at `name` with the victim expected, and asks whether somebody writes to it. Gives the open file
+    /// to ask again.
+    fn check_victim(&self, dir: &DirFd, name: &Name, victim: &Victim) -> Result<Option<OwnedFd>, ApplyError> {
+        let path = match dir.open_path(name) {
+            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
+            other => other.doing("look at", name.as_bytes())?,
+        };
+        let look = dir.look_at(&path).doing("look at", name.as_bytes())?;
+        if look.key != victim.node || look.fingerprint() != victim.fingerprint || look.kind() != victim.kind {
+            return Err(ApplyError::raced(name.as_bytes()));
+        }
+        if stat::is_fixed(&look.stat) {
+            return Err(VolumeError::sys("replace", name.as_bytes(), Errno::PERM).into());
+        }
+        if victim.kind != Kind::File {
+            return Ok(None);
+        }
+        let open = self.reopen_to_read(&path, Kind::File);
+        match open.as_ref().map(sys::writers) {
+            Some(Writers::Some) => Err(ApplyError::Busy { name: name.as_bytes().to_vec() }),
+            _ => Ok(open),
+        }
+    }
+
+    /// Compares what came out with the victim: not the ctime. `Err` says what it is instead, if that can be seen.
+    fn check_out(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        victim: &Victim,
+        guard: Option<&OwnedFd>,
+    ) -> Result<Writers, Option<NodeKey>> {
+        let look = stat::look_name(self.0.capabilities.identity, dir, name).map_err(|_| None)?;
+        let now = look.fingerprint();
+        let same = look.key == victim.node
+            && (now.size, now.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime);
+        let writers = match guard {
+            Some(fd) => sys::writers(fd),
+            None if victim.kind == Kind::File => Writers::Unknown,
+            None => Writers::None,
+        };
+        if same && writers != Writers::Some { Ok(writers) } else { Err(Some(look.key)) }
+    }
+
+    /// The same inode, opened for reading; `None` where that is not allowed or has no meaning.
+    fn reopen_to_read(&self, path: &OwnedFd, kind: Kind) -> Option<OwnedFd> {
+        use std::os::fd::AsRawFd;
+        let flags = match kind {
+            Kind::File => OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Kind::Dir => OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            _ => return None,
+        };
+        let name = format!("/proc/self/fd/{}", path.as_raw_fd());
+        rustix::fs::open(name.as_str(), flags, Mode::empty()).ok()
+    }
+
+    /// Renames into limbo; beside itself, under a reserved name, where the file system does not rename there.
+    fn to_limbo(
+        &self,
+        from: Spot<'_>,
+        id: StageId,
+        key: &NodeKey,
+    ) -> Result<(PrivateName, Limbo), ApplyError> {
+        let doing = "move into limbo";
+        let limbo = Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown };
+        let name = id.name();
+        let private = self.private()?.limbo.as_fd();
+        let rename = || self.rename(from.dir, from.name, private, name.get(), false);
+        match (self.in_writable(&[from.open], rename), from.open) {
+            (Ok(()), _) => Ok((name, limbo)),
+            (Err(Errno::XDEV), Some(dir)) => {
+                let name = id.beside(LIMBO_PART);
+                self.rename(from.dir, from.name, from.dir, name.get(), false)
+                    .doing(doing, from.name.to_bytes())?;
+                Ok((name, Limbo { beside: Some(dir.key().clone()), ..limbo }))
+            }
+            (Err(Errno::NOENT), _) => Err(ApplyError::raced(from.name.to_bytes())),
+            (Err(e), _) => Err(VolumeError::sys(doing, from.name.to_bytes(), e).into()),
+        }
+    }
+
+    /// Renames; over nothing unless `replace`.
+    fn rename(
+        &self,
+        from_dir: BorrowedFd<'_>,
+        from: &CStr,
+        to_dir: BorrowedFd<'_>,
+        to: &CStr,
+        replace: bool,
+    ) -> Result<(), Errno> {
+        if replace {
+            return rustix::fs::renameat(from_dir, from, to_dir, to);
+        }
+        if self.0.capabilities.noreplace {
+            return rustix::fs::renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE);
+        }
+        // A link never replaces; a directory cannot be linked, but its rename only ever replaces an empty directory.
+        match rustix::fs::linkat(from_dir, from, to_dir, to, AtFlags::empty()) {
+            Ok(()) => rustix::fs::unlinkat(from_dir, from, AtFlags::empty()),
+            Err(Errno::PERM) => match stat::stat_name(to_dir, to) {
+                Err(Errno::NOENT) => rustix::fs::renameat(from_dir, from, to_dir, to),
+                Err(e) => Err(e),
+                Ok(_) => Err(Errno::EXIST),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    fn unexpected(&self, dir: &DirFd, name: &Name) -> ApplyError {
+        let seen = dir.look(name).ok().flatten().map(Box::new);
+        ApplyError::Unexpected { seen }
+    }
+
+    /// Does `act`; if that is refused because directories of our own are not writable for us, makes them writable for
+    /// the moment. (Replicating a read-only directory means writing into one.)
+    fn in_writable(&self, dirs: &[Option<&DirFd>], act: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+        match act() {
+            Err(Errno::ACCESS) if self.0.uid != 0 => {}
+            other => return other,
+        }
+        let mut opened = Vec::new();
+        for dir in dirs.iter().flatten() {
+            let stat = stat::stat_fd(dir)?;
+            let mode = u32::from(stat.stx_mode) & 0o7777;
+            if stat.stx_uid == self.0.uid && mode & 0o300 != 0o300 {
+                rustix::fs::fchmod(dir, Mode::from_raw_mode(mode | 0o300))?;
+                opened.push((dir, mode));
+            }
+        }
+        let result = if opened.is_empty() { Err(Errno::ACCESS) } else { act() };
+        for (dir, mode) in opened {
+            rustix::fs::fchmod(dir, Mode::from_raw_mode(mode))?;
+        }
+        result
+    }
+}
+
+impl DirFd {
+    /// Removes a file for good that waits beside its place, in this directory. True if it is gone.
+    pub fn drop_limbo(&self, limbo: &Limbo) -> Result<bool, VolumeError> {
+        let name = limbo.id.beside(LIMBO_PART);
+        self.volume().unlink_verified(self, name.get().to_bytes(), &limbo.key)
+    }
+}
+
+/// Part of the reserved name of a file in limbo beside its place.
+const LIMBO_PART: &str = "limbo-";
+
+fn parked_name(id: StageId) -> PrivateName {
+    let mut name = PrivateName::empty();
+    name.push(b"park-");
+    name.push(id.to_string().as_bytes());
+    name
+}

@@ -1,0 +1,483 @@
+//! A directory volume: its root, its private directory, its marker, and the way to directories inside it.
+//!
+//! Paths are walked by descriptors, beneath the root, through no symlink and over no mount point. All other
+//! work is done relative to a [`DirFd`] and one name.
+
+use crate::attrs;
+use crate::capability::{self, Capabilities};
+use crate::dirfd::DirFd;
+use crate::error::{Context, Reason, VolumeError};
+use crate::key;
+use crate::stat::{self, MountId};
+use crate::sys;
+use driftless_core::{Name, NodeKey, ReplicaId};
+use lru::LruCache;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Directories kept open per volume. The usual limit of open files is 1024, and a process may run several volumes.
+const DIRS_OPEN_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(191);
+/// The kernel takes paths below 4096 bytes; longer ones are walked in pieces.
+const PATH_PIECE_MAX: usize = 4000;
+/// A marker is two short lines; more than this is none of ours.
+const MARKER_LEN_MAX: usize = 4096;
+
+const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// A directory tree that is a volume. Cheap to clone; may be used from several threads.
+#[derive(Clone)]
+pub struct Directory(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    /// The root, readable.
+    pub(crate) root: OwnedFd,
+    /// A second descriptor of the root for `syncfs`: a descriptor reports the write errors since it was opened or
+    /// last asked, so it is opened before the first write and used for nothing else.
+    pub(crate) sync: OwnedFd,
+    pub(crate) root_key: NodeKey,
+    pub(crate) mount: MountId,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) private: Option<Private>,
+    /// Our user id, and whether we are root.
+    pub(crate) uid: u32,
+    /// Open directories by identity. Guards nothing but itself.
+    dirs: Mutex<LruCache<NodeKey, DirFd>>,
+}
+
+/// The private directory and its parts.
+pub(crate) struct Private {
+    pub(crate) dir: OwnedFd,
+    pub(crate) staging: OwnedFd,
+    pub(crate) limbo: OwnedFd,
+    pub(crate) keys: [NodeKey; 3],
+}
+
+/// How to open a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct OpenOptions {
+    /// Make the private directory if it is missing. Needed for everything that writes. Without it an existing one
+    /// is still used.
+    pub create_private: bool,
+}
+
+/// What the marker file says: which volume and replica live in this tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marker {
+    /// The volume.
+    pub volume: u128,
+    /// The replica.
+    pub replica: ReplicaId,
+}
+
+/// Where an inode is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Located {
+    /// It does not exist any more.
+    Gone,
+    /// Below the root, by this path (empty for the root itself).
+    At(Vec<Name>),
+    /// On this file system, but not below the root.
+    Outside,
+    /// Cannot be told here: no privilege to open by handle, or (files) it exists but its name is not known.
+    Unknown,
+}
+
+impl Directory {
+    /// Opens the volume at `root`, which must be a readable directory.
+    ///
+    /// # Errors
+    /// If the root or the private directory cannot be opened or made.
+    pub fn open(root: &Path, options: OpenOptions) -> Result<Directory, VolumeError> {
+        let at = root.as_os_str().as_bytes();
+        let fd = capability::open_root(root).doing("open the volume's root", at)?;
+        let sync = capability::open_root(root).doing("open the volume's root", at)?;
+        let stat = stat::stat_fd(&fd).doing("look at the volume's root", at)?;
+        let private = open_private(&fd, options.create_private)?;
+        let writable = if options.create_private { private.as_ref().map(|p| p.0.as_fd()) } else { None };
+        let capabilities =
+            Capabilities::probe(fd.as_fd(), writable).doing("try out the file system of", at)?;
+        let identity = capabilities.identity;
+        let look = |fd: &OwnedFd| stat::look_fd(identity, fd).doing("identify", at).map(|look| look.key);
+        let private = private
+            .map(|(dir, staging, limbo)| {
+                let keys = [look(&dir)?, look(&staging)?, look(&limbo)?];
+                Ok::<_, VolumeError>(Private { dir, staging, limbo, keys })
+            })
+            .transpose()?;
+        Ok(Directory(Arc::new(Inner {
+            root_key: look(&fd)?,
+            mount: stat::mount_of(&stat),
+            capabilities,
+            private,
+            uid: rustix::process::geteuid().as_raw(),
+            dirs: Mutex::new(LruCache::new(DIRS_OPEN_MAX)),
+            root: fd,
+            sync,
+        })))
+    }
+
+    /// The marker, if there is one.
+    ///
+    /// # Errors
+    /// [`Reason::BadMarker`] if the file is there but is not what we write.
+    pub fn marker(&self) -> Result<Option<Marker>, VolumeError> {
+        let Some(private) = &self.0.private else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match rustix::fs::openat(&private.dir, MARKER, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.doing("open the volume's marker", MARKER)?,
+        };
+        let mut text = vec![0; MARKER_LEN_MAX];
+        let len = rustix::io::read(&fd, &mut text[..]).doing("read the volume's marker", MARKER)?;
+        match Marker::parse(&text[..len]) {
+            Some(marker) => Ok(Some(marker)),
+            None => Err(VolumeError::own("read the volume's marker", MARKER, Reason::BadMarker)),
+        }
+    }
+
+    /// Writes the marker: as a whole, and durably.
+    pub fn write_marker(&self, marker: &Marker) -> Result<(), VolumeError> {
+        let dir = &self.private()?.dir;
+        self.write_marker_in(dir, marker).doing("write the volume's marker", MARKER)
+    }
+
+    fn write_marker_in(&self, dir: &OwnedFd, marker: &Marker) -> Result<(), Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, MARKER_NEW, flags, Mode::from_raw_mode(0o600))?;
+        crate::stage::write_all(&fd, marker.text().as_bytes(), 0)?;
+        rustix::fs::fsync(&fd)?;
+        rustix::fs::renameat(dir, MARKER_NEW, dir, MARKER)?;
+        rustix::fs::fsync(dir)?;
+        rustix::fs::fsync(&self.0.root)
+    }
+
+    /// The identity of the root directory.
+    pub fn root_key(&self) -> NodeKey {
+        self.0.root_key.clone()
+    }
+
+    /// What the file system can do, as found out when the volume was opened.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    /// True while the root directory exists.
+    pub fn root_alive(&self) -> bool {
+        stat::stat_fd(&self.0.root).is_ok_and(|stat| stat.stx_nlink > 0)
+    }
+
+    /// Where the root is now, for messages.
+    pub fn root_path(&self) -> Result<std::path::PathBuf, VolumeError> {
+        Ok(std::path::PathBuf::from(std::ffi::OsStr::from_bytes(&path_of(&self.0.root)?)))
+    }
+
+    /// Opens the directory at `path` below the root (the root itself if empty).
+    ///
+    /// With `expect`, makes sure that it is this inode; one that is still open is given without a system call
+    /// (see [`Directory::invalidate_dirs`]).
+    ///
+    /// # Errors
+    /// [`Reason::WrongIdentity`] if another inode is there, [`Reason::NotDirectory`] for symlinks and
+    /// [`Reason::CrossDevice`] for mount points on the way.
+    pub fn dir(&self, path: &[Name], expect: Option<&NodeKey>) -> Result<DirFd, VolumeError> {
+        if let Some(known) = expect.and_then(|key| self.dirs().get(key).cloned()) {
+            return Ok(known);
+        }
+        let joined = joined(path);
+        let fd = self.walk(path).doing("open the directory", &joined)?;
+        let look =
+            stat::look_fd(self.0.capabilities.identity, &fd).doing("identify the directory", &joined)?;
+        if expect.is_some_and(|expected| *expected != look.key) {
+            return Err(VolumeError::own("open the directory", &joined, Reason::WrongIdentity));
+        }
+        let mount = stat::mount_of(&look.stat);
+        if mount != self.0.mount {
+            return Err(VolumeError::own("enter the mount point", &joined, Reason::CrossDevice));
+        }
+        let dir = DirFd::new(self.clone(), fd, look.key.clone(), mount);
+        self.dirs().put(look.key, dir.clone());
+        Ok(dir)
+    }
+
+    /// Forgets the directories kept open. To be called when a directory was moved or removed by somebody else:
+    /// an open one may lie outside the root by now.
+    pub fn invalidate_dirs(&self) {
+        self.dirs().clear();
+    }
+
+    /// Opens the inode with this key, as a path descriptor (good for looking, not for reading).
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`] if it is gone; [`Reason::Unsupported`] or [`Reason::Denied`] where it cannot be told.
+    pub fn open_by_key(&self, node: &NodeKey) -> Result<OwnedFd, VolumeError> {
+        let doing = "open by handle";
+        let Some((kind, bytes)) = key::to_handle(node).filter(|_| self.0.capabilities.open_by_handle) else {
+            return Err(VolumeError::own(doing, b"", Reason::Unsupported));
+        };
+        let fd = sys::open_by_handle(&self.0.root, kind, bytes).doing(doing, b"")?;
+        let stat = stat::stat_fd(&fd).doing(doing, b"")?;
+        // Removed while still open somewhere: the inode lives, but has no name.
+        if stat.stx_nlink == 0 {
+            return Err(VolumeError::own(doing, b"", Reason::NotFound));
+        }
+        Ok(fd)
+    }
+
+    /// Where the inode with this key is now. A path found for a file is one of its names, if it has several.
+    pub fn locate(&self, node: &NodeKey) -> Located {
+        let fd = match self.open_by_key(node) {
+            Ok(fd) => fd,
+            Err(e) if e.reason == Reason::NotFound => return Located::Gone,
+            Err(_) => return Located::Unknown,
+        };
+        let is_dir = stat::stat_fd(&fd).is_ok_and(|stat| stat::kind_of(&stat).is_dir());
+        let (Ok(root), Ok(path)) = (path_of(&self.0.root), path_of(&fd)) else { return Located::Unknown };
+        match below(&root, &path) {
+            Some(names) if self.is_at(&names, node) => Located::At(names),
+            // A directory always has a path; a file whose name is not cached shows as "/".
+            None if is_dir => Located::Outside,
+            None if path != b"/" => Located::Outside,
+            _ => Located::Unknown,
+        }
+    }
+
+    fn is_at(&self, path: &[Name], node: &NodeKey) -> bool {
+        let Some((last, parents)) = path.split_last() else { return *node == self.0.root_key };
+        let seen = self.dir(parents, None).and_then(|dir| dir.look(last));
+        seen.is_ok_and(|seen| seen.is_some_and(|seen| seen.key == *node))
+    }
+
+    pub(crate) fn private(&self) -> Result<&Private, VolumeError> {
+        let missing = || VolumeError::own("write to the volume", Name::PRIVATE, Reason::ReadOnly);
+        self.0.private.as_ref().ok_or_else(missing)
+    }
+
+    fn dirs(&self) -> MutexGuard<'_, LruCache<NodeKey, DirFd>> {
+        // The cache is whole between any two statements that hold the lock.
+        self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn walk(&self, path: &[Name]) -> Result<OwnedFd, Errno> {
+        if path.is_empty() {
+            return rustix::fs::openat(&self.0.root, c".", DIR_FLAGS, Mode::empty());
+        }
+        if !self.0.capabilities.openat2 {
+            return self.walk_by_steps(path);
+        }
+        let mut at: Option<OwnedFd> = None;
+        for piece in pieces(path) {
+            let from = at.as_ref().unwrap_or(&self.0.root);
+            at = Some(open_beneath(from, &piece)?);
+        }
+        at.ok_or(Errno::INVAL)
+    }
+
+    /// Without `openat2`: one component after the other, looking for mount points on the way.
+    fn walk_by_steps(&self, path: &[Name]) -> Result<OwnedFd, Errno> {
+        let mut at = rustix::fs::openat(&self.0.root, c".", DIR_FLAGS, Mode::empty())?;
+        for name in path {
+            at = rustix::fs::openat(&at, name.as_bytes(), DIR_FLAGS, Mode::empty())?;
+            if stat::mount_of(&stat::stat_fd(&at)?) != self.0.mount {
+                return Err(Errno::XDEV);
+            }
+        }
+        Ok(at)
+    }
+}
+
+fn open_beneath(from: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    loop {
+        match rustix::fs::openat2(from, path, DIR_FLAGS, Mode::empty(), BENEATH) {
+            // The kernel asks to try again when something was renamed during the walk.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// The path in pieces that the kernel takes.
+fn pieces(path: &[Name]) -> Vec<Vec<u8>> {
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    for name in path {
+        match pieces.last_mut() {
+            Some(last) if last.len() + 1 + name.as_bytes().len() <= PATH_PIECE_MAX => {
+                last.push(b'/');
+                last.extend_from_slice(name.as_bytes());
+            }
+            _ => pieces.push(name.as_bytes().to_vec()),
+        }
+    }
+    pieces
+}
+
+fn joined(path: &[Name]) -> Vec<u8> {
+    path.iter().map(Name::as_bytes).collect::<Vec<_>>().join(&b'/')
+}
+
+fn path_of(fd: &OwnedFd) -> Result<Vec<u8>, VolumeError> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = rustix::fs::readlinkat(CWD, link.as_str(), Vec::new()).doing("resolve", link.as_bytes())?;
+    Ok(path.into_bytes())
+}
+
+/// The names from `root` down to `path`; `None` if it is not below.
+fn below(root: &[u8], path: &[u8]) -> Option<Vec<Name>> {
+    let rest = path.strip_prefix(root)?;
+    let rest = match rest {
+        [] => return Some(Vec::new()),
+        [b'/', rest @ ..] => rest,
+        rest if root == b"/" => rest,
+        _ => return None,
+    };
+    rest.split(|b| *b == b'/').map(|name| Name::new(name).ok()).collect()
+}
+
+const MARKER: &[u8] = b"marker";
+const MARKER_NEW: &[u8] = b"marker.new";
+
+impl Marker {
+    const TITLE: &'static str = "driftless volume marker 1";
+
+    fn text(&self) -> String {
+        format!("{}\nvolume {:032x}\nreplica {:016x}\n", Self::TITLE, self.volume, self.replica.0)
+    }
+
+    fn parse(text: &[u8]) -> Option<Marker> {
+        let mut lines = std::str::from_utf8(text).ok()?.lines();
+        (lines.next()? == Self::TITLE).then_some(())?;
+        let volume = u128::from_str_radix(lines.next()?.strip_prefix("volume ")?, 16).ok()?;
+        let replica = u64::from_str_radix(lines.next()?.strip_prefix("replica ")?, 16).ok()?;
+        Some(Marker { volume, replica: ReplicaId(replica) })
+    }
+}
+
+type PrivateFds = (OwnedFd, OwnedFd, OwnedFd);
+
+/// Opens (and makes, if asked to) the private directory, its staging and its limbo.
+fn open_private(root: &OwnedFd, create: bool) -> Result<Option<PrivateFds>, VolumeError> {
+    let doing = "open the private directory";
+    let Some(dir) = open_own(root, Name::PRIVATE, create).doing(doing, Name::PRIVATE)? else {
+        return Ok(None);
+    };
+    let staging = open_own(&dir, b"staging", create).doing(doing, b"staging")?;
+    let limbo = open_own(&dir, b"limbo", create).doing(doing, b"limbo")?;
+    Ok(staging.zip(limbo).map(|(staging, limbo)| (dir, staging, limbo)))
+}
+
+/// A directory of our own: no symlink, ours or root's, closed to others, handing down no ACL or group.
+fn open_own(at: &OwnedFd, name: &[u8], create: bool) -> Result<Option<OwnedFd>, Errno> {
+    if create {
+        match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let fd = match rustix::fs::openat(at, name, DIR_FLAGS, Mode::empty()) {
+        Err(Errno::NOENT) if !create => return Ok(None),
+        other => other?,
+    };
+    if create {
+        close_to_others(&fd, stat::stat_fd(at)?.stx_uid)?;
+    }
+    Ok(Some(fd))
+}
+
+fn close_to_others(fd: &OwnedFd, parents_owner: u32) -> Result<(), Errno> {
+    let stat = stat::stat_fd(fd)?;
+    let me = rustix::process::geteuid().as_raw();
+    if ![me, 0, parents_owner].contains(&stat.stx_uid) {
+        // Somebody could swap what we stage who could not touch the volume otherwise.
+        return Err(Errno::PERM);
+    }
+    for acl in attrs::ACLS {
+        match rustix::fs::fremovexattr(fd, acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if u32::from(stat.stx_mode) & 0o7777 != 0o700 {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// What lies in the private directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PrivateEntry {
+    /// Where.
+    pub part: Part,
+    /// Its name, as bytes.
+    pub name: Vec<u8>,
+    /// Its identity.
+    pub key: NodeKey,
+}
+
+/// A part of the private directory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Part {
+    /// Files being written.
+    Staging,
+    /// Files replaced or removed, and parked inodes.
+    Limbo,
+}
+
+impl Directory {
+    /// Everything in staging and limbo, for the sweep at start: what no intent row names is kept and shown.
+    pub fn list_private(&self) -> Result<Vec<PrivateEntry>, VolumeError> {
+        let mut found = Vec::new();
+        let Some(private) = &self.0.private else { return Ok(found) };
+        for (part, dir) in [(Part::Staging, &private.staging), (Part::Limbo, &private.limbo)] {
+            let names = crate::dirfd::names_in(dir).doing("list the private directory", b"")?;
+            for name in names {
+                match stat::look_name(self.0.capabilities.identity, dir, &name) {
+                    Ok(look) => found.push(PrivateEntry { part, name: name.into_bytes(), key: look.key }),
+                    Err(Errno::NOENT) => {}
+                    Err(e) => return Err(VolumeError::sys("look at the private file", name.as_bytes(), e)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a file from the private directory if it is still this inode. True if it was removed or not there.
+    pub fn drop_private(&self, entry: &PrivateEntry) -> Result<bool, VolumeError> {
+        let private = self.private()?;
+        let dir = match entry.part {
+            Part::Staging => &private.staging,
+            Part::Limbo => &private.limbo,
+        };
+        self.unlink_verified(dir.as_fd(), &entry.name, &entry.key)
+    }
+
+    /// Unlinks `name` if it is `key`. True if it is gone afterwards.
+    pub(crate) fn unlink_verified(
+        &self,
+        dir: impl AsFd,
+        name: &[u8],
+        key: &NodeKey,
+    ) -> Result<bool, VolumeError> {
+        let doing = "remove the private file";
+        let cname =
+            std::ffi::CString::new(name).map_err(|_| VolumeError::own(doing, name, Reason::NotFound))?;
+        let look = match stat::look_name(self.0.capabilities.identity, dir.as_fd(), &cname) {
+            Err(Errno::NOENT) => return Ok(true),
+            other => other.doing(doing, name)?,
+        };
+        if look.key != *key {
+            return Ok(false);
+        }
+        let flags = if look.kind().is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(dir, cname, flags).doing(doing, name)?;
+        Ok(true)
+    }
+}

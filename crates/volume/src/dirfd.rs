@@ -1,0 +1,200 @@
+//! An open directory of a volume: listing it and looking at names in it.
+
+use crate::directory::Directory;
+use crate::error::{Context, VolumeError};
+use crate::stat::{self, CName, Look, MountId};
+use driftless_core::{Fingerprint, Kind, Name, NameError, NodeKey};
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Directory entries are read in pieces of this size: about 800 names with one system call.
+const LIST_BUFFER_LEN: usize = 32 << 10;
+
+/// What a look at a name showed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The name.
+    pub name: Name,
+    /// The inode.
+    pub key: NodeKey,
+    /// What it is.
+    pub kind: Kind,
+    /// Size and times.
+    pub fingerprint: Fingerprint,
+    /// Number of names of the inode.
+    pub nlink: u32,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device, as `st_rdev` has it; else 0.
+    pub rdev: u64,
+    /// Lies on another file system or mount: not part of the volume, not to be entered.
+    pub other_fs: bool,
+}
+
+/// An entry that could not be looked at.
+#[derive(Debug)]
+pub struct Unseen {
+    /// Its name, as bytes.
+    pub name: Vec<u8>,
+    /// Why.
+    pub why: UnseenReason,
+}
+
+/// Why an entry could not be looked at.
+#[derive(Debug)]
+pub enum UnseenReason {
+    /// Its name is none we carry (reserved for Driftless).
+    Name(NameError),
+    /// The look failed.
+    Failed(VolumeError),
+}
+
+/// An open directory of a volume. Cheap to clone; may be used from several threads.
+#[derive(Clone)]
+pub struct DirFd(Arc<Open>);
+
+struct Open {
+    volume: Directory,
+    fd: OwnedFd,
+    key: NodeKey,
+    mount: MountId,
+}
+
+impl AsFd for DirFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+impl fmt::Debug for DirFd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DirFd").field(&self.0.key).finish()
+    }
+}
+
+impl DirFd {
+    pub(crate) fn new(volume: Directory, fd: OwnedFd, key: NodeKey, mount: MountId) -> DirFd {
+        DirFd(Arc::new(Open { volume, fd, key, mount }))
+    }
+
+    /// Its identity.
+    pub fn key(&self) -> &NodeKey {
+        &self.0.key
+    }
+
+    /// The mount it was reached through.
+    pub fn mount_id(&self) -> MountId {
+        self.0.mount
+    }
+
+    /// The volume it belongs to.
+    pub fn volume(&self) -> &Directory {
+        &self.0.volume
+    }
+
+    /// Looks at each entry and hands it to `f`. One entry that fails does not stop the rest. The private directory
+    /// and staged files are left out; entries that go away meanwhile too.
+    ///
+    /// # Errors
+    /// If the directory itself cannot be read.
+    pub fn list(&self, mut f: impl FnMut(Result<Seen, Unseen>)) -> Result<(), VolumeError> {
+        let doing = "list the directory";
+        // An own descriptor: the reading position is shared by all users of this one.
+        let fd = self.reopen().doing(doing, b"")?;
+        let mut buffer = [MaybeUninit::<u8>::uninit(); LIST_BUFFER_LEN];
+        let mut entries = RawDir::new(&fd, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry.doing(doing, b"")?;
+            if let Some(found) = self.look_at_entry(entry.file_name()) {
+                f(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_entry(&self, name: &CStr) -> Option<Result<Seen, Unseen>> {
+        let bytes = name.to_bytes();
+        if is_left_out(bytes, self.is_root()) {
+            return None;
+        }
+        let unseen = |why| Some(Err(Unseen { name: bytes.to_vec(), why }));
+        let checked = match Name::new(bytes) {
+            Ok(checked) => checked,
+            Err(e) => return unseen(UnseenReason::Name(e)),
+        };
+        match stat::look_name(self.0.volume.0.capabilities.identity, &self.0.fd, name) {
+            Ok(look) => Some(Ok(self.seen(checked, look))),
+            Err(Errno::NOENT) => None,
+            Err(e) => unseen(UnseenReason::Failed(VolumeError::sys("look at", bytes, e))),
+        }
+    }
+
+    /// Looks at one name. `None` if nothing is there.
+    pub fn look(&self, name: &Name) -> Result<Option<Seen>, VolumeError> {
+        match self.look_raw(name) {
+            Ok(look) => Ok(Some(self.seen(name.clone(), look))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(VolumeError::sys("look at", name.as_bytes(), e)),
+        }
+    }
+
+    pub(crate) fn look_raw(&self, name: &Name) -> Result<Look, Errno> {
+        stat::look_name(self.0.volume.0.capabilities.identity, &self.0.fd, CName::new(name).get())
+    }
+
+    pub(crate) fn seen(&self, name: Name, look: Look) -> Seen {
+        let stat = &look.stat;
+        Seen {
+            name,
+            kind: look.kind(),
+            fingerprint: look.fingerprint(),
+            nlink: stat.stx_nlink,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            rdev: stat::rdev_of(stat),
+            other_fs: stat::mount_of(stat) != self.0.mount,
+            key: look.key,
+        }
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.0.key == self.0.volume.0.root_key
+    }
+
+    fn reopen(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0.fd, c".", flags, Mode::empty())
+    }
+}
+
+/// Names that are ours: not part of the volume's content, and no problem either.
+fn is_left_out(name: &[u8], in_root: bool) -> bool {
+    matches!(name, b"." | b"..")
+        || (in_root && name == Name::PRIVATE)
+        || name.starts_with(Name::STAGED_PREFIX)
+}
+
+/// All names in a private directory.
+pub(crate) fn names_in(dir: impl AsFd) -> Result<Vec<CString>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::<u8>::uninit(); LIST_BUFFER_LEN];
+    let mut entries = RawDir::new(&fd, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,143 @@
+//! Inode identities: file handles as [`NodeKey`] bytes.
+//!
+//! ```text
+//! usual handle:   type (0..=0xfe)                handle bytes
+//! other handle:   0xff 0x01  type (4, big-endian) handle bytes
+//! no handles:     0xff 0x00  inode (8) birth seconds (8) birth nanoseconds (4), big-endian
+//! ```
+//! The file system is not part of a key: a volume does not leave its file system. No key starts as provisional
+//! keys of plans do (`0xff 0xff`). The watcher and the look make equal keys of equal inodes.
+
+use crate::sys;
+use driftless_core::NodeKey;
+use rustix::fs::{Statx, StatxFlags};
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+const ESCAPE: u8 = 0xff;
+const NO_HANDLE: u8 = 0;
+const WIDE_TYPE: u8 = 1;
+
+/// How inodes are named on a file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Identity {
+    /// By handles that can be opened again (given the privilege).
+    Handle,
+    /// By handles that can only be compared.
+    HandleOnlyCompared,
+    /// By inode number and birth time.
+    InodeAndBirth,
+}
+
+/// The key of a handle. `None` if the kernel gave nonsense.
+pub(crate) fn of_handle(kind: i32, bytes: &[u8]) -> Option<NodeKey> {
+    let mut key = [0u8; NodeKey::LEN_MAX + 2];
+    let start = match u8::try_from(kind) {
+        Ok(kind) if kind != ESCAPE => {
+            key[0] = kind;
+            1
+        }
+        _ => {
+            key[..2].copy_from_slice(&[ESCAPE, WIDE_TYPE]);
+            key[2..6].copy_from_slice(&kind.to_be_bytes());
+            6
+        }
+    };
+    let end = start + bytes.len();
+    key.get_mut(start..end)?.copy_from_slice(bytes);
+    NodeKey::new(&key[..end])
+}
+
+/// The handle in a key: type and bytes. `None` for keys without one.
+pub(crate) fn to_handle(key: &NodeKey) -> Option<(i32, &[u8])> {
+    match key.as_bytes() {
+        [ESCAPE, WIDE_TYPE, a, b, c, d, bytes @ ..] => Some((i32::from_be_bytes([*a, *b, *c, *d]), bytes)),
+        [ESCAPE, ..] | [] => None,
+        [kind, bytes @ ..] => Some((i32::from(*kind), bytes)),
+    }
+}
+
+fn of_inode(stat: &Statx) -> Option<NodeKey> {
+    let mut key = [0u8; 22];
+    key[..2].copy_from_slice(&[ESCAPE, NO_HANDLE]);
+    key[2..10].copy_from_slice(&stat.stx_ino.to_be_bytes());
+    if stat.stx_mask & StatxFlags::BTIME.bits() != 0 {
+        key[10..18].copy_from_slice(&stat.stx_btime.tv_sec.to_be_bytes());
+        key[18..22].copy_from_slice(&stat.stx_btime.tv_nsec.to_be_bytes());
+    }
+    NodeKey::new(&key)
+}
+
+/// The key of `name` in `dir` (of `dir` itself if `name` is empty), of which `stat` was just taken. `Ok(None)`: the
+/// name went to another inode between the two calls; look again.
+pub(crate) fn of_name(
+    identity: Identity,
+    dir: impl AsFd,
+    name: &CStr,
+    stat: &Statx,
+) -> Result<Option<NodeKey>, Errno> {
+    let only_compared = match identity {
+        Identity::InodeAndBirth => return Ok(of_inode(stat)),
+        Identity::Handle => false,
+        Identity::HandleOnlyCompared => true,
+    };
+    let handle = sys::name_to_handle(dir, name, only_compared)?;
+    // Stacked file systems show other inode numbers than their handles have.
+    let inode = (!only_compared).then(|| inode_in(handle.kind, handle.bytes())).flatten();
+    if inode.is_some_and(|inode| inode != stat.stx_ino) {
+        return Ok(None);
+    }
+    of_handle(handle.kind, handle.bytes()).ok_or(Errno::OVERFLOW).map(Some)
+}
+
+/// The inode number inside the handles of common file systems. It costs nothing to compare it with the one of the
+/// stat, and tells when a name was given to another inode between the two calls.
+fn inode_in(kind: i32, bytes: &[u8]) -> Option<u64> {
+    let u32_at = |at: usize| Some(u64::from(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)));
+    let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    match (kind, bytes.len()) {
+        // ext4, XFS with small inode numbers: inode, generation.
+        (1, 8) => u32_at(0),
+        // tmpfs: generation, low and high half of the inode.
+        (1, 12) => Some(u32_at(4)? | u32_at(8)? << 32),
+        // XFS, inode 64 bit, generation.
+        (0x81, 12) => u64_at(0),
+        // btrfs: object, root, generation.
+        (0x4d, 20) => u64_at(0),
+        _ => None,
+    }
+}
+
+/// Which identity works for `root`.
+pub(crate) fn probe(root: impl AsFd) -> Identity {
+    if sys::name_to_handle(root.as_fd(), c"", false).is_ok() {
+        Identity::Handle
+    } else if sys::name_to_handle(root, c"", true).is_ok() {
+        Identity::HandleOnlyCompared
+    } else {
+        Identity::InodeAndBirth
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_survive_the_way_through_keys() {
+        for (kind, bytes) in
+            [(1, &b"12345678"[..]), (0x81, b"123456789012"), (0xff, b"x"), (-3, b""), (0x10001, b"yy")]
+        {
+            let key = of_handle(kind, bytes).unwrap();
+            assert_eq!(to_handle(&key), Some((kind, bytes)));
+            assert!(!driftless_core::plan::Plan::is_provisional(&key));
+        }
+    }
+
+    #[test]
+    fn the_longest_handle_fits_and_a_longer_one_is_refused() {
+        assert!(of_handle(1, &[7; sys::HANDLE_LEN_MAX]).is_some());
+        assert!(of_handle(1, &[7; 200]).is_none());
+    }
+}

@@ -1,0 +1,319 @@
+//! Reading content: flush, stat, read, stat.
+//!
+//! A second store into a dirty mapped page changes no time stamp, so a file that somebody may be writing is flushed
+//! before the first stat: then the next store faults again and shows. Who may be writing is asked for by a lease,
+//! and only of files changed lately: the system has written older dirty pages out by itself.
+
+use crate::attrs::{Target, attrs_of};
+use crate::dirfd::{DirFd, Seen};
+use crate::error::{Context, Reason, VolumeError};
+use crate::stat::{self, CName, Look};
+use crate::sys::{self, Writers};
+use driftless_core::local::Looked;
+use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A dirty page is written out by the kernel within 30 s, and the writer looks every 5 s; four times that is
+/// generous. Files changed longer ago need no flush before they are read.
+const FLUSH_AGE_NS: u64 = 120_000_000_000;
+/// Contents are read in pieces of this size.
+const READ_PIECE_LEN: usize = 256 << 10;
+/// Zeroes that stand for holes.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What reading an entry gave.
+#[derive(Debug)]
+pub enum HashOutcome {
+    /// Read, and not changed meanwhile.
+    Looked(Box<Hashed>),
+    /// Changed while it was read; to be tried again later.
+    Unstable,
+    /// Gone, or another inode is there now.
+    Gone,
+}
+
+/// What an entry holds.
+#[derive(Debug)]
+pub struct Hashed {
+    /// Attributes and content.
+    pub looked: Looked,
+    /// The bytes, if there are no more than asked for.
+    pub bytes: Option<Vec<u8>>,
+    /// Whether somebody had the file open for writing before it was read; asked only of files changed lately.
+    pub writers: Writers,
+}
+
+impl DirFd {
+    /// Reads what `name` is, which was seen as `seen`: content (hashed), attributes. Contents of at most
+    /// `keep_small` bytes are given along.
+    ///
+    /// # Errors
+    /// If it cannot be opened or read.
+    pub fn hash(&self, name: &Name, seen: &Seen, keep_small: usize) -> Result<HashOutcome, VolumeError> {
+        let found = match seen.kind {
+            Kind::File => self.hash_file(name, &seen.key, keep_small),
+            _ => self.read_other(name, &seen.key),
+        };
+        match found {
+            Ok(outcome) => Ok(outcome),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(HashOutcome::Gone),
+            Err(e) => Err(VolumeError::sys("read", name.as_bytes(), e)),
+        }
+    }
+
+    /// The attributes of `name`, with its fingerprint.
+    ///
+    /// # Errors
+    /// [`Reason::WrongIdentity`] if it is not `expect`.
+    pub fn attrs(&self, name: &Name, expect: &NodeKey) -> Result<(Fingerprint, Attrs), VolumeError> {
+        let doing = "read the attributes of";
+        let fd = self.open_path(name).doing(doing, name.as_bytes())?;
+        let look = self.look_at(&fd).doing(doing, name.as_bytes())?;
+        if look.key != *expect {
+            return Err(VolumeError::own(doing, name.as_bytes(), Reason::WrongIdentity));
+        }
+        let attrs = Target::Path(&fd).attrs(&look.stat).doing(doing, name.as_bytes())?;
+        Ok((look.fingerprint(), attrs))
+    }
+
+    /// This directory itself: identity, fingerprint, attributes.
+    pub fn looked_self(&self) -> Result<Looked, VolumeError> {
+        let doing = "read the attributes of the directory";
+        let fd = self.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE).doing(doing, b"")?;
+        let look = self.look_at(&fd).doing(doing, b"")?;
+        let attrs = Target::Open(&fd).attrs(&look.stat).doing(doing, b"")?;
+        Ok(self.looked(look, attrs, None))
+    }
+
+    /// Where the symlink `name` points.
+    pub fn read_link(&self, name: &Name) -> Result<Vec<u8>, VolumeError> {
+        let target = rustix::fs::readlinkat(self, CName::new(name).get(), Vec::new());
+        Ok(target.doing("read the symlink", name.as_bytes())?.into_bytes())
+    }
+
+    /// Opens the file `name` for reading ranges of it.
+    ///
+    /// # Errors
+    /// [`Reason::WrongIdentity`] if it is not `expect`.
+    pub fn open_read(&self, name: &Name, expect: &NodeKey) -> Result<ReadHandle, VolumeError> {
+        let fd = self.open_file(name).doing("open", name.as_bytes())?;
+        let look = self.look_at(&fd).doing("look at", name.as_bytes())?;
+        if look.key != *expect {
+            return Err(VolumeError::own("open", name.as_bytes(), Reason::WrongIdentity));
+        }
+        Ok(ReadHandle { fd, fingerprint: look.fingerprint() })
+    }
+
+    pub(crate) fn look_at(&self, fd: &OwnedFd) -> Result<Look, Errno> {
+        stat::look_fd(self.volume().0.capabilities.identity, fd)
+    }
+
+    pub(crate) fn open_path(&self, name: &Name) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self, CName::new(name).get(), flags, Mode::empty())
+    }
+
+    /// Opens a regular file for reading, without changing its access time if that is ours to say. Never waits: a
+    /// FIFO may have taken the name.
+    pub(crate) fn open_file(&self, name: &Name) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let name = CName::new(name);
+        match rustix::fs::openat(self, name.get(), flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::PERM) => rustix::fs::openat(self, name.get(), flags, Mode::empty()),
+            other => other,
+        }
+    }
+
+    fn hash_file(&self, name: &Name, expect: &NodeKey, keep_small: usize) -> Result<HashOutcome, Errno> {
+        let fd = self.open_file(name)?;
+        let mut first = self.look_at(&fd)?;
+        if first.key != *expect || first.kind() != Kind::File {
+            return Ok(HashOutcome::Gone);
+        }
+        let mut writers = Writers::Unknown;
+        if stat::is_near(first.fingerprint().ctime, stat::now(), FLUSH_AGE_NS) {
+            writers = sys::writers(&fd);
+            if writers != Writers::None {
+                rustix::fs::fdatasync(&fd)?;
+                first.stat = stat::stat_fd(&fd)?;
+            }
+        }
+        let racy = self.is_racy(&first);
+        let Some((digest, bytes)) = read_whole(&fd, &first, keep_small)? else {
+            return Ok(HashOutcome::Unstable);
+        };
+        let xattrs = Target::Open(&fd).xattrs()?;
+        let last = stat::stat_fd(&fd)?;
+        let fingerprint = stat::fingerprint_of(&last);
+        if fingerprint != first.fingerprint() {
+            return Ok(HashOutcome::Unstable);
+        }
+        let looked = Looked {
+            key: first.key,
+            kind: Kind::File,
+            fingerprint,
+            racy,
+            attrs: attrs_of(&last, xattrs),
+            content: Some(Content::File { size: fingerprint.size, mtime: fingerprint.mtime, digest }),
+        };
+        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers })))
+    }
+
+    /// All kinds but regular files: nothing to open, nobody writes in them.
+    fn read_other(&self, name: &Name, expect: &NodeKey) -> Result<HashOutcome, Errno> {
+        let fd = self.open_path(name)?;
+        let look = self.look_at(&fd)?;
+        if look.key != *expect {
+            return Ok(HashOutcome::Gone);
+        }
+        let mtime = look.fingerprint().mtime;
+        let content = match look.kind() {
+            Kind::Dir => None,
+            Kind::File => return Ok(HashOutcome::Gone),
+            Kind::Symlink => {
+                let target = rustix::fs::readlinkat(&fd, c"", Vec::new())?;
+                Some(Content::Symlink { target: target.to_bytes().into(), mtime })
+            }
+            _ => Some(Content::Special { rdev: stat::rdev_of(&look.stat), mtime }),
+        };
+        let attrs = Target::Path(&fd).attrs(&look.stat)?;
+        if stat::fingerprint_of(&stat::stat_fd(&fd)?) != look.fingerprint() {
+            return Ok(HashOutcome::Unstable);
+        }
+        let looked = self.looked(look, attrs, content);
+        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes: None, writers: Writers::None })))
+    }
+
+    fn looked(&self, look: Look, attrs: Attrs, content: Option<Content>) -> Looked {
+        let racy = self.is_racy(&look);
+        let (kind, fingerprint) = (look.kind(), look.fingerprint());
+        Looked { key: look.key, kind, fingerprint, racy, attrs, content }
+    }
+
+    fn is_racy(&self, look: &Look) -> bool {
+        stat::is_near(look.fingerprint().ctime, stat::now(), self.volume().0.capabilities.tick_ns)
+    }
+}
+
+type DigestAndBytes = (Digest, Option<Vec<u8>>);
+
+/// Reads and hashes a file of the size that `look` says; `None` if it has another one.
+fn read_whole(fd: &OwnedFd, look: &Look, keep_small: usize) -> Result<Option<DigestAndBytes>, Errno> {
+    let size = look.stat.stx_size;
+    if size <= keep_small as u64 {
+        let bytes = read_range(fd.as_fd(), 0, size as usize)?;
+        let whole = bytes.len() as u64 == size;
+        return Ok(whole.then(|| (Digest::of(&bytes), Some(bytes))));
+    }
+    let sparse = look.stat.stx_blocks.saturating_mul(512) < size;
+    Ok(hash_fd(fd.as_fd(), size, sparse)?.map(|digest| (digest, None)))
+}
+
+/// The digest of the first `size` bytes; `None` if the file is shorter. Holes of `sparse` files are not read.
+pub(crate) fn hash_fd(fd: BorrowedFd<'_>, size: u64, sparse: bool) -> Result<Option<Digest>, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = Vec::with_capacity(READ_PIECE_LEN);
+    let mut at = 0;
+    while at < size {
+        let data = if sparse { next_data(fd, at, size)? } else { at..size };
+        hash_zeroes(&mut hasher, data.start - at);
+        at = data.start;
+        while at < data.end {
+            buffer.clear();
+            let got = rustix::io::retry_on_intr(|| rustix::io::pread(fd, spare_capacity(&mut buffer), at))?;
+            if got == 0 {
+                return Ok(None);
+            }
+            let wanted = usize::try_from(data.end - at).unwrap_or(got).min(got);
+            hasher.update(&buffer[..wanted]);
+            at += wanted as u64;
+        }
+    }
+    Ok(Some(Digest(*hasher.finalize().as_bytes())))
+}
+
+fn hash_zeroes(hasher: &mut blake3::Hasher, mut len: u64) {
+    while len > 0 {
+        let piece = len.min(ZEROES.len() as u64);
+        hasher.update(&ZEROES[..piece as usize]);
+        len -= piece;
+    }
+}
+
+/// The next range with data at or after `at`; `size..size` if there is none. File systems that don't know holes
+/// say that everything is data.
+pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<std::ops::Range<u64>, Errno> {
+    let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+        Ok(start) => start.clamp(at, size),
+        Err(Errno::NXIO) => return Ok(size..size),
+        Err(Errno::INVAL) => return Ok(at..size),
+        Err(e) => return Err(e),
+    };
+    let end = rustix::fs::seek(fd, SeekFrom::Hole(start)).unwrap_or(size);
+    Ok(start..end.clamp(start, size))
+}
+
+/// Up to `len` bytes from `offset`; fewer only at the end of the file.
+fn read_range(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes: Vec<u8> = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset + bytes.len() as u64;
+        // Reads on behind what is there, at most to the capacity.
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(fd, spare_capacity(&mut bytes), at))?;
+        if got == 0 {
+            break;
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// A file opened for serving its content.
+#[derive(Debug)]
+pub struct ReadHandle {
+    fd: OwnedFd,
+    fingerprint: Fingerprint,
+}
+
+impl ReadHandle {
+    /// The fingerprint when it was opened.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// True if the fingerprint is still the same.
+    pub fn unchanged(&self) -> Result<bool, VolumeError> {
+        let stat = stat::stat_fd(&self.fd).doing("look at", b"an open file")?;
+        Ok(stat::fingerprint_of(&stat) == self.fingerprint)
+    }
+
+    /// Up to `len` bytes from `offset`; fewer only at the end of the file.
+    pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, VolumeError> {
+        read_range(self.fd.as_fd(), offset, len).doing("read", b"an open file")
+    }
+
+    /// The next range with data at or after `offset`; empty, at the end of the file, if the rest is a hole.
+    pub fn next_data(&self, offset: u64) -> Result<std::ops::Range<u64>, VolumeError> {
+        let size = self.fingerprint.size;
+        next_data(self.fd.as_fd(), offset.min(size), size).doing("find the holes of", b"an open file")
+    }
+}
+
+impl AsFd for ReadHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Opens any file on this machine as a source of content, following no symlink at its end.
+pub fn open_source(path: &std::path::Path) -> Result<ReadHandle, VolumeError> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = path.as_os_str().as_bytes();
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).doing("open", name)?;
+    let stat = stat::stat_fd(&fd).doing("look at", name)?;
+    Ok(ReadHandle { fingerprint: stat::fingerprint_of(&stat), fd })
+}

@@ -1,0 +1,588 @@
+//! Staging: inodes are made whole in the private directory, with content, attributes and time, and made durable
+//! there, before a rename shows them.
+
+use crate::attrs::{self, Now, Target, Wanted};
+use crate::directory::Directory;
+use crate::dirfd::DirFd;
+use crate::error::{Context, Reason, VolumeError};
+use crate::read::hash_fd;
+use crate::stat::{self, Look};
+use driftless_core::meta::Xattrs;
+use driftless_core::{Attrs, Digest, Fingerprint, Kind, Name, NodeKey, Time};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Zeroes are left out (a hole) in blocks of this size, aligned; smaller holes file systems do not make.
+const HOLE_LEN: usize = 4096;
+/// Contents are copied in pieces of this size where the kernel cannot copy by itself.
+const COPY_PIECE_LEN: usize = 1 << 20;
+/// Batches of at most this many files are synced file by file: `syncfs` waits for strangers' dirty data as well.
+pub const SYNC_SINGLY_MAX: usize = 64;
+/// Threads that sync files of a batch; they wait for the device, and its queue takes several requests.
+const SYNC_THREADS: usize = 4;
+
+/// Name of a file in the private directory; never given twice by one volume.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct StageId(pub u64);
+
+impl StageId {
+    /// The id that was written as a name in the private directory.
+    pub fn parse(name: &[u8]) -> Option<StageId> {
+        let hex = std::str::from_utf8(name).ok().filter(|hex| hex.len() == 16)?;
+        u64::from_str_radix(hex, 16).ok().map(StageId)
+    }
+
+    /// The name beside a target, where the file system does not rename out of the private directory.
+    pub(crate) fn beside(self, part: &str) -> PrivateName {
+        let mut name = PrivateName::empty();
+        name.push(Name::STAGED_PREFIX);
+        name.push(part.as_bytes());
+        name.push(self.to_string().as_bytes());
+        name
+    }
+
+    pub(crate) fn name(self) -> PrivateName {
+        let mut name = PrivateName::empty();
+        name.push(self.to_string().as_bytes());
+        name
+    }
+}
+impl fmt::Display for StageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A name of ours with its NUL.
+#[derive(Clone, Copy)]
+pub(crate) struct PrivateName {
+    bytes: [u8; PrivateName::LEN_MAX + 1],
+    len: usize,
+}
+
+impl PrivateName {
+    /// The reserved prefix, a part and an id fit.
+    const LEN_MAX: usize = 63;
+
+    pub(crate) fn empty() -> PrivateName {
+        PrivateName { bytes: [0; Self::LEN_MAX + 1], len: 0 }
+    }
+
+    pub(crate) fn push(&mut self, more: &[u8]) {
+        let end = (self.len + more.len()).min(Self::LEN_MAX);
+        self.bytes[self.len..end].copy_from_slice(&more[..end - self.len]);
+        self.len = end;
+    }
+
+    pub(crate) fn get(&self) -> &std::ffi::CStr {
+        // The last byte is always NUL.
+        std::ffi::CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+/// An inode that is ready to be placed.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// Its name in staging.
+    pub id: StageId,
+    /// What it is.
+    pub kind: Kind,
+    /// Its identity.
+    pub key: NodeKey,
+    /// As the file system gave it back. (Placing changes the ctime.)
+    pub fingerprint: Fingerprint,
+    /// As the file system gave them back.
+    pub given: Attrs,
+    /// Set if it is not in the private directory but, under a reserved name, in this directory.
+    pub beside: Option<DirFd>,
+}
+
+impl Staged {
+    pub(crate) fn name(&self) -> PrivateName {
+        if self.beside.is_some() { self.id.beside("") } else { self.id.name() }
+    }
+}
+
+impl Directory {
+    /// Stages a file of which all bytes are at hand, with the fewest system calls.
+    ///
+    /// # Errors
+    /// [`Reason::Unexpected`] if the id is in use.
+    pub fn stage_small(
+        &self,
+        id: StageId,
+        bytes: &[u8],
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<Staged, VolumeError> {
+        let staging = self.private()?.staging.as_fd();
+        self.stage_small_in(staging, id.name(), bytes, attrs, mtime)
+            .map(|(look, given)| staged(id, look, given))
+            .doing("write", id.to_string().as_bytes())
+    }
+
+    fn stage_small_in(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: PrivateName,
+        bytes: &[u8],
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<(Look, Attrs), Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = attrs.mode & 0o777;
+        let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(mode))?;
+        let end = write_sparse(&fd, bytes, 0)?;
+        if end < bytes.len() as u64 {
+            rustix::fs::ftruncate(&fd, bytes.len() as u64)?;
+        }
+        self.settle(&Target::Open(&fd), mode, &Wanted { kind: Kind::File, attrs, mtime: Some(mtime) })
+    }
+
+    /// Sets attributes and time of an inode just created in staging with `mode`, and looks at it.
+    fn settle(&self, target: &Target<'_>, mode: u32, wanted: &Wanted<'_>) -> Result<(Look, Attrs), Errno> {
+        let created = self.0.capabilities.created;
+        let now = Now { uid: created.uid, gid: created.gid, mode: mode & created.mode_mask };
+        let plain = wanted.attrs.xattrs.is_empty() && !created.xattrs;
+        let born_with = if created.xattrs { target.xattrs()? } else { Xattrs::new() };
+        attrs::apply(target, wanted, now, &born_with)?;
+        let look = stat::look_fd(self.0.capabilities.identity, target.fd())?;
+        let given =
+            if plain { attrs::attrs_of(&look.stat, Xattrs::new()) } else { target.attrs(&look.stat)? };
+        Ok((look, given))
+    }
+
+    /// Stages a file that is written piece by piece.
+    ///
+    /// # Errors
+    /// [`Reason::Unexpected`] if the id is in use.
+    pub fn stage_file(&self, id: StageId, attrs: &Attrs, mtime: Time) -> Result<StagedWriter, VolumeError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.open_staged(id, flags, attrs, mtime)
+    }
+
+    /// Goes on with a file whose staging was interrupted.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`] if there is none.
+    pub fn reopen(&self, id: StageId, attrs: &Attrs, mtime: Time) -> Result<StagedWriter, VolumeError> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.open_staged(id, flags, attrs, mtime)
+    }
+
+    fn open_staged(
+        &self,
+        id: StageId,
+        flags: OFlags,
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<StagedWriter, VolumeError> {
+        let staging = &self.private()?.staging;
+        let name = id.to_string();
+        let mode = Mode::from_raw_mode(StagedWriter::MODE);
+        let fd = rustix::fs::openat(staging, id.name().get(), flags, mode).doing("stage", name.as_bytes())?;
+        let size = stat::stat_fd(&fd).doing("stage", name.as_bytes())?.stx_size;
+        let hash = (size == 0).then(blake3::Hasher::new);
+        let attrs = attrs.clone();
+        Ok(StagedWriter { volume: self.clone(), id, fd, attrs, mtime, high: size, hash, hashed_to: 0 })
+    }
+
+    /// Stages a file with the content of `source`: by reflink where possible, else copied inside the kernel, holes
+    /// kept. The content is only what `source` holds while it is copied; `finish` with a digest tells.
+    pub fn clone_into_stage(
+        &self,
+        id: StageId,
+        source: impl AsFd,
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<StagedWriter, VolumeError> {
+        let mut writer = self.stage_file(id, attrs, mtime)?;
+        let copied = copy_content(source.as_fd(), &writer.fd);
+        writer.high = copied.doing("copy into", id.to_string().as_bytes())?;
+        writer.hash = None;
+        Ok(writer)
+    }
+
+    /// Stages a symlink.
+    pub fn stage_symlink(
+        &self,
+        id: StageId,
+        target: &[u8],
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<Staged, VolumeError> {
+        let staging = &self.private()?.staging;
+        let made = rustix::fs::symlinkat(target, staging, id.name().get());
+        made.doing("make the symlink", id.to_string().as_bytes())?;
+        self.settle_path(id, Kind::Symlink, 0o777, attrs, mtime)
+    }
+
+    /// Stages a FIFO, socket or device.
+    ///
+    /// # Errors
+    /// [`Reason::Denied`] for devices without the privilege.
+    pub fn stage_special(
+        &self,
+        id: StageId,
+        kind: Kind,
+        rdev: u64,
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<Staged, VolumeError> {
+        let staging = &self.private()?.staging;
+        let doing = "make the special file";
+        let kind_of_node = match kind {
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::CharDev => FileType::CharacterDevice,
+            Kind::BlockDev => FileType::BlockDevice,
+            _ => return Err(VolumeError::own(doing, id.to_string().as_bytes(), Reason::Unsupported)),
+        };
+        let mode = attrs.mode & 0o777;
+        let made =
+            rustix::fs::mknodat(staging, id.name().get(), kind_of_node, Mode::from_raw_mode(mode), rdev);
+        made.doing(doing, id.to_string().as_bytes())?;
+        self.settle_path(id, kind, mode, attrs, mtime)
+    }
+
+    fn settle_path(
+        &self,
+        id: StageId,
+        kind: Kind,
+        mode: u32,
+        attrs: &Attrs,
+        mtime: Time,
+    ) -> Result<Staged, VolumeError> {
+        let staging = &self.private()?.staging;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let settled = rustix::fs::openat(staging, id.name().get(), flags, Mode::empty()).and_then(|fd| {
+            self.settle(&Target::Path(&fd), mode, &Wanted { kind, attrs, mtime: Some(mtime) })
+        });
+        let (look, given) = settled.doing("set the attributes of", id.to_string().as_bytes())?;
+        Ok(staged(id, look, given))
+    }
+
+    /// Throws a staged inode away.
+    pub fn unstage(&self, staged: &Staged) -> Result<bool, VolumeError> {
+        let name = staged.name();
+        match &staged.beside {
+            Some(dir) => self.unlink_verified(dir, name.get().to_bytes(), &staged.key),
+            None => self.unlink_verified(&self.private()?.staging, name.get().to_bytes(), &staged.key),
+        }
+    }
+
+    /// Makes staged inodes and the entries of `dirs` durable. Few files are synced one by one, many by one sync of
+    /// the file system where that is to be trusted.
+    ///
+    /// # Errors
+    /// [`Reason::SyncFailed`]: what was written since the last success has to be written again; a second sync that
+    /// succeeds would prove nothing.
+    pub fn make_durable(&self, staged: &[Staged], dirs: &[DirFd]) -> Result<(), VolumeError> {
+        if staged.is_empty() && dirs.is_empty() {
+            return Ok(());
+        }
+        if staged.len() + dirs.len() > SYNC_SINGLY_MAX && self.0.capabilities.syncfs {
+            return self.sync();
+        }
+        let files: Vec<&Staged> = staged.iter().filter(|s| s.kind == Kind::File).collect();
+        let synced = in_parallel(&files, |s| self.sync_staged(s))
+            .and_then(|()| rustix::fs::fsync(&self.private_staging()?))
+            .and_then(|()| in_parallel(dirs, |dir| rustix::fs::fsync(dir)));
+        synced.map_err(sync_failed)
+    }
+
+    /// Makes everything written to the file system so far durable: the seal.
+    ///
+    /// # Errors
+    /// As [`Directory::make_durable`].
+    pub fn sync(&self) -> Result<(), VolumeError> {
+        rustix::fs::syncfs(&self.0.sync).map_err(sync_failed)
+    }
+
+    fn private_staging(&self) -> Result<BorrowedFd<'_>, Errno> {
+        Ok(self.private().map_err(|_| Errno::ROFS)?.staging.as_fd())
+    }
+
+    fn sync_staged(&self, staged: &Staged) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let dir = match &staged.beside {
+            Some(dir) => dir.as_fd(),
+            None => self.private_staging()?,
+        };
+        match rustix::fs::openat(dir, staged.name().get(), flags, Mode::empty()) {
+            Ok(fd) => rustix::fs::fsync(&fd),
+            // Without read permission for its owner: synced with everything else.
+            Err(Errno::ACCESS) => rustix::fs::syncfs(&self.0.sync),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a copy of a staged inode in `dir` under a reserved name, durable like the first, and drops the first.
+    pub(crate) fn restage_beside(&self, first: &Staged, dir: &DirFd) -> Result<Staged, VolumeError> {
+        let name = first.id.beside("");
+        let subject = first.id.to_string();
+        let copied = self.copy_staged(first, dir, &name);
+        let (look, given) = match copied {
+            Ok(copied) => copied,
+            Err(e) => {
+                // Nothing but our own unfinished copy has this name.
+                let _ = rustix::fs::unlinkat(dir, name.get(), AtFlags::empty());
+                return Err(VolumeError::sys("copy into the directory", subject.as_bytes(), e));
+            }
+        };
+        let second = Staged { beside: Some(dir.clone()), ..staged(first.id, look, given) };
+        if second.kind == Kind::File {
+            self.sync_staged(&second).map_err(sync_failed)?;
+        }
+        rustix::fs::fsync(dir).map_err(sync_failed)?;
+        self.unstage(first)?;
+        Ok(second)
+    }
+
+    fn copy_staged(&self, first: &Staged, dir: &DirFd, name: &PrivateName) -> Result<(Look, Attrs), Errno> {
+        let staging = self.private_staging()?;
+        let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let wanted = Wanted { kind: first.kind, attrs: &first.given, mtime: Some(first.fingerprint.mtime) };
+        let finish = |target: &Target<'_>| {
+            let now = stat::stat_fd(target.fd())?;
+            attrs::apply(target, &wanted, Now::from(&now), &target.xattrs()?)?;
+            let look = stat::look_fd(self.0.capabilities.identity, target.fd())?;
+            let given = target.attrs(&look.stat)?;
+            Ok((look, given))
+        };
+        match first.kind {
+            Kind::File => {
+                let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let source = rustix::fs::openat(staging, first.id.name().get(), read, Mode::empty())?;
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(StagedWriter::MODE))?;
+                copy_content(source.as_fd(), &fd)?;
+                return finish(&Target::Open(&fd));
+            }
+            Kind::Symlink => {
+                let target = rustix::fs::readlinkat(staging, first.id.name().get(), Vec::new())?;
+                rustix::fs::symlinkat(target, dir, name.get())?;
+            }
+            _ => {
+                let stat = stat::stat_name(staging, first.id.name().get())?;
+                let kind = FileType::from_raw_mode(stat.stx_mode.into());
+                let mode = Mode::from_raw_mode(u32::from(stat.stx_mode));
+                rustix::fs::mknodat(dir, name.get(), kind, mode, stat::rdev_of(&stat))?;
+            }
+        }
+        let fd = rustix::fs::openat(dir, name.get(), path, Mode::empty())?;
+        finish(&Target::Path(&fd))
+    }
+}
+
+fn staged(id: StageId, look: Look, given: Attrs) -> Staged {
+    Staged { id, kind: look.kind(), fingerprint: look.fingerprint(), key: look.key, given, beside: None }
+}
+
+fn sync_failed(errno: Errno) -> VolumeError {
+    let reason = match Reason::of(errno) {
+        Reason::NoSpace => Reason::NoSpace,
+        _ => Reason::SyncFailed,
+    };
+    VolumeError { tried: "sync", subject: Vec::new(), reason, errno: Some(errno.raw_os_error()) }
+}
+
+/// Does `act` for each item, on a few threads. The first failure is the result; the others are still done.
+fn in_parallel<T: Sync>(items: &[T], act: impl Fn(&T) -> Result<(), Errno> + Sync) -> Result<(), Errno> {
+    if items.len() <= 1 {
+        return items.first().map_or(Ok(()), &act);
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut result = Ok(());
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            result = result.and(act(item));
+        }
+        result
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..SYNC_THREADS.min(items.len())).map(|_| scope.spawn(&work)).collect();
+        let own = work();
+        // A thread that panicked has not synced its items.
+        others.into_iter().fold(own, |sum, t| sum.and(t.join().unwrap_or(Err(Errno::IO))))
+    })
+}
+
+/// A file being staged. Dropped without [`StagedWriter::finish`], it stays in staging and can be reopened.
+pub struct StagedWriter {
+    volume: Directory,
+    id: StageId,
+    fd: OwnedFd,
+    attrs: Attrs,
+    mtime: Time,
+    /// End of what was written: zeroes beyond it need not be.
+    high: u64,
+    /// Digest of all up to `hashed_to`, as long as pieces come in order.
+    hash: Option<blake3::Hasher>,
+    hashed_to: u64,
+}
+
+impl StagedWriter {
+    /// Mode until it is finished.
+    const MODE: u32 = 0o600;
+
+    /// Its name in staging.
+    pub fn id(&self) -> StageId {
+        self.id
+    }
+
+    /// End of the last byte written, also by an earlier attempt. Zeroes at the end may lie beyond.
+    pub fn written_to(&self) -> u64 {
+        self.high
+    }
+
+    /// Writes `bytes` at `offset`. Aligned blocks of zeroes become holes.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        let written = self.write_around(offset, bytes);
+        let end = written.doing("write", self.id.to_string().as_bytes())?;
+        self.high = self.high.max(end);
+        match &mut self.hash {
+            Some(hash) if offset == self.hashed_to => {
+                hash.update(bytes);
+                self.hashed_to += bytes.len() as u64;
+            }
+            _ => self.hash = None,
+        }
+        Ok(())
+    }
+
+    /// Over what was written before, zeroes are written out; beyond it they are left out.
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> Result<u64, Errno> {
+        let old = usize::try_from(self.high.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
+        let (over, beyond) = bytes.split_at(old);
+        write_all(&self.fd, over, offset)?;
+        write_sparse(&self.fd, beyond, offset + old as u64)
+    }
+
+    /// Gives it size, attributes and time. With `expected`, checks the digest first.
+    ///
+    /// # Errors
+    /// [`Reason::WrongContent`] if the digest is another one.
+    pub fn finish(self, expected: Option<Digest>, size: u64) -> Result<Staged, VolumeError> {
+        let name = self.id.to_string();
+        if self.high != size {
+            rustix::fs::ftruncate(&self.fd, size).doing("set the size of", name.as_bytes())?;
+        }
+        if let Some(expected) = expected
+            && self.digest(size).doing("read", name.as_bytes())? != Some(expected)
+        {
+            return Err(VolumeError::own("finish", name.as_bytes(), Reason::WrongContent));
+        }
+        let wanted = Wanted { kind: Kind::File, attrs: &self.attrs, mtime: Some(self.mtime) };
+        let settled = self.volume.settle(&Target::Open(&self.fd), StagedWriter::MODE, &wanted);
+        let (look, given) = settled.doing("set the attributes of", name.as_bytes())?;
+        Ok(staged(self.id, look, given))
+    }
+
+    /// The digest of the file: as written, if all came in order; else read again.
+    fn digest(&self, size: u64) -> Result<Option<Digest>, Errno> {
+        match &self.hash {
+            Some(hash) if self.hashed_to == size => Ok(Some(Digest(*hash.finalize().as_bytes()))),
+            _ => hash_fd(self.fd.as_fd(), size, true),
+        }
+    }
+}
+
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, bytes, offset))?;
+        if written == 0 {
+            return Err(Errno::IO);
+        }
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Writes `bytes` at `offset` but for aligned blocks of zeroes. Returns the end of what was written; 0 if nothing.
+fn write_sparse(fd: &OwnedFd, bytes: &[u8], offset: u64) -> Result<u64, Errno> {
+    let mut end = 0;
+    for run in data_runs(bytes, offset) {
+        end = offset + run.end as u64;
+        write_all(fd, &bytes[run.clone()], offset + run.start as u64)?;
+    }
+    Ok(end)
+}
+
+/// The ranges of `bytes`, which start at `offset` of their file, between aligned blocks of zeroes.
+fn data_runs(bytes: &[u8], offset: u64) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    // How far the first block boundary is.
+    let first = (HOLE_LEN - (offset % HOLE_LEN as u64) as usize) % HOLE_LEN;
+    let mut at = 0;
+    while at < bytes.len() {
+        let len = if at == 0 && first > 0 { first } else { HOLE_LEN };
+        let end = (at + len).min(bytes.len());
+        let hole = end - at == HOLE_LEN && is_zero(&bytes[at..end]);
+        match runs.last_mut() {
+            _ if hole => {}
+            Some(last) if last.end == at => last.end = end,
+            _ => runs.push(at..end),
+        }
+        at = end;
+    }
+    runs
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    // Most blocks show it in their first bytes.
+    block.first() == Some(&0) && block.iter().all(|b| *b == 0)
+}
+
+/// Copies everything; holes stay holes. Returns the size.
+fn copy_content(source: BorrowedFd<'_>, target: &OwnedFd) -> Result<u64, Errno> {
+    let size = stat::stat_fd(source)?.stx_size;
+    if size > 0 && rustix::fs::ioctl_ficlone(target, source).is_ok() {
+        return Ok(size);
+    }
+    let mut at = 0;
+    while at < size {
+        let data = crate::read::next_data(source, at, size)?;
+        copy_range(source, target, data.clone())?;
+        at = data.end;
+    }
+    rustix::fs::ftruncate(target, size)?;
+    Ok(size)
+}
+
+fn copy_range(source: BorrowedFd<'_>, target: &OwnedFd, range: std::ops::Range<u64>) -> Result<(), Errno> {
+    let (mut from, mut to) = (range.start, range.start);
+    while from < range.end {
+        let len = usize::try_from(range.end - from).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), len) {
+            // The source has become shorter; the digest will tell.
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                return copy_by_hand(source, target, from..range.end);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(source: BorrowedFd<'_>, target: &OwnedFd, range: std::ops::Range<u64>) -> Result<(), Errno> {
+    let mut buffer = vec![0; COPY_PIECE_LEN];
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from(range.end - at).unwrap_or(COPY_PIECE_LEN).min(COPY_PIECE_LEN);
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buffer[..len], at))?;
+        if got == 0 {
+            return Ok(());
+        }
+        write_all(target, &buffer[..got], at)?;
+        at += got as u64;
+    }
+    Ok(())
+}

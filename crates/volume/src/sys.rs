@@ -1,0 +1,154 @@
+//! The system calls that have no safe wrapper in our dependencies: file handles, fanotify, leases.
+//!
+//! All `unsafe` code of the crate is here. Each block hands the kernel pointers to values that live on the
+//! stack of the caller for the whole call, with lengths taken from those values; the kernel keeps none of them.
+#![allow(unsafe_code)]
+
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Longest handle the kernel makes (`MAX_HANDLE_SZ`).
+pub(crate) const HANDLE_LEN_MAX: usize = 128;
+/// A handle good for comparing only, on file systems that cannot open by handle (Linux 6.5).
+const AT_HANDLE_FID: i32 = 0x200;
+/// Which signal tells of a broken lease (`fcntl`); not among libc's constants.
+const F_SETSIG: i32 = 10;
+
+/// `struct file_handle` with room for the longest one.
+#[repr(C)]
+struct RawHandle {
+    handle_bytes: u32,
+    handle_type: i32,
+    f_handle: [u8; HANDLE_LEN_MAX],
+}
+
+/// What `name_to_handle_at` gives: an opaque identity of an inode, good for as long as it lives.
+pub(crate) struct Handle {
+    pub(crate) kind: i32,
+    len: usize,
+    bytes: [u8; HANDLE_LEN_MAX],
+}
+impl Handle {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// The handle of `name` in `dir` (not following a symlink); of `dir` itself if `name` is empty.
+/// `comparing_only` asks for the kind that need not open.
+pub(crate) fn name_to_handle(dir: impl AsFd, name: &CStr, comparing_only: bool) -> Result<Handle, Errno> {
+    let mut raw =
+        RawHandle { handle_bytes: HANDLE_LEN_MAX as u32, handle_type: 0, f_handle: [0; HANDLE_LEN_MAX] };
+    let mut mount_id = 0i32;
+    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 }
+        | if comparing_only { AT_HANDLE_FID } else { 0 };
+    // SAFETY: `raw` has the layout of struct file_handle, says how much room it has, and lives until the call
+    // returns, as do `name` (NUL-terminated) and `mount_id`.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            dir.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            &raw mut raw,
+            &raw mut mount_id,
+            flags,
+        )
+    };
+    check(r)?;
+    let len = (raw.handle_bytes as usize).min(HANDLE_LEN_MAX);
+    Ok(Handle { kind: raw.handle_type, len, bytes: raw.f_handle })
+}
+
+/// Opens what has this handle on the file system of `mount`, as a path descriptor. Needs CAP_DAC_READ_SEARCH.
+pub(crate) fn open_by_handle(mount: impl AsFd, kind: i32, bytes: &[u8]) -> Result<OwnedFd, Errno> {
+    if bytes.len() > HANDLE_LEN_MAX {
+        return Err(Errno::INVAL);
+    }
+    let mut raw =
+        RawHandle { handle_bytes: bytes.len() as u32, handle_type: kind, f_handle: [0; HANDLE_LEN_MAX] };
+    raw.f_handle[..bytes.len()].copy_from_slice(bytes);
+    // SAFETY: `raw` has the layout of struct file_handle with `handle_bytes` valid bytes, and outlives the call.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_fd().as_raw_fd(),
+            &raw mut raw,
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    owned(check(r)?)
+}
+
+/// Makes a fanotify group.
+pub(crate) fn fanotify_init(flags: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers are passed.
+    let r =
+        unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC) as u32) };
+    owned(check(r.into())?)
+}
+
+/// Adds a mark for what `target` refers to.
+pub(crate) fn fanotify_mark(group: impl AsFd, flags: u32, mask: u64, target: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: a null path means "the descriptor itself"; nothing else is a pointer.
+    let r = unsafe {
+        libc::fanotify_mark(
+            group.as_fd().as_raw_fd(),
+            flags,
+            mask,
+            target.as_fd().as_raw_fd(),
+            std::ptr::null(),
+        )
+    };
+    check(r.into()).map(drop)
+}
+
+/// What a lease says about writers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Writers {
+    /// Nobody has the file open for writing or maps it shared and writable.
+    None,
+    /// Somebody has.
+    Some,
+    /// Leases are not to be had here (not our file, or the file system has none).
+    Unknown,
+}
+
+/// Asks for a read lease on the file behind `fd` (opened read-only) and gives it back at once: a held lease would
+/// stall writers.
+pub(crate) fn writers(fd: impl AsFd) -> Writers {
+    let fd = fd.as_fd().as_raw_fd();
+    // A writer that opens the file while we hold the lease makes the kernel signal us; the default signal, SIGIO,
+    // would end the process. SIGURG is ignored by default.
+    if fcntl(fd, F_SETSIG, libc::SIGURG).is_err() {
+        return Writers::Unknown;
+    }
+    match fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) {
+        Ok(()) => {
+            // Closing the descriptor would give the lease back as well, so a failure here is harmless.
+            let _ = fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
+            Writers::None
+        }
+        Err(Errno::AGAIN) => Writers::Some,
+        Err(_) => Writers::Unknown,
+    }
+}
+
+fn fcntl(fd: RawFd, command: i32, argument: i32) -> Result<(), Errno> {
+    // SAFETY: the commands used here take an integer and no pointer.
+    check(unsafe { libc::fcntl(fd, command, argument) }.into()).map(drop)
+}
+
+fn check(r: i64) -> Result<i64, Errno> {
+    if r >= 0 {
+        return Ok(r);
+    }
+    // SAFETY: errno is thread-local and always readable.
+    Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
+}
+
+fn owned(r: i64) -> Result<OwnedFd, Errno> {
+    let fd = RawFd::try_from(r).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,390 @@
+//! Hearing of changes by fanotify.
+//!
+//! One mark on the file system where privileges allow, else one mark per directory ([`Watcher::watch_dir`]). Events
+//! merge and lose their order, so each only says: look here. What we do ourselves is left out by process id, what
+//! happens in the private directory by its handle; what happens elsewhere on the file system is the receiver's to
+//! filter, by the directory's key. Stores through mappings give no event at all: crawling stays necessary.
+//!
+//! Flow: a thread waits for the group or the stop signal, reads all there is, turns it into hints and hands them over
+//! in one batch. If the receiver does not keep up, hints are dropped and it is told so ([`Hint::Overflow`]).
+
+use crate::directory::Directory;
+use crate::dirfd::DirFd;
+use crate::error::{Context, VolumeError};
+use crate::key::{self, Identity};
+use crate::sys;
+use crossbeam_channel::{Sender, TrySendError};
+use driftless_core::{Name, NodeKey};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Events are read in pieces of this size: more than a thousand at a time.
+const READ_LEN: usize = 256 << 10;
+/// How long to wait, in milliseconds, before trying again to say that hints were dropped.
+const OVERFLOW_RETRY_MS: i64 = 20;
+
+const MASK: u64 = libc::FAN_CREATE
+    | libc::FAN_DELETE
+    | libc::FAN_RENAME
+    | libc::FAN_CLOSE_WRITE
+    | libc::FAN_ATTRIB
+    | libc::FAN_ONDIR;
+const GROUP: u32 = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_DFID_NAME_TARGET | libc::FAN_NONBLOCK;
+
+/// Where to look.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Hint {
+    /// Something happened to this name in this directory.
+    Look {
+        /// The directory.
+        dir: NodeKey,
+        /// The name.
+        name: Name,
+    },
+    /// Something happened to this inode (a name of it may be known).
+    Inode {
+        /// The inode.
+        key: NodeKey,
+    },
+    /// Hints were lost: crawl.
+    Overflow,
+    /// The volume's root directory was removed, or watching failed.
+    RootGone,
+}
+
+/// How changes are heard of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WatchMode {
+    /// All changes of the file system, from the start on.
+    FileSystem,
+    /// Changes in directories marked by [`Watcher::watch_dir`] only.
+    Directories,
+}
+
+/// What a receiver did with a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery {
+    /// Took it.
+    Taken,
+    /// Has no room: the batch is lost, and an overflow follows.
+    Full,
+    /// Is gone: watching ends.
+    Closed,
+}
+
+/// Watches a volume until it is dropped.
+pub struct Watcher {
+    group: Arc<OwnedFd>,
+    stop: Arc<OwnedFd>,
+    mode: WatchMode,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Watches `volume`; batches go to `sender`.
+    ///
+    /// # Errors
+    /// If the kernel has no fanotify with names (before Linux 5.17), or no identities can be had.
+    pub fn start(volume: &Directory, sender: Sender<Vec<Hint>>) -> Result<Watcher, VolumeError> {
+        Watcher::start_with(volume, move |batch| match sender.try_send(batch) {
+            Ok(()) => Delivery::Taken,
+            Err(TrySendError::Full(_)) => Delivery::Full,
+            Err(TrySendError::Disconnected(_)) => Delivery::Closed,
+        })
+    }
+
+    /// Watches `volume`; batches are given to `deliver`, which must not wait.
+    ///
+    /// # Errors
+    /// As [`Watcher::start`].
+    pub fn start_with(
+        volume: &Directory,
+        deliver: impl FnMut(Vec<Hint>) -> Delivery + Send + 'static,
+    ) -> Result<Watcher, VolumeError> {
+        let doing = "watch the volume";
+        if volume.capabilities().identity == Identity::InodeAndBirth {
+            return Err(VolumeError::sys(doing, b"", Errno::OPNOTSUPP));
+        }
+        let (group, mode) = open_group(volume).doing(doing, b"")?;
+        let group = Arc::new(group);
+        let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop = Arc::new(stop.doing(doing, b"")?);
+        let pump = Pump {
+            group: Arc::clone(&group),
+            stop: Arc::clone(&stop),
+            filter: Filter::of(volume),
+            overflowed: false,
+            deliver,
+        };
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || pump.run());
+        let thread = thread.map_err(|_| Errno::AGAIN).doing(doing, b"")?;
+        Ok(Watcher { group, stop, mode, thread: Some(thread) })
+    }
+
+    /// How changes are heard of.
+    pub fn mode(&self) -> WatchMode {
+        self.mode
+    }
+
+    /// Starts hearing of changes in `dir`; without effect when the whole file system is watched. List the directory
+    /// after this, not before.
+    pub fn watch_dir(&self, dir: &DirFd) -> Result<(), VolumeError> {
+        match self.mode {
+            WatchMode::FileSystem => Ok(()),
+            WatchMode::Directories => mark_dir(&self.group, dir).doing("watch the directory", b""),
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // Fails only if the counter is full, and then the thread is awake anyway.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has stopped as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A group with a mark on the file system; else one for marks on directories, the root's set.
+fn open_group(volume: &Directory) -> Result<(OwnedFd, WatchMode), Errno> {
+    let root = &volume.0.root;
+    if let Ok(group) = sys::fanotify_init(GROUP | libc::FAN_UNLIMITED_QUEUE) {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        if sys::fanotify_mark(&group, flags, MASK, root).is_ok() {
+            return Ok((group, WatchMode::FileSystem));
+        }
+        mark_dir(&group, root)?;
+        return Ok((group, WatchMode::Directories));
+    }
+    let group = sys::fanotify_init(GROUP)?;
+    mark_dir(&group, root)?;
+    Ok((group, WatchMode::Directories))
+}
+
+fn mark_dir(group: &OwnedFd, dir: impl AsFd) -> Result<(), Errno> {
+    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR;
+    sys::fanotify_mark(group, flags, MASK | libc::FAN_EVENT_ON_CHILD, dir)
+}
+
+/// Moves events from the kernel to the receiver.
+struct Pump<F> {
+    group: Arc<OwnedFd>,
+    stop: Arc<OwnedFd>,
+    filter: Filter,
+    overflowed: bool,
+    deliver: F,
+}
+
+impl<F: FnMut(Vec<Hint>) -> Delivery> Pump<F> {
+    fn run(mut self) {
+        let mut buffer = vec![0; READ_LEN];
+        while self.wait() {
+            let mut batch = Batch::new(&self.filter);
+            if self.overflowed {
+                batch.push(Hint::Overflow);
+            }
+            if let Err(e) = self.read_into(&mut buffer, &mut batch) {
+                debug_assert!(false, "fanotify: {e}");
+                batch.push(Hint::RootGone);
+                (self.deliver)(batch.hints);
+                return;
+            }
+            if batch.hints.is_empty() {
+                continue;
+            }
+            match (self.deliver)(batch.hints) {
+                Delivery::Taken => self.overflowed = false,
+                Delivery::Full => self.overflowed = true,
+                Delivery::Closed => return,
+            }
+        }
+    }
+
+    /// Waits for events; false to stop.
+    fn wait(&self) -> bool {
+        let retry = Timespec { tv_sec: 0, tv_nsec: OVERFLOW_RETRY_MS * 1_000_000 };
+        let timeout = self.overflowed.then_some(&retry);
+        loop {
+            let mut fds = [PollFd::new(&self.group, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, timeout) {
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+                Ok(_) => return fds[1].revents().is_empty(),
+            }
+        }
+    }
+
+    fn read_into(&self, buffer: &mut [u8], batch: &mut Batch<'_>) -> Result<(), Errno> {
+        match rustix::io::read(&self.group, &mut *buffer) {
+            Ok(len) => {
+                for event in Events(&buffer[..len]) {
+                    batch.take(&event);
+                }
+                Ok(())
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What is no concern of the receiver.
+struct Filter {
+    pid: i32,
+    root: NodeKey,
+    private: HashSet<NodeKey>,
+}
+
+impl Filter {
+    fn of(volume: &Directory) -> Filter {
+        let private = volume.0.private.iter().flat_map(|p| p.keys.iter().cloned()).collect();
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        Filter { pid, root: volume.root_key(), private }
+    }
+
+    /// A hint for a name in a directory, unless it is one of ours.
+    fn look(&self, dir: NodeKey, name: &[u8]) -> Option<Hint> {
+        if self.private.contains(&dir) {
+            return None;
+        }
+        if name == b"." {
+            return Some(Hint::Inode { key: dir });
+        }
+        // Reserved names are ours.
+        Some(Hint::Look { dir, name: Name::new(name).ok()? })
+    }
+}
+
+/// Hints of one read.
+struct Batch<'a> {
+    filter: &'a Filter,
+    hints: Vec<Hint>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(filter: &'a Filter) -> Batch<'a> {
+        Batch { filter, hints: Vec::new() }
+    }
+
+    fn push(&mut self, hint: Hint) {
+        // The same thing often happens several times in a row.
+        if self.hints.last() != Some(&hint) {
+            self.hints.push(hint);
+        }
+    }
+
+    fn take(&mut self, event: &Event<'_>) {
+        if event.mask & libc::FAN_Q_OVERFLOW != 0 {
+            return self.push(Hint::Overflow);
+        }
+        if event.pid == self.filter.pid {
+            return;
+        }
+        let mut named = false;
+        let mut inode = None;
+        for info in event.infos() {
+            match info {
+                Info::Named(dir, name) => {
+                    named = true;
+                    if let Some(hint) = self.filter.look(dir, name) {
+                        self.push(hint);
+                    }
+                }
+                Info::Inode(key) => inode = Some(key),
+            }
+        }
+        let Some(key) = inode else { return };
+        if event.mask & libc::FAN_DELETE != 0 && key == self.filter.root {
+            self.push(Hint::RootGone);
+        }
+        if !named && !self.filter.private.contains(&key) {
+            self.push(Hint::Inode { key });
+        }
+    }
+}
+
+/// One event as the kernel wrote it.
+struct Event<'a> {
+    mask: u64,
+    pid: i32,
+    records: &'a [u8],
+}
+
+/// One record of an event that we use.
+enum Info<'a> {
+    Named(NodeKey, &'a [u8]),
+    Inode(NodeKey),
+}
+
+/// The events in a buffer. Total: whatever does not parse ends it.
+///
+/// ```text
+/// event:   length u32 | version u8 | 0 u8 | header length u16 | mask u64 | fd i32 | pid i32 | records
+/// record:  type u8 | 0 u8 | length u16 | fsid 8 | handle length u32 | handle type i32 | handle | name NUL
+/// ```
+struct Events<'a>(&'a [u8]);
+
+impl<'a> Iterator for Events<'a> {
+    type Item = Event<'a>;
+
+    fn next(&mut self) -> Option<Event<'a>> {
+        let len = u32_at(self.0, 0)? as usize;
+        let header = usize::from(u16_at(self.0, 6)?);
+        let event = self.0.get(..len)?;
+        let mask = u64::from_ne_bytes(event.get(8..16)?.try_into().ok()?);
+        let pid = u32_at(event, 20)? as i32;
+        let records = event.get(header..)?;
+        self.0 = &self.0[len..];
+        (event[4] == libc::FANOTIFY_METADATA_VERSION).then_some(Event { mask, pid, records })
+    }
+}
+
+impl<'a> Event<'a> {
+    fn infos(&self) -> impl Iterator<Item = Info<'a>> {
+        Records(self.records).filter_map(|record| info(record))
+    }
+}
+
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let len = usize::from(u16_at(self.0, 2)?);
+        let record = self.0.get(..len).filter(|record| record.len() >= 4)?;
+        self.0 = &self.0[len..];
+        Some(record)
+    }
+}
+
+fn info(record: &[u8]) -> Option<Info<'_>> {
+    const HANDLE_AT: usize = 20;
+    let len = u32_at(record, 12)? as usize;
+    let kind = u32_at(record, 16)? as i32;
+    let handle = record.get(HANDLE_AT..HANDLE_AT.checked_add(len)?)?;
+    let name = || record[HANDLE_AT + len..].split(|b| *b == 0).next().unwrap_or_default();
+    let key = || key::of_handle(kind, handle);
+    match record[0] {
+        libc::FAN_EVENT_INFO_TYPE_FID => Some(Info::Inode(key()?)),
+        libc::FAN_EVENT_INFO_TYPE_DFID_NAME
+        | libc::FAN_EVENT_INFO_TYPE_OLD_DFID_NAME
+        | libc::FAN_EVENT_INFO_TYPE_NEW_DFID_NAME => Some(Info::Named(key()?, name())),
+        libc::FAN_EVENT_INFO_TYPE_DFID => Some(Info::Inode(key()?)),
+        _ => None,
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}

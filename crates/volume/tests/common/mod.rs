@@ -1,0 +1,115 @@
+//! What the tests share: a volume in a temporary directory, and short ways to look at it.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+
+use driftless_core::plan::Victim;
+use driftless_core::{Attrs, Content, Digest, Kind, Name, Time};
+use driftless_volume::{DirFd, Directory, HashOutcome, Hashed, OpenOptions, Seen, StageId, Staged};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// More than the largest small file of the tests.
+pub const KEEP: usize = 128 << 10;
+/// A time no file gets by itself.
+pub const WHEN: Time = Time { sec: 1_234_567_890, nsec: 123_456_789 };
+
+pub struct Volume {
+    pub tmp: tempfile::TempDir,
+    pub volume: Directory,
+    ids: AtomicU64,
+}
+
+impl Volume {
+    pub fn new() -> Volume {
+        Volume::at(tempfile::tempdir().unwrap())
+    }
+
+    pub fn at(tmp: tempfile::TempDir) -> Volume {
+        let volume = Directory::open(tmp.path(), OpenOptions { create_private: true }).unwrap();
+        Volume { tmp, volume, ids: AtomicU64::new(1) }
+    }
+
+    pub fn id(&self) -> StageId {
+        StageId(self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    pub fn root(&self) -> DirFd {
+        self.volume.dir(&[], None).unwrap()
+    }
+
+    pub fn dir(&self, path: &str) -> DirFd {
+        let names: Vec<Name> = path.split('/').map(name).collect();
+        self.volume.dir(&names, None).unwrap()
+    }
+
+    pub fn write(&self, at: &str, bytes: &[u8]) {
+        std::fs::write(self.path(at), bytes).unwrap();
+    }
+
+    pub fn stage(&self, bytes: &[u8]) -> Staged {
+        self.volume.stage_small(self.id(), bytes, &plain(), WHEN).unwrap()
+    }
+
+    pub fn staging(&self, staged: &Staged) -> PathBuf {
+        self.path(".driftless/staging").join(staged.id.to_string())
+    }
+
+    pub fn limbo(&self, id: StageId) -> PathBuf {
+        self.path(".driftless/limbo").join(id.to_string())
+    }
+}
+
+pub fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+pub fn seen(dir: &DirFd, at: &str) -> Seen {
+    dir.look(&name(at)).unwrap().unwrap()
+}
+
+pub fn victim(dir: &DirFd, at: &str) -> Victim {
+    let seen = seen(dir, at);
+    Victim { node: seen.key, kind: seen.kind, fingerprint: seen.fingerprint }
+}
+
+pub fn hashed(dir: &DirFd, at: &str) -> Box<Hashed> {
+    match dir.hash(&name(at), &seen(dir, at), KEEP).unwrap() {
+        HashOutcome::Looked(hashed) => hashed,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Attributes of an ordinary file of the user running the tests.
+pub fn plain() -> Attrs {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Attrs { mode: 0o644, uid, gid, ..Attrs::default() }
+}
+
+pub fn file_content(bytes: &[u8]) -> Content {
+    Content::File { size: bytes.len() as u64, mtime: WHEN, digest: Digest::of(bytes) }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+pub fn listed(dir: &DirFd) -> Vec<Seen> {
+    let mut all = Vec::new();
+    dir.list(|seen| all.push(seen.unwrap())).unwrap();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+pub fn kinds(dir: &DirFd) -> Vec<(String, Kind)> {
+    listed(dir).into_iter().map(|seen| (seen.name.to_string(), seen.kind)).collect()
+}
