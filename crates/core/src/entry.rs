@@ -199,3 +199,6 @@ fn merge_data(a: &Entry, b: &Entry) -> SmallVec<[Version; 1]> {
     out.sort_by_key(|v| v.dot);
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,3 +246,43 @@ fn an_untouched_files_place_takes_few_bytes() {
     w.place(&place, &mut ReplicaTable::default());
     assert_eq!(w.buf, b"\x0812345678\x00\x01\x01\xac\x02\x00\x00\x00");
 }
+
+/// Some bytes overwritten, some put in, some cut out.
+fn mutate(bytes: &mut Vec<u8>, how: &[(prop::sample::Index, u8, u8)]) {
+    for (at, what, byte) in how {
+        let at = at.index(bytes.len().max(1));
+        match what % 3 {
+            0 => bytes.insert(at.min(bytes.len()), *byte),
+            1 if at < bytes.len() => drop(bytes.remove(at)),
+            _ if at < bytes.len() => bytes[at] = *byte,
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn decoders_are_total_on_mutated_bytes(
+        (e, n, p) in (entry(), node(), place()),
+        how in vec((any::<prop::sample::Index>(), any::<u8>(), any::<u8>()), 1..6),
+    ) {
+        let mut table = ReplicaTable::default();
+        let mut w = Encoder::new();
+        w.entry(&e, &mut table);
+        mutate(&mut w.buf, &how);
+        if let Ok(read) = Decoder::new(&w.buf).entry(&table) {
+            // What was accepted can be written and read again.
+            let mut again = Encoder::new();
+            again.entry(&read, &mut table);
+            prop_assert_eq!(Decoder::new(&again.buf).entry(&table), Ok(read));
+        }
+        let mut w = Encoder::new();
+        w.node(&n, &mut table);
+        mutate(&mut w.buf, &how);
+        let _ = Decoder::new(&w.buf).node(&table);
+        let mut w = Encoder::new();
+        w.place(&p, &mut table);
+        mutate(&mut w.buf, &how);
+        let _ = Decoder::new(&w.buf).place(&table);
+    }
+}
