@@ -41,7 +41,10 @@ pub enum Message {
         scanned: bool,
     },
     /// No more: why.
-    Bye { reason: String },
+    Bye {
+        /// For people.
+        reason: String,
+    },
 }
 
 /// Handshake.
@@ -110,7 +113,7 @@ pub struct Inline {
 /// What the receiver did with a batch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Receipt {
-    /// The batch's `seq`.
+    /// The batch's `seq`; 0 = for no batch, only to tell cursor and knowledge.
     pub seq: u64,
     /// The batch's `to`.
     pub to: u64,

@@ -24,7 +24,9 @@ pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
 pub use hello::{HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, check_hello, hello, tag_at};
 pub use message::{Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want};
 pub use peer::{PeerRow, peer_row, peer_rows, put_peer_row};
-pub use receiver::{Anomaly, Authority, Echoes, Everything, Merged, ReceiveError, Receiver, state_digest};
+pub use receiver::{
+    Anomaly, Authority, Echoes, Everything, Merged, REPLICAS_MAX, ReceiveError, Receiver, state_digest,
+};
 pub use sender::{
     Backlog, INLINE_LEN_MAX, InlineWish, Outgoing, SendFailure, SendFailureReason, SendLimits, Sender,
 };

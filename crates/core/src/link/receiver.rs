@@ -21,6 +21,8 @@ use std::collections::BTreeSet;
 pub const REPLICAS_MAX: usize = 4096;
 /// Most refused entries remembered per peer. Beyond it the first stay, so knowledge stays unjoined.
 const REFUSED_MAX: usize = 64;
+/// Knowledge is told this long after it was gained: many gains in one message, and still well before others relay.
+const NEWS_DELAY_MS: u64 = 500;
 /// 1 January 2100. A stamp beyond it is a mistake or an attack, and would beat every honest one.
 const CLOCK_MAX_NS: u64 = 4_102_444_800_000_000_000;
 
@@ -95,6 +97,10 @@ pub struct Echoes {
 pub struct Receiver {
     peer: ReplicaId,
     authority: Box<dyn Authority + Send>,
+    /// Our knowledge in the last receipt.
+    told: VersionVector,
+    /// Since when we know more than that.
+    news_since_ms: Option<u64>,
 }
 
 impl Receiver {
@@ -105,7 +111,32 @@ impl Receiver {
 
     /// For the feed of `peer`, who is believed as far as `authority` says.
     pub fn with_authority(peer: ReplicaId, authority: Box<dyn Authority + Send>) -> Self {
-        Self { peer, authority }
+        Self { peer, authority, told: VersionVector::new(), news_since_ms: None }
+    }
+
+    /// A receipt for no batch (`seq` 0), when this replica has learnt of third replicas' changes otherwise than from
+    /// the peer, a moment ago: so that the peer need not relay them.
+    pub fn poll(&mut self, tx: &mut Tx<'_>, now_ms: u64) -> tx::Result<Option<Receipt>> {
+        let knowledge = knowledge_vv(&tx.knowledge()?);
+        let me = tx.me();
+        let is_news = |(r, n): (ReplicaId, u64)| r != me && r != self.peer && n > self.told.get(r);
+        if !knowledge.iter().any(is_news) {
+            self.news_since_ms = None;
+            return Ok(None);
+        }
+        let since = *self.news_since_ms.get_or_insert(now_ms);
+        if now_ms.saturating_sub(since) < NEWS_DELAY_MS {
+            return Ok(None);
+        }
+        self.told.join(&knowledge);
+        self.news_since_ms = None;
+        let cursor = peer_row(tx, self.peer)?.cursor;
+        Ok(Some(Receipt { to: cursor, cursor, knowledge, ..Receipt::default() }))
+    }
+
+    /// When [`Receiver::poll`] should be called at the latest though nothing happened.
+    pub fn poll_at_ms(&self) -> Option<u64> {
+        self.news_since_ms.map(|t| t + NEWS_DELAY_MS)
     }
 
     /// Merges a batch. After an error the transaction must be dropped.
@@ -135,6 +166,7 @@ impl Receiver {
             merged.echoes.knowledge = Some(claim_vv);
         }
         put_peer_row(tx, self.peer, &peer);
+        self.told.join(&known);
         merged.receipt.seq = batch.seq;
         merged.receipt.to = batch.to;
         merged.receipt.cursor = peer.cursor;
