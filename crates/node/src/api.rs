@@ -384,6 +384,12 @@ impl PathText {
             },
         }
     }
+
+    /// The bytes. If the hex is none, as may come from elsewhere, the bytes of the text.
+    pub fn bytes(&self) -> Vec<u8> {
+        let from_hex = self.hex.as_deref().and_then(crate::query::unhex);
+        from_hex.unwrap_or_else(|| self.text.clone().into_bytes())
+    }
 }
 
 /// How a session ended.

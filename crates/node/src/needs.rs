@@ -74,14 +74,14 @@ pub fn list(tx: &mut Tx<'_>, after: Option<&Waiter>, limit: usize) -> Result<Vec
     rows.into_iter().map(|(k, v)| Ok((waiter(tx, &k)?, decode(&v)?))).collect()
 }
 
-fn key(tx: &mut Tx<'_>, waiter: &Waiter) -> Vec<u8> {
+pub(crate) fn key(tx: &mut Tx<'_>, waiter: &Waiter) -> Vec<u8> {
     match waiter {
         Waiter::Entry(id) => tx.slot(*id).to_vec(),
         Waiter::Path(path) => [&PATH_PREFIX[..], path].concat(),
     }
 }
 
-fn waiter(tx: &Tx<'_>, key: &[u8]) -> Result<Waiter> {
+pub(crate) fn waiter(tx: &Tx<'_>, key: &[u8]) -> Result<Waiter> {
     match key.strip_prefix(&PATH_PREFIX) {
         Some(path) => Ok(Waiter::Path(path.to_vec())),
         None => Ok(Waiter::Entry(tx.unslot(Table::Needs, key)?)),
