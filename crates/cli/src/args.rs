@@ -1,0 +1,360 @@
+//! Every command and flag, defined once: the parser, `--help`, completions and man pages come from here.
+
+use crate::units;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use driftless_node::api::{FilterRule, MaxDelete};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Keeps directories the same, here and on other machines, without losing a byte that somebody wrote.
+#[derive(Parser, Debug)]
+#[command(name = "driftless", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// True if errors are wanted as JSON, like everything else.
+    pub(crate) fn wants_json(&self) -> bool {
+        match &self.command {
+            Command::Sync(args) => args.json,
+            Command::Conflicts(ConflictsArgs { command: ConflictsCommand::List(args) }) => args.common.json,
+            Command::Conflicts(_) | Command::Completions { .. } | Command::Man { .. } | Command::Agent(_) => {
+                false
+            }
+            Command::Failures(args) => args.common.json,
+            Command::Changes(args) => args.common.json,
+            Command::Why(args) => args.common.json,
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Keep two directories the same.
+    Sync(SyncArgs),
+    /// List conflict copies and resolve them.
+    Conflicts(ConflictsArgs),
+    /// List what could not be done yet, why, and what to do.
+    #[command(after_help = FAILURES_HELP)]
+    Failures(ListArgs),
+    /// Print what changed: the feed of a replica.
+    Changes(ChangesArgs),
+    /// Explain why a path is as it is.
+    Why(WhyArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  driftless completions bash > /etc/bash_completion.d/driftless")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands into a directory.
+    #[command(after_help = "Example:\n  driftless man | man -l -")]
+    Man {
+        /// Where to write one page per command.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// The remote end of a sync; started by ssh, not by people.
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+const SYNC_HELP: &str = "\
+Ends:
+  A directory of this machine, or [user@]host:/path for one that ssh reaches; both may be
+  remote. A name with a colon that is a local directory is written ./name.
+
+Examples:
+  driftless sync /srv/photos /mnt/backup/photos
+      keep both the same until interrupted
+  driftless sync --once /srv/photos oslo:/srv/photos
+      make both the same, then exit
+  driftless sync --dry-run /srv/photos oslo:/srv/photos
+      say what would be done
+  driftless sync --active-passive --exclude '*.tmp' /srv/www web1:/srv/www
+      only send; what web1 has of its own is left alone and reported
+
+Exit codes:
+  0  in sync
+  1  error
+  2  wrong usage
+  3  finished, but some entries wait; each is listed with the reason and what to do
+
+Remote ends are reached by ssh, or by the command in DRIFTLESS_SSH.";
+
+const FAILURES_HELP: &str = "\
+Each row has the path, the reason and what to do. Rows go by themselves once their cause is gone.
+Exit code 3 if there are any, else 0.
+
+Example:
+  driftless failures --root /srv/photos";
+
+#[derive(Args, Debug)]
+#[command(
+    about = "Keep two directories the same",
+    long_about = "Keeps two directories the same: every change at A appears at B, and, unless --active-passive \
+        is given, every change at B appears at A.\n\n\
+        Runs until interrupted, then finishes what is under way and says what is left. If both ends changed one \
+        file without having seen each other's change, the newer one keeps the name and the other is kept beside it \
+        as a conflict copy.",
+    after_help = SYNC_HELP
+)]
+pub(crate) struct SyncArgs {
+    /// One end: a directory or [user@]host:/path.
+    pub(crate) a: OsString,
+    /// The other end.
+    pub(crate) b: OsString,
+    /// Exit when both ends agree.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Send from A to B only; what only B has is left alone and reported.
+    #[arg(long)]
+    pub(crate) active_passive: bool,
+    #[command(flatten)]
+    pub(crate) filters: Filters,
+    /// At most so many bytes per second, each way (500k, 20M, 1.5MiB).
+    #[arg(long, value_name = "RATE", value_parser = units::parse_rate)]
+    pub(crate) bwlimit: Option<u64>,
+    /// Hold removals back if there are more than N, or more than P% of the entries, at once
+    /// [default: more than half and more than 100].
+    #[arg(long, value_name = "N|P%", value_parser = units::parse_max_delete)]
+    pub(crate) max_delete: Option<MaxDelete>,
+    /// Keep the indexes here [default: $XDG_STATE_HOME/driftless].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Print one JSON event a line (see docs/json.md).
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Say more: each step (-v), details for those who look for a cause (-vv).
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Names of the two sites in conflict copies and messages [default: the host names, or A and B].
+    #[arg(long, value_name = "A,B", value_parser = parse_site_names)]
+    pub(crate) site_names: Option<(String, String)>,
+    /// The driftless command on remote hosts.
+    #[arg(long, value_name = "CMD", default_value = "driftless")]
+    pub(crate) remote_bin: String,
+}
+
+/// Longest name of a site, in bytes: it becomes part of file names.
+const SITE_NAME_LEN_MAX: usize = 32;
+
+fn parse_site_names(text: &str) -> Result<(String, String), String> {
+    let Some((a, b)) = text.split_once(',') else {
+        return Err("two names are needed, with a comma between: oslo,bergen".into());
+    };
+    for name in [a, b] {
+        let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
+        if name.is_empty() || name.len() > SITE_NAME_LEN_MAX || !plain {
+            return Err(format!(
+                "'{name}' is no site name: up to {SITE_NAME_LEN_MAX} letters, digits, - and _ (it becomes part of file names)"
+            ));
+        }
+    }
+    if a == b {
+        return Err("the two sites must have different names".into());
+    }
+    Ok((a.to_owned(), b.to_owned()))
+}
+
+/// `--include` and `--exclude` in the order they were given, which clap keeps only per flag.
+#[derive(Debug, Default)]
+pub(crate) struct Filters(pub(crate) Vec<FilterRule>);
+
+#[derive(Args)]
+struct FilterArgs {
+    /// Leave out what matches GLOB; of several --include and --exclude the first that matches decides.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Keep what matches GLOB although a later --exclude matches it too.
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+}
+
+impl Args for Filters {
+    fn augment_args(cmd: clap::Command) -> clap::Command {
+        FilterArgs::augment_args(cmd)
+    }
+
+    fn augment_args_for_update(cmd: clap::Command) -> clap::Command {
+        FilterArgs::augment_args_for_update(cmd)
+    }
+}
+
+impl FromArgMatches for Filters {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut rules = Vec::new();
+        for (id, include) in [("exclude", false), ("include", true)] {
+            let globs = matches.get_many::<String>(id).unwrap_or_default();
+            let positions = matches.indices_of(id).unwrap_or_default();
+            rules.extend(
+                positions.zip(globs).map(|(at, glob)| (at, FilterRule { include, glob: glob.clone() })),
+            );
+        }
+        rules.sort_by_key(|(at, _)| *at);
+        Ok(Filters(rules.into_iter().map(|(_, rule)| rule).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Flags of all commands that read a state directory.
+#[derive(Args, Debug)]
+pub(crate) struct CommonArgs {
+    /// Where the indexes are [default: $XDG_STATE_HOME/driftless].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// The synced directory meant, if the state directory knows several.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) root: Option<PathBuf>,
+    /// Print one JSON object a line (see docs/json.md).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConflictsArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConflictsCommand,
+}
+
+const RESOLVE_HELP: &str = "\
+A resolution is an ordinary change of the directory: it reaches the other end with the next or the running sync.
+The same can be done by hand: delete the copy, move it over the winner, or give it a name of its own.
+
+Examples:
+  driftless conflicts resolve report.conflict-1f2e.docx --keep winner
+      delete the copy
+  driftless conflicts resolve report.conflict-1f2e.docx --keep copy
+      move the copy over report.docx
+  driftless conflicts resolve report.conflict-1f2e.docx --keep both --name report-oslo.docx
+      make the copy a file of its own";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ConflictsCommand {
+    /// List conflict copies.
+    #[command(after_help = "Exit code 0, whether there are any or not.")]
+    List(ListArgs),
+    /// Resolve one conflict by keeping the winner, the copy, or both.
+    #[command(after_help = RESOLVE_HELP)]
+    Resolve(ResolveArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ResolveArgs {
+    /// The conflict copy.
+    pub(crate) path: PathBuf,
+    /// What to keep.
+    #[arg(long, value_enum)]
+    pub(crate) keep: Keep,
+    /// With `--keep both`: the copy's new name [default: .conflict- in its name becomes .kept-].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<OsString>,
+    /// Where the indexes are [default: $XDG_STATE_HOME/driftless].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Keep {
+    /// Delete the copy.
+    Winner,
+    /// Move the copy over the winner.
+    Copy,
+    /// Give the copy a name of its own.
+    Both,
+}
+
+const CHANGES_HELP: &str = "\
+The feed holds each entry once, at its newest change. A row says: position, class of the newest change (Entry: it
+came, went or moved; Data; Meta), kind, mode, owner, entry id, directory's id and name, path now.
+
+Example:
+  driftless changes --root /srv/photos --since 1042 --follow --json";
+
+#[derive(Args, Debug)]
+#[command(after_help = CHANGES_HELP)]
+pub(crate) struct ChangesArgs {
+    /// Begin after this position of the feed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) since: u64,
+    /// Go on with new changes until interrupted.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  driftless why /srv/photos/2026/oslo.jpg")]
+pub(crate) struct WhyArgs {
+    /// A path in a synced directory; with --root it may be relative to that.
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AgentArgs {
+    /// Speak on the standard input and output.
+    #[arg(long, required = true)]
+    pub(crate) stdio: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn sync(args: &[&str]) -> SyncArgs {
+        let all = [&["driftless", "sync"], args].concat();
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Sync(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn filters_keep_their_order_across_flags() {
+        let got = sync(&["--exclude", "1", "--include", "2", "--exclude", "3", "--include=4", "a", "b"]);
+        let got: Vec<_> = got.filters.0.iter().map(|r| (r.include, r.glob.as_str())).collect();
+        assert_eq!(got, [(false, "1"), (true, "2"), (false, "3"), (true, "4")]);
+        assert!(sync(&["a", "b"]).filters.0.is_empty());
+    }
+
+    #[test]
+    fn site_names_are_plain_and_different() {
+        assert_eq!(parse_site_names("oslo,bergen-2"), Ok(("oslo".into(), "bergen-2".into())));
+        for bad in ["oslo", "a,a", ",b", "a/b,c", "a,b,c", "a,é"] {
+            assert!(parse_site_names(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_its_own_help() {
+        let mut texts = std::collections::BTreeSet::new();
+        for command in Cli::command().get_subcommands_mut() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            assert!(texts.insert(command.render_long_help().to_string()));
+        }
+    }
+}

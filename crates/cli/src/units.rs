@@ -1,0 +1,137 @@
+//! Values that people write with units: sizes, shares, counts; and how they are shown.
+
+use driftless_node::api::MaxDelete;
+
+/// Bytes per second: `500k`, `20M`, `1.5MiB`, `2G`; a number alone is bytes. `k`, `M`, `G`, `T` are powers of
+/// 1000, `Ki`, `Mi`, `Gi`, `Ti` of 1024; a final `B` or `B/s` may follow.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
+    if bytes == 0 {
+        Err("a rate of 0 would never end; leave the flag out for no limit".into())
+    } else {
+        Ok(bytes)
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is no size: write for example 500k, 20M, 1.5MiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let unit = unit.strip_suffix(['B', 'b']).unwrap_or(unit).to_ascii_lowercase();
+    let factor: f64 = match unit.as_str() {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "t" => 1e12,
+        "ki" => 1024.0,
+        "mi" => 1024f64.powi(2),
+        "gi" => 1024f64.powi(3),
+        "ti" => 1024f64.powi(4),
+        _ => return Err(bad()),
+    };
+    let bytes = number * factor;
+    // Every whole number up to 2^53 is exact; above, nobody counts single bytes.
+    if bytes.is_finite() && bytes < 9e15 { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+/// `N` or `P%`.
+pub(crate) fn parse_max_delete(text: &str) -> Result<MaxDelete, String> {
+    let bad = || format!("'{text}' is neither a number nor a share: write for example 1000 or 20%");
+    match text.strip_suffix('%') {
+        Some(share) => match share.trim().parse::<f64>() {
+            Ok(p) if (0.0..=100.0).contains(&p) => Ok(MaxDelete::Percent(p)),
+            Ok(_) => Err(format!("'{text}' is not between 0% and 100%")),
+            Err(_) => Err(bad()),
+        },
+        None => text.parse().map(MaxDelete::Count).map_err(|_| bad()),
+    }
+}
+
+/// Bytes for people: `0 B`, `1.2 KiB`, `3.4 GiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = "B";
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// A count with its thousands apart: `12,345`.
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// `1 entry`, `2 entries`.
+pub(crate) fn entries(n: u64) -> String {
+    if n == 1 { "1 entry".into() } else { format!("{} entries", count(n)) }
+}
+
+/// A span for people: `4s`, `3m05s`, `2h10m`, `3d04h`.
+pub(crate) fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates() {
+        for (text, bytes) in [
+            ("500k", 500_000),
+            ("20M", 20_000_000),
+            ("1.5MiB", 1_572_864),
+            ("1.5MiB/s", 1_572_864),
+            ("2G", 2_000_000_000),
+            ("77", 77),
+            ("1KB", 1000),
+            ("1kib", 1024),
+        ] {
+            assert_eq!(parse_rate(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "M", "1.2.3M", "-5", "5X", "0", "1e99", "NaN", "9999999T"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn max_deletes() {
+        assert_eq!(parse_max_delete("10"), Ok(MaxDelete::Count(10)));
+        assert_eq!(parse_max_delete("12.5%"), Ok(MaxDelete::Percent(12.5)));
+        for bad in ["", "%", "x", "101%", "-1", "-1%", "NaN%"] {
+            assert!(parse_max_delete(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shown() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
+        assert_eq!([count(0), count(999), count(1000), count(1234567)], ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([entries(1), entries(1500)], ["1 entry", "1,500 entries"]);
+        assert_eq!([span(59), span(185), span(7800), span(273_600)], ["59s", "3m05s", "2h10m", "3d04h"]);
+    }
+}
