@@ -19,6 +19,7 @@ pub mod entry;
 pub mod id;
 pub mod link;
 pub mod local;
+pub mod memdisk;
 pub mod meta;
 pub mod plan;
 pub mod recipe;

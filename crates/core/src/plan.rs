@@ -1,18 +1,30 @@
 //! What has to be done to this disk so that it shows the effective tree: plans as values.
 //!
-//! The planner looks at one entry at a time (from the feed beyond the planner's cursor, and from the pending table),
-//! compares where it is shown with where it is materialised, and appends [`Step`]s. Each step, once planned, is
-//! recorded in the transaction *as if done* (new inodes get provisional keys), so that later steps see it; the
-//! executor then performs the steps, and records each with what the file system really gave back.
-//! A dry run prints the steps and drops the transaction.
+//! The planner looks at one entry at a time (from the feed beyond the planner's cursor, and from the
+//! pending table), compares where it is shown with where it is materialised, and appends [`Step`]s. Each
+//! step, once planned, is recorded in the transaction *as if done* (new inodes get provisional keys), so
+//! that later steps see it; the executor then performs the steps, and records each with what the file
+//! system really gave back. A dry run prints the steps and drops the transaction.
+//!
+//! What holds at every point between two steps: no content that the tree still wants somewhere, and that
+//! has an inode here, is without a name (inodes in the way of others wait in [`Plan::parked`]); a
+//! directory is only removed when nothing is recorded in it; nothing is moved below itself.
+
+mod planner;
+mod record;
 
 use crate::disk::{Claim, Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name};
 use crate::meta::{Attrs, Content};
 use crate::tx::{Result, Tx};
+use std::collections::HashMap;
+use std::fmt;
 
-/// A directory and a name in it. The key may be provisional ([`Plan::provisional`]).
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub use record::record;
+
+/// A directory and a name in it. The directory may be provisional ([`Plan::provisional`]) or the place of
+/// parked inodes ([`Plan::parked`]).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct At {
     /// The directory's inode.
     pub dir: NodeKey,
@@ -27,12 +39,13 @@ pub struct Victim {
     pub node: NodeKey,
     /// Its kind.
     pub kind: Kind,
-    /// Its fingerprint as recorded.
+    /// Its fingerprint as recorded when the step was planned. An earlier step of the same batch may have
+    /// moved the inode's change time on: [`Step::refresh`].
     pub fingerprint: Fingerprint,
 }
 
 /// What a path shows after a step.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Binding {
     /// Leaves: the claims shown, owner first. Directories: empty.
     pub claims: Vec<Claim>,
@@ -46,23 +59,121 @@ pub struct Binding {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Make a directory at a free name.
-    MakeDir { at: At, node: NodeKey, attrs: Attrs, binding: Binding },
+    MakeDir {
+        /// Where.
+        at: At,
+        /// Provisional key.
+        node: NodeKey,
+        /// What it shall have.
+        attrs: Attrs,
+        /// What it stands for.
+        binding: Binding,
+    },
     /// Make a leaf with this content, in place of `victim` if there is one (its inode goes to limbo).
-    Put { at: At, node: NodeKey, kind: Kind, entry: EntryId, version: Dot, content: Content, attrs: Attrs, victim: Option<Victim>, binding: Binding },
+    Put {
+        /// Where.
+        at: At,
+        /// Provisional key.
+        node: NodeKey,
+        /// Never a directory.
+        kind: Kind,
+        /// Whose content.
+        entry: EntryId,
+        /// Which version.
+        version: Dot,
+        /// What it is.
+        content: Content,
+        /// What it shall have.
+        attrs: Attrs,
+        /// A leaf of this disk with the same content that has to stay what it is: copy that instead of
+        /// fetching.
+        copy: Option<NodeKey>,
+        /// What it replaces.
+        victim: Option<Victim>,
+        /// What it stands for.
+        binding: Binding,
+    },
     /// Give a leaf another name, in place of `victim` if there is one.
-    Link { from: At, to: At, node: NodeKey, victim: Option<Victim>, binding: Binding },
-    /// Move an inode, in place of `victim` if there is one.
-    Move { from: At, to: At, node: NodeKey, kind: Kind, victim: Option<Victim>, binding: Binding },
-    /// Move an inode that another step needs out of the way into the private directory; a later `Unpark` takes it out.
-    Park { from: At, node: NodeKey, kind: Kind },
+    Link {
+        /// A name it has.
+        from: At,
+        /// The new one.
+        to: At,
+        /// The leaf.
+        node: NodeKey,
+        /// What it replaces.
+        victim: Option<Victim>,
+        /// What the new name stands for.
+        binding: Binding,
+    },
+    /// Move an inode, in place of `victim` if there is one (leaves only).
+    Move {
+        /// The name it has.
+        from: At,
+        /// The name it gets.
+        to: At,
+        /// The inode.
+        node: NodeKey,
+        /// What it is.
+        kind: Kind,
+        /// What it replaces.
+        victim: Option<Victim>,
+        /// What it stands for.
+        binding: Binding,
+    },
+    /// Move an inode that another step needs out of the way to [`Plan::parked`]; a later `Unpark` takes it out.
+    Park {
+        /// The name it has.
+        from: At,
+        /// The inode.
+        node: NodeKey,
+        /// What it is.
+        kind: Kind,
+    },
     /// Take a parked inode to its place.
-    Unpark { to: At, node: NodeKey, kind: Kind, victim: Option<Victim>, binding: Binding },
+    Unpark {
+        /// The name it gets.
+        to: At,
+        /// The inode.
+        node: NodeKey,
+        /// What it is.
+        kind: Kind,
+        /// What it replaces.
+        victim: Option<Victim>,
+        /// What it stands for.
+        binding: Binding,
+    },
     /// Take a name away: a leaf's name into limbo, an empty directory by rmdir.
-    Remove { at: At, victim: Victim },
+    Remove {
+        /// Where.
+        at: At,
+        /// What is there.
+        victim: Victim,
+    },
     /// Set attributes (and a leaf's mtime) of an inode in place. `path` is one of its names.
-    SetAttrs { path: Option<At>, node: NodeKey, kind: Kind, attrs: Attrs, content: Option<Content>, entry: EntryId },
+    SetAttrs {
+        /// One of its names; `None` for the root.
+        path: Option<At>,
+        /// The inode.
+        node: NodeKey,
+        /// What it is.
+        kind: Kind,
+        /// What it shall have.
+        attrs: Attrs,
+        /// Leaves: the content on disk, for its modification time.
+        content: Option<Content>,
+        /// Whose attributes.
+        entry: EntryId,
+    },
     /// Only the record changes: the path now stands for other claims or members of equal content.
-    Rebind { at: At, node: NodeKey, binding: Binding },
+    Rebind {
+        /// Where.
+        at: At,
+        /// What is there.
+        node: NodeKey,
+        /// What it stands for.
+        binding: Binding,
+    },
 }
 
 /// What the file system gave back for a step that made or changed an inode.
@@ -79,22 +190,44 @@ pub struct Outcome {
 /// Why an entry could not be planned now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wait {
-    /// Its directory is not on this disk yet: that entry has to come first.
+    /// Its directory is not on this disk and could not be planned: that entry has to come first.
     Parent(EntryId),
 }
 
-/// Steps of one batch.
+/// Says of a path (real names from the root) whether it is left out.
+pub type SkipPath<'a> = &'a dyn Fn(&[Name]) -> bool;
+
+/// What the caller decides about plans.
+#[derive(Clone, Copy, Default)]
+pub struct PlanOptions<'a> {
+    /// True for paths that are not to be materialised here. Must be true for
+    /// everything below such a path as well.
+    pub skip: Option<SkipPath<'a>>,
+}
+
+/// Steps of one batch. One plan belongs to one transaction.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
     /// What to do, in order.
     pub steps: Vec<Step>,
     /// Provisional keys given out so far in this plan.
     pub provisional_count: u64,
+    /// The root directory, once it was looked up.
+    root: Option<NodeKey>,
+    /// Inodes that entries shared with others and were parted from by a step of this plan.
+    shared: HashMap<EntryId, NodeKey>,
 }
 
 impl Plan {
     /// The first bytes of provisional keys; no file system's handle type has them.
     pub const PROVISIONAL: &'static [u8] = b"\xff\xff?";
+    /// The key of the place where parked inodes wait: a directory inside the private one.
+    pub const PARKED: &'static [u8] = b"\xff\xff!";
+
+    /// An empty plan.
+    pub fn new() -> Plan {
+        Plan::default()
+    }
 
     /// A key for an inode that does not exist yet.
     pub fn provisional(&mut self) -> NodeKey {
@@ -108,17 +241,198 @@ impl Plan {
     pub fn is_provisional(key: &NodeKey) -> bool {
         key.as_bytes().starts_with(Self::PROVISIONAL)
     }
+
+    /// Where `node` waits while parked. The executor makes a directory for [`Plan::PARKED`] in the
+    /// volume's private one; the name there is the first half of the key's digest in hex.
+    pub fn parked(node: &NodeKey) -> At {
+        let digest = crate::meta::Digest::of(node.as_bytes());
+        let hex: String = digest.0[..16].iter().map(|b| format!("{b:02x}")).collect();
+        // Three bytes, and 32 hex digits: always a key, always a name.
+        let dir = NodeKey::new(Self::PARKED).unwrap_or_else(|| unreachable!());
+        At { dir, name: Name::new(hex.as_bytes()).unwrap_or_else(|_| unreachable!()) }
+    }
+
+    /// True for the key of the directory of parked inodes.
+    pub fn is_parked_dir(dir: &NodeKey) -> bool {
+        dir.as_bytes() == Self::PARKED
+    }
 }
 
-/// Plans what `entry` (and the names it takes or leaves) needs; appends to `plan` and records the steps as if done. Idempotent.
-pub fn plan_entry(tx: &mut Tx<'_>, entry: EntryId, plan: &mut Plan) -> Result<Option<Wait>> {
-    let _ = (tx, entry, plan);
-    unimplemented!("lands with this module")
+/// Plans what `entry` (and the names it takes or leaves) needs; appends to `plan` and records the steps as
+/// if done. Idempotent. Directories above it, and what is in its way, are planned with it.
+pub fn plan_entry(
+    tx: &mut Tx<'_>,
+    entry: EntryId,
+    plan: &mut Plan,
+    options: &PlanOptions<'_>,
+) -> Result<Option<Wait>> {
+    planner::plan_entry(tx, entry, plan, options)
 }
 
-/// Records a step that was done; `outcome` for steps that made or changed an inode. Keys in `step` must be real
-/// (or, while planning, provisional).
-pub fn record(tx: &mut Tx<'_>, step: &Step, outcome: Option<&Outcome>) -> Result<()> {
-    let _ = (tx, step, outcome);
-    unimplemented!("lands with this module")
+impl Step {
+    /// Puts real keys in the place of provisional ones.
+    pub fn resolve(&mut self, real: &HashMap<NodeKey, NodeKey>) {
+        self.each_key(&mut |key| {
+            if let Some(r) = real.get(key) {
+                *key = r.clone();
+            }
+        });
+    }
+
+    /// Brings the victim's fingerprint up to what is recorded now: an earlier step of the same batch may
+    /// have changed its change time.
+    pub fn refresh(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        if let Some(victim) = self.victim_mut()
+            && let Some(node) = tx.node(&victim.node)?
+        {
+            victim.fingerprint = node.fingerprint;
+        }
+        Ok(())
+    }
+
+    /// The inode that the step makes, changes, moves or removes.
+    pub fn node(&self) -> &NodeKey {
+        match self {
+            Step::MakeDir { node, .. }
+            | Step::Put { node, .. }
+            | Step::Link { node, .. }
+            | Step::Move { node, .. }
+            | Step::Park { node, .. }
+            | Step::Unpark { node, .. }
+            | Step::SetAttrs { node, .. }
+            | Step::Rebind { node, .. } => node,
+            Step::Remove { victim, .. } => &victim.node,
+        }
+    }
+
+    /// What the step takes the place of, or removes.
+    pub fn victim(&self) -> Option<&Victim> {
+        match self {
+            Step::Put { victim, .. }
+            | Step::Link { victim, .. }
+            | Step::Move { victim, .. }
+            | Step::Unpark { victim, .. } => victim.as_ref(),
+            Step::Remove { victim, .. } => Some(victim),
+            _ => None,
+        }
+    }
+
+    fn victim_mut(&mut self) -> Option<&mut Victim> {
+        match self {
+            Step::Put { victim, .. }
+            | Step::Link { victim, .. }
+            | Step::Move { victim, .. }
+            | Step::Unpark { victim, .. } => victim.as_mut(),
+            Step::Remove { victim, .. } => Some(victim),
+            _ => None,
+        }
+    }
+
+    fn each_key(&mut self, f: &mut dyn FnMut(&mut NodeKey)) {
+        match self {
+            Step::MakeDir { at, node, .. } | Step::Rebind { at, node, .. } => {
+                f(&mut at.dir);
+                f(node);
+            }
+            Step::Put { at, node, copy, .. } => {
+                f(&mut at.dir);
+                f(node);
+                copy.iter_mut().for_each(&mut *f);
+            }
+            Step::Link { from, to, node, .. } | Step::Move { from, to, node, .. } => {
+                f(&mut from.dir);
+                f(&mut to.dir);
+                f(node);
+            }
+            Step::Park { from, node, .. } => {
+                f(&mut from.dir);
+                f(node);
+            }
+            Step::Unpark { to, node, .. } => {
+                f(&mut to.dir);
+                f(node);
+            }
+            Step::Remove { at, .. } => f(&mut at.dir),
+            Step::SetAttrs { path, node, .. } => {
+                path.iter_mut().for_each(|at| f(&mut at.dir));
+                f(node);
+            }
+        }
+        if let Some(v) = self.victim_mut() {
+            f(&mut v.node);
+        }
+    }
 }
+
+/// A step in words, for people: `create file docs/a.txt (4096 bytes)`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Description {
+    /// What happens, with the kind: `create file`, `move dir`, `remove`.
+    pub verb: String,
+    /// The path it happens to, from the root, as bytes.
+    pub path: Vec<u8>,
+    /// Size, target or origin; may be empty.
+    pub detail: String,
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, String::from_utf8_lossy(&self.path))?;
+        if self.detail.is_empty() { Ok(()) } else { write!(f, " ({})", self.detail) }
+    }
+}
+
+/// Describes a step, with the paths that directories have in `tx` now.
+pub fn describe(tx: &mut Tx<'_>, step: &Step) -> Result<Description> {
+    let (verb, at, detail) = match step {
+        Step::MakeDir { at, .. } => ("create dir".to_string(), Some(at), String::new()),
+        Step::Put { at, kind, content, victim, .. } => {
+            let verb = if victim.is_some() { "replace" } else { "create" };
+            (format!("{verb} {}", kind.word()), Some(at), describe_content(content))
+        }
+        Step::Link { from, to, .. } => ("link".to_string(), Some(to), origin(tx, from)?),
+        Step::Move { from, to, kind, .. } => (format!("move {}", kind.word()), Some(to), origin(tx, from)?),
+        Step::Park { from, kind, .. } => (format!("set aside {}", kind.word()), Some(from), String::new()),
+        Step::Unpark { to, kind, .. } => (format!("put back {}", kind.word()), Some(to), String::new()),
+        Step::Remove { at, victim } => (format!("remove {}", victim.kind.word()), Some(at), String::new()),
+        Step::SetAttrs { path, kind, attrs, .. } => {
+            (format!("set attributes of {}", kind.word()), path.as_ref(), format!("mode {:o}", attrs.mode))
+        }
+        Step::Rebind { at, .. } => ("record".to_string(), Some(at), String::new()),
+    };
+    let path = match at {
+        Some(at) => path_bytes(tx, at)?,
+        None => b".".to_vec(),
+    };
+    Ok(Description { verb, path, detail })
+}
+
+fn origin(tx: &mut Tx<'_>, from: &At) -> Result<String> {
+    Ok(format!("from {}", String::from_utf8_lossy(&path_bytes(tx, from)?)))
+}
+
+fn describe_content(content: &Content) -> String {
+    match content {
+        Content::File { size, .. } => format!("{size} bytes"),
+        Content::Symlink { target, .. } => format!("to {}", String::from_utf8_lossy(target)),
+        Content::Special { rdev: 0, .. } => String::new(),
+        Content::Special { rdev, .. } => format!("device {rdev}"),
+    }
+}
+
+/// The path of a name on this disk, from the root, joined by slashes.
+fn path_bytes(tx: &mut Tx<'_>, at: &At) -> Result<Vec<u8>> {
+    let mut parts = vec![at.name.clone()];
+    let mut dir = at.dir.clone();
+    while let Some(node) = tx.node(&dir)? {
+        let Some((parent, name)) = node.names.first() else { break };
+        parts.push(name.clone());
+        dir = parent.clone();
+    }
+    parts.reverse();
+    let parts: Vec<&[u8]> = parts.iter().map(Name::as_bytes).collect();
+    Ok(parts.join(&b'/'))
+}
+
+#[cfg(test)]
+mod tests;
