@@ -45,6 +45,14 @@ pub struct Placed {
     pub limbo: Option<Limbo>,
 }
 
+/// What is being moved.
+#[derive(Clone, Copy)]
+struct Moved<'a> {
+    key: &'a NodeKey,
+    /// Set if the inode is ours alone, until it is shown: then any change of it is a user's.
+    ours: Option<&'a Fingerprint>,
+}
+
 /// A name relative to an open directory; of the volume or of the private directory.
 #[derive(Clone, Copy)]
 struct Spot<'a> {
@@ -59,7 +67,8 @@ impl Directory {
     ///
     /// # Errors
     /// [`ApplyError::Unexpected`] if the name is not free, [`ApplyError::Raced`] if the victim is not as expected,
-    /// [`ApplyError::Busy`] if somebody writes to it. The staged inode then still waits in staging.
+    /// [`ApplyError::Busy`] if somebody writes to it. The staged inode then still waits in staging, unless the error
+    /// names it as the one in limbo: then somebody wrote to it in the moment it was shown.
     pub fn place(
         &self,
         staged: &Staged,
@@ -92,7 +101,8 @@ impl Directory {
             name: private_name.get(),
             open: staged.beside.as_ref(),
         };
-        let limbo = self.take_over(from, &staged.key, dir, name, victim, staged.id)?;
+        let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
+        let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
         let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint)?;
         Ok(Placed { key: staged.key.clone(), fingerprint, limbo })
     }
@@ -191,7 +201,7 @@ impl Directory {
         let look = self.look_expected(from_dir, from_name, key)?;
         let cname = CName::new(from_name);
         let from = Spot { dir: from_dir.as_fd(), name: cname.get(), open: Some(from_dir) };
-        let limbo = self.take_over(from, key, to_dir, to_name, victim, id)?;
+        let limbo = self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)?;
         self.moved(key, &look.fingerprint(), to_dir, to_name, limbo)
     }
 
@@ -251,7 +261,7 @@ impl Directory {
             return Err(ApplyError::raced(from_name.as_bytes()));
         }
         let from = Spot { dir: staging, name: name.get(), open: None };
-        match self.take_over(from, key, to_dir, to_name, victim, id) {
+        match self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id) {
             Ok(limbo) => self.moved(key, &look.fingerprint(), to_dir, to_name, limbo),
             Err(e) => {
                 drop_link();
@@ -271,8 +281,15 @@ impl Directory {
             Err(Errno::EXIST) => return Err(self.unexpected(dir, name)),
             other => other.doing("make the directory", name.as_bytes())?,
         }
+        self.fit_out_dir(dir, name, attrs).inspect_err(|_| {
+            // A half-made directory would be in the way of the next try. If somebody uses it already, it stays.
+            let _ = rustix::fs::unlinkat(dir, cname.get(), AtFlags::REMOVEDIR);
+        })
+    }
+
+    fn fit_out_dir(&self, dir: &DirFd, name: &Name, attrs: &Attrs) -> Result<Outcome, ApplyError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, cname.get(), flags, Mode::empty());
+        let fd = rustix::fs::openat(dir, CName::new(name).get(), flags, Mode::empty());
         let fd = fd.doing("open the directory", name.as_bytes())?;
         let wanted = Wanted { kind: Kind::Dir, attrs, mtime: attrs.dir_mtime };
         let identity = self.0.capabilities.identity;
@@ -377,7 +394,7 @@ impl Directory {
         if look.key != *key {
             return Err(ApplyError::raced(name.as_bytes()));
         }
-        let limbo = self.take_over(from, key, dir, name, victim, limbo)?;
+        let limbo = self.take_over(from, Moved { key, ours: None }, dir, name, victim, limbo)?;
         self.moved(key, &look.fingerprint(), dir, name, limbo)
     }
 
@@ -400,7 +417,7 @@ impl Directory {
     fn take_over(
         &self,
         from: Spot<'_>,
-        moved: &NodeKey,
+        moved: Moved<'_>,
         dir: &DirFd,
         name: &Name,
         victim: Option<&Victim>,
@@ -426,7 +443,7 @@ impl Directory {
     fn move_to_free(
         &self,
         from: Spot<'_>,
-        moved: &NodeKey,
+        moved: Moved<'_>,
         dir: &DirFd,
         name: &Name,
     ) -> Result<(), ApplyError> {
@@ -438,7 +455,7 @@ impl Directory {
             other => other.doing("move to", name.as_bytes())?,
         }
         // From the private directory only we move; from the volume somebody may have been faster.
-        if from.open.is_some() && !dir.look_raw(name).is_ok_and(|look| look.key == *moved) {
+        if from.open.is_some() && !dir.look_raw(name).is_ok_and(|look| look.key == *moved.key) {
             // If it does not go back, it is still a user's file at a name of the volume: it is looked at.
             let _ = self.rename(dir.as_fd(), to.get(), from.dir, from.name, false);
             return Err(ApplyError::raced(name.as_bytes()));
@@ -450,7 +467,7 @@ impl Directory {
     fn exchange(
         &self,
         from: Spot<'_>,
-        moved: &NodeKey,
+        moved: Moved<'_>,
         dir: &DirFd,
         name: &Name,
         victim: &Victim,
@@ -478,7 +495,7 @@ impl Directory {
         &self,
         swap: impl Fn() -> Result<(), Errno>,
         from: Spot<'_>,
-        moved: &NodeKey,
+        moved: Moved<'_>,
         name: &Name,
         id: StageId,
     ) -> ApplyError {
@@ -486,10 +503,23 @@ impl Directory {
         let out = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
         let raced = |limbo| ApplyError::Raced { name: name.as_bytes().to_vec(), limbo };
         match (swapped, out) {
-            (Ok(()), Ok(look)) if look.key == *moved => raced(None),
+            (Ok(()), Ok(look)) if self.is_untouched(&from, moved, &look) => raced(None),
             (_, Ok(look)) => raced(self.to_limbo(from, id, &look.key).ok().map(|(_, limbo)| limbo)),
             (_, Err(_)) => raced(None),
         }
+    }
+
+    /// True if `look`, taken at `from`, is what was moved, and if it is ours, nobody wrote to it while it was shown.
+    fn is_untouched(&self, from: &Spot<'_>, moved: Moved<'_>, look: &Look) -> bool {
+        let Some(ours) = moved.ours.filter(|_| look.kind() == Kind::File) else {
+            return look.key == *moved.key;
+        };
+        let now = look.fingerprint();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(from.dir, from.name, flags, Mode::empty());
+        look.key == *moved.key
+            && (now.size, now.mtime) == (ours.size, ours.mtime)
+            && open.is_ok_and(|fd| sys::writers(fd) != Writers::Some)
     }
 
     /// Without `RENAME_EXCHANGE`: a second name in limbo keeps the victim, then a plain rename replaces it. Between

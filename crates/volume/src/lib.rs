@@ -35,4 +35,4 @@ pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
 pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
 pub use stat::MountId;
 pub use sys::Writers;
-pub use watch::{Delivery, Hint, WatchMode, Watcher};
+pub use watch::{Delivery, Hint, WatchMode, WatchOptions, Watcher};

@@ -27,13 +27,17 @@ const READ_LEN: usize = 256 << 10;
 /// How long to wait, in milliseconds, before trying again to say that hints were dropped.
 const OVERFLOW_RETRY_MS: i64 = 20;
 
-const MASK: u64 = libc::FAN_CREATE
-    | libc::FAN_DELETE
-    | libc::FAN_RENAME
-    | libc::FAN_CLOSE_WRITE
-    | libc::FAN_ATTRIB
-    | libc::FAN_ONDIR;
-const GROUP: u32 = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_DFID_NAME_TARGET | libc::FAN_NONBLOCK;
+const MASK: u64 =
+    libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB | libc::FAN_ONDIR;
+const GROUP: u32 = libc::FAN_CLASS_NOTIF | libc::FAN_NONBLOCK;
+
+/// What groups report and which events tell of renames, the best first.
+const DIALECTS: [(u32, u64); 2] = [
+    // One event with both names, Linux 5.17.
+    (libc::FAN_REPORT_DFID_NAME_TARGET, libc::FAN_RENAME),
+    // Two events, Linux 5.9.
+    (libc::FAN_REPORT_DFID_NAME | libc::FAN_REPORT_FID, libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO),
+];
 
 /// Where to look.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -65,6 +69,17 @@ pub enum WatchMode {
     Directories,
 }
 
+/// What to listen to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WatchOptions {
+    /// Hear also of what this process does. (Tests act as users inside the process.)
+    pub own_process: bool,
+    /// Mark directories even where the whole file system could be watched.
+    pub directories_only: bool,
+    /// Hear of each write, not only of the end of writing: for files that stay open for long. Costs writers more.
+    pub each_write: bool,
+}
+
 /// What a receiver did with a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Delivery {
@@ -78,9 +93,8 @@ pub enum Delivery {
 
 /// Watches a volume until it is dropped.
 pub struct Watcher {
-    group: Arc<OwnedFd>,
+    group: Arc<Group>,
     stop: Arc<OwnedFd>,
-    mode: WatchMode,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -90,7 +104,7 @@ impl Watcher {
     /// # Errors
     /// If the kernel has no fanotify with names (before Linux 5.17), or no identities can be had.
     pub fn start(volume: &Directory, sender: Sender<Vec<Hint>>) -> Result<Watcher, VolumeError> {
-        Watcher::start_with(volume, move |batch| match sender.try_send(batch) {
+        Watcher::start_with(volume, WatchOptions::default(), move |batch| match sender.try_send(batch) {
             Ok(()) => Delivery::Taken,
             Err(TrySendError::Full(_)) => Delivery::Full,
             Err(TrySendError::Disconnected(_)) => Delivery::Closed,
@@ -103,39 +117,39 @@ impl Watcher {
     /// As [`Watcher::start`].
     pub fn start_with(
         volume: &Directory,
+        options: WatchOptions,
         deliver: impl FnMut(Vec<Hint>) -> Delivery + Send + 'static,
     ) -> Result<Watcher, VolumeError> {
         let doing = "watch the volume";
         if volume.capabilities().identity == Identity::InodeAndBirth {
             return Err(VolumeError::sys(doing, b"", Errno::OPNOTSUPP));
         }
-        let (group, mode) = open_group(volume).doing(doing, b"")?;
-        let group = Arc::new(group);
+        let group = Arc::new(Group::open(volume, options).doing(doing, b"")?);
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.doing(doing, b"")?);
         let pump = Pump {
             group: Arc::clone(&group),
             stop: Arc::clone(&stop),
-            filter: Filter::of(volume),
+            filter: Filter::of(volume, options),
             overflowed: false,
             deliver,
         };
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || pump.run());
         let thread = thread.map_err(|_| Errno::AGAIN).doing(doing, b"")?;
-        Ok(Watcher { group, stop, mode, thread: Some(thread) })
+        Ok(Watcher { group, stop, thread: Some(thread) })
     }
 
     /// How changes are heard of.
     pub fn mode(&self) -> WatchMode {
-        self.mode
+        self.group.mode
     }
 
     /// Starts hearing of changes in `dir`; without effect when the whole file system is watched. List the directory
     /// after this, not before.
     pub fn watch_dir(&self, dir: &DirFd) -> Result<(), VolumeError> {
-        match self.mode {
+        match self.group.mode {
             WatchMode::FileSystem => Ok(()),
-            WatchMode::Directories => mark_dir(&self.group, dir).doing("watch the directory", b""),
+            WatchMode::Directories => self.group.mark_dir(dir).doing("watch the directory", b""),
         }
     }
 }
@@ -151,30 +165,56 @@ impl Drop for Watcher {
     }
 }
 
-/// A group with a mark on the file system; else one for marks on directories, the root's set.
-fn open_group(volume: &Directory) -> Result<(OwnedFd, WatchMode), Errno> {
-    let root = &volume.0.root;
-    if let Ok(group) = sys::fanotify_init(GROUP | libc::FAN_UNLIMITED_QUEUE) {
-        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-        if sys::fanotify_mark(&group, flags, MASK, root).is_ok() {
-            return Ok((group, WatchMode::FileSystem));
-        }
-        mark_dir(&group, root)?;
-        return Ok((group, WatchMode::Directories));
-    }
-    let group = sys::fanotify_init(GROUP)?;
-    mark_dir(&group, root)?;
-    Ok((group, WatchMode::Directories))
+/// A fanotify group and what it was told to report.
+struct Group {
+    fd: OwnedFd,
+    mask: u64,
+    mode: WatchMode,
 }
 
-fn mark_dir(group: &OwnedFd, dir: impl AsFd) -> Result<(), Errno> {
-    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR;
-    sys::fanotify_mark(group, flags, MASK | libc::FAN_EVENT_ON_CHILD, dir)
+impl Group {
+    /// A group with a mark on the file system; else one for marks on directories, with the root's set.
+    fn open(volume: &Directory, options: WatchOptions) -> Result<Group, Errno> {
+        let root = &volume.0.root;
+        let mut refused = Errno::NOSYS;
+        for (report, renames) in DIALECTS {
+            let mask = MASK | renames | if options.each_write { libc::FAN_MODIFY } else { 0 };
+            match Group::open_dialect(root, GROUP | report, mask, options.directories_only) {
+                Ok(group) => return Ok(group),
+                Err(e) => refused = e,
+            }
+        }
+        Err(refused)
+    }
+
+    fn open_dialect(root: &OwnedFd, flags: u32, mask: u64, directories_only: bool) -> Result<Group, Errno> {
+        // Both the unlimited queue and the mark on a file system need the same privilege.
+        let unlimited = sys::fanotify_init(flags | libc::FAN_UNLIMITED_QUEUE);
+        let fd = match unlimited {
+            Ok(fd) if !directories_only => {
+                let mark = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+                if sys::fanotify_mark(&fd, mark, mask, root).is_ok() {
+                    return Ok(Group { fd, mask, mode: WatchMode::FileSystem });
+                }
+                fd
+            }
+            Ok(fd) => fd,
+            Err(_) => sys::fanotify_init(flags)?,
+        };
+        let group = Group { fd, mask, mode: WatchMode::Directories };
+        group.mark_dir(root)?;
+        Ok(group)
+    }
+
+    fn mark_dir(&self, dir: impl AsFd) -> Result<(), Errno> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR;
+        sys::fanotify_mark(&self.fd, flags, self.mask | libc::FAN_EVENT_ON_CHILD, dir)
+    }
 }
 
 /// Moves events from the kernel to the receiver.
 struct Pump<F> {
-    group: Arc<OwnedFd>,
+    group: Arc<Group>,
     stop: Arc<OwnedFd>,
     filter: Filter,
     overflowed: bool,
@@ -211,7 +251,8 @@ impl<F: FnMut(Vec<Hint>) -> Delivery> Pump<F> {
         let retry = Timespec { tv_sec: 0, tv_nsec: OVERFLOW_RETRY_MS * 1_000_000 };
         let timeout = self.overflowed.then_some(&retry);
         loop {
-            let mut fds = [PollFd::new(&self.group, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+            let mut fds =
+                [PollFd::new(&self.group.fd, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             match rustix::event::poll(&mut fds, timeout) {
                 Err(Errno::INTR) => {}
                 Err(_) => return false,
@@ -221,7 +262,7 @@ impl<F: FnMut(Vec<Hint>) -> Delivery> Pump<F> {
     }
 
     fn read_into(&self, buffer: &mut [u8], batch: &mut Batch<'_>) -> Result<(), Errno> {
-        match rustix::io::read(&self.group, &mut *buffer) {
+        match rustix::io::read(&self.group.fd, &mut *buffer) {
             Ok(len) => {
                 for event in Events(&buffer[..len]) {
                     batch.take(&event);
@@ -236,15 +277,17 @@ impl<F: FnMut(Vec<Hint>) -> Delivery> Pump<F> {
 
 /// What is no concern of the receiver.
 struct Filter {
-    pid: i32,
+    /// Whose doings are not heard of.
+    pid: Option<i32>,
     root: NodeKey,
     private: HashSet<NodeKey>,
 }
 
 impl Filter {
-    fn of(volume: &Directory) -> Filter {
+    fn of(volume: &Directory, options: WatchOptions) -> Filter {
         let private = volume.0.private.iter().flat_map(|p| p.keys.iter().cloned()).collect();
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let pid = (!options.own_process).then_some(own);
         Filter { pid, root: volume.root_key(), private }
     }
 
@@ -283,7 +326,7 @@ impl<'a> Batch<'a> {
         if event.mask & libc::FAN_Q_OVERFLOW != 0 {
             return self.push(Hint::Overflow);
         }
-        if event.pid == self.filter.pid {
+        if Some(event.pid) == self.filter.pid {
             return;
         }
         let mut named = false;

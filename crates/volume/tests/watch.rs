@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use crossbeam_channel::{Receiver, unbounded};
 use driftless_core::NodeKey;
-use driftless_volume::{Hint, WatchMode, Watcher};
+use driftless_volume::{Delivery, Hint, WatchMode, WatchOptions, Watcher};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,13 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(v: Volume) -> Option<Watched> {
+    fn new(v: Volume, options: WatchOptions) -> Option<Watched> {
         let (sender, hints) = unbounded();
-        match Watcher::start(&v.volume, sender) {
+        let deliver = move |batch| match sender.send(batch) {
+            Ok(()) => Delivery::Taken,
+            Err(_) => Delivery::Closed,
+        };
+        match Watcher::start_with(&v.volume, options, deliver) {
             Ok(watcher) => Some(Watched { v, watcher, hints }),
             Err(e) => {
                 eprintln!("skipped: {e}");
@@ -75,7 +79,7 @@ fn operations(w: &Watched) {
 
 #[test]
 fn every_operation_is_heard_with_a_mark_on_the_file_system() {
-    let Some(w) = Watched::new(Volume::new()) else { return };
+    let Some(w) = Watched::new(Volume::new(), WatchOptions::default()) else { return };
     if w.watcher.mode() != WatchMode::FileSystem {
         return eprintln!("skipped: not permitted to mark a file system");
     }
@@ -86,8 +90,59 @@ fn every_operation_is_heard_with_a_mark_on_the_file_system() {
 }
 
 #[test]
+fn every_operation_is_heard_with_marks_on_directories() {
+    let options = WatchOptions { directories_only: true, ..WatchOptions::default() };
+    let Some(w) = Watched::new(Volume::new(), options) else { return };
+    assert_eq!(w.watcher.mode(), WatchMode::Directories);
+    operations(&w);
+}
+
+#[test]
+fn each_write_is_heard_of_when_asked_for() {
+    let options = WatchOptions { each_write: true, own_process: true, ..WatchOptions::default() };
+    let Some(w) = Watched::new(Volume::new(), options) else { return };
+    let mut open = std::fs::File::create(w.v.path("log")).unwrap();
+    let log = w.look(&w.v.volume.root_key(), "log");
+    w.expect(vec![log.clone()]);
+    std::io::Write::write_all(&mut open, b"line").unwrap();
+    w.expect(vec![log]);
+}
+
+#[test]
+fn a_slow_receiver_is_told_that_hints_were_lost() {
+    let v = Volume::new();
+    let (sender, hints) = crossbeam_channel::bounded(1);
+    let watcher = match Watcher::start(&v.volume, sender) {
+        Ok(watcher) => watcher,
+        Err(e) => return eprintln!("skipped: {e}"),
+    };
+    let w = Watched { v, watcher, hints };
+    // Each of these is a batch of its own or joins another; the queue holds one.
+    for at in 0..50 {
+        w.run(&format!("echo 1 > f{at}"));
+    }
+    w.expect(vec![Hint::Overflow]);
+    w.run("echo 1 > after");
+    w.expect(vec![w.look(&w.v.volume.root_key(), "after")]);
+}
+
+#[test]
+fn the_end_of_the_root_is_heard_of() {
+    let above = tempfile::tempdir().unwrap();
+    let v = Volume::at(tempfile::tempdir_in(above.path()).unwrap());
+    let Some(w) = Watched::new(v, WatchOptions::default()) else { return };
+    if w.watcher.mode() != WatchMode::FileSystem {
+        return eprintln!("skipped: not permitted to mark a file system");
+    }
+    assert!(w.v.volume.root_alive());
+    w.run("rm -r \"$PWD\"");
+    w.expect(vec![Hint::RootGone]);
+    assert!(!w.v.volume.root_alive());
+}
+
+#[test]
 fn own_changes_and_the_private_directory_are_not_heard() {
-    let Some(w) = Watched::new(Volume::new()) else { return };
+    let Some(w) = Watched::new(Volume::new(), WatchOptions::default()) else { return };
     let staged = w.v.stage(b"ours");
     w.v.volume.place(&staged, &w.v.root(), &name("ours"), None).unwrap();
     w.run("echo 1 > .driftless/staging/x; rm .driftless/staging/x; echo 1 > last");
