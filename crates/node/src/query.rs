@@ -247,3 +247,5 @@ fn node_path(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Option<Vec<u8>>> {
 /// may be somewhat deeper.
 const DEPTH_MAX: usize = 10_000;
 
+#[cfg(test)]
+mod tests;
