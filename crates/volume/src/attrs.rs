@@ -16,10 +16,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 pub(crate) const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 /// Kept by the kernel for itself, bound to this machine's key or to the inode: not to be carried elsewhere.
 const NOT_CARRIED: [&[u8]; 2] = [b"security.evm", b"security.ima"];
-/// Tried first for names and values; most fit, the rest is asked for by size.
+/// Tried first for names and values; most fit.
 const XATTR_BUFFER_LEN: usize = 1024;
-/// An attribute that grows between asking for its size and reading it is asked for again, so often at most.
-const XATTR_TRIES_MAX: u32 = 8;
+/// No value and no list of names is longer (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const XATTR_LEN_MAX: usize = 65536;
 
 /// An inode whose attributes are read and set.
 pub(crate) enum Target<'a> {
@@ -134,19 +134,10 @@ fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Er
         Err(Errno::RANGE) => {}
         other => return other.map(|len| small[..len].to_vec()),
     }
-    for _ in 0..XATTR_TRIES_MAX {
-        // An empty buffer asks for the size.
-        let mut big = vec![0; call(&mut [])?.max(1)];
-        match call(&mut big) {
-            Err(Errno::RANGE) => {}
-            Ok(len) => {
-                big.truncate(len);
-                return Ok(big);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Err(Errno::BUSY)
+    let mut big = vec![0; XATTR_LEN_MAX];
+    let len = call(&mut big)?;
+    big.truncate(len);
+    Ok(big)
 }
 
 fn is_carried(name: &[u8]) -> bool {
