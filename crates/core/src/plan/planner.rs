@@ -159,11 +159,23 @@ impl<'p, 't> Planner<'p, 't> {
     /// A step may part entries that share one inode. Those that it does not stay with find it here to
     /// copy, for the record leads from them to it no more.
     fn remember_shared(&mut self, step: &Step) -> Result<()> {
-        let (Step::Move { from: at, .. } | Step::Rebind { at, .. }) = step else { return Ok(()) };
-        let Some(place) = self.tx.place(&at.dir, &at.name)? else { return Ok(()) };
-        let entries = claimants(&place);
-        if entries.len() > 1 {
-            self.plan.shared.extend(entries.into_iter().map(|e| (e, place.node.clone())));
+        let mut places: SmallVec<[At; 2]> = SmallVec::new();
+        match step {
+            Step::MakeDir { .. } | Step::Park { .. } | Step::SetAttrs { .. } => {}
+            Step::Put { at, .. } | Step::Remove { at, .. } | Step::Rebind { at, .. } => {
+                places.push(at.clone())
+            }
+            Step::Link { to, .. } => places.push(to.clone()),
+            Step::Move { from, to, .. } => places.extend([from.clone(), to.clone()]),
+            Step::Unpark { to, node, .. } => places.extend([Plan::parked(node), to.clone()]),
+        }
+        for at in places {
+            if let Some(place) = self.tx.place(&at.dir, &at.name)?
+                && place.claims.len() > 1
+            {
+                let shared = claimants(&place).into_iter().map(|e| (e, place.node.clone()));
+                self.plan.shared.extend(shared);
+            }
         }
         Ok(())
     }
@@ -650,14 +662,24 @@ impl<'p, 't> Planner<'p, 't> {
     /// True if a claimant still needs this very inode, at another place.
     fn wanted_elsewhere(&mut self, at: &At, place: &Place, node: &Node) -> Result<bool> {
         let Some(identity) = leaf_identity(node) else { return Ok(true) };
-        if node.names.len() > 1 {
-            return Ok(false);
-        }
         for entry in claimants(place) {
-            if self.has_other(entry, &place.node, identity)? {
+            if self.has_other(entry, &place.node, identity)? || self.has_other_name(entry, at, node)? {
                 continue;
             }
             if self.shown_elsewhere(entry, identity, at)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// True if the inode has another name that shows the entry.
+    fn has_other_name(&mut self, entry: EntryId, but: &At, node: &Node) -> Result<bool> {
+        for (dir, name) in &node.names {
+            if (dir, name) != (&but.dir, &but.name)
+                && let Some(place) = self.tx.place(dir, name)?
+                && place.claims.iter().any(|c| c.entry == entry)
+            {
                 return Ok(true);
             }
         }
@@ -737,21 +759,22 @@ impl<'p, 't> Planner<'p, 't> {
                 }
             }
         }
-        self.fill_all(goals)?;
+        self.fill_all(id, goals)?;
         Ok(complete)
     }
 
     /// Those first that have their content in place, for others can then be linked to it; then those that
-    /// take inodes away which would be in the way.
-    fn fill_all(&mut self, goals: Vec<Goal>) -> Result<()> {
+    /// take inodes away which would be in the way, the entry's own before others.
+    fn fill_all(&mut self, id: EntryId, goals: Vec<Goal>) -> Result<()> {
         if let [goal] = &goals[..] {
             return self.fill(goal);
         }
         let mut ranked = Vec::with_capacity(goals.len());
         for goal in goals {
-            ranked.push((self.effort(&goal)?, goal));
+            let foreign = !goal.group.claims.iter().any(|s| s.entry == id);
+            ranked.push(((self.effort(&goal)?, foreign), goal));
         }
-        ranked.sort_by_key(|(effort, _)| *effort);
+        ranked.sort_by_key(|(rank, _)| *rank);
         ranked.iter().try_for_each(|(_, goal)| self.fill(goal))
     }
 

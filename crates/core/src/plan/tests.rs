@@ -283,7 +283,7 @@ impl Volume {
         let plan = self.plan();
         self.check_no_needless_put(&plan);
         if let Err(e) = self.execute(&plan) {
-            panic!("{e}\n{plan:#?}");
+            panic!("{e}\n{}", brief(&plan.steps));
         }
         plan.steps
     }
@@ -304,7 +304,12 @@ impl Volume {
                     for key in tx.entry(claim.entry).unwrap().unwrap().bound.clone() {
                         let held = &tx.node(&key).unwrap().unwrap().bind;
                         let identity = content.identity();
-                        assert_ne!(*held, Bind::Leaf { identity }, "needless {step:?} in {:#?}", plan.steps);
+                        assert_ne!(
+                            *held,
+                            Bind::Leaf { identity },
+                            "needless {step:?} in {}",
+                            brief(&plan.steps)
+                        );
                     }
                 }
             }
@@ -320,7 +325,7 @@ impl Volume {
             for (_, id) in tx.feed_after(0, usize::MAX).unwrap() {
                 assert_eq!(plan_entry(tx, id, &mut plan, &PlanOptions::default()).unwrap(), None);
             }
-            assert_eq!(plan.steps, [], "planned twice");
+            assert_eq!(plan.steps, [], "planned twice: {}", brief(&plan.steps));
         });
     }
 
@@ -433,6 +438,41 @@ fn words(steps: &[Step]) -> Vec<&'static str> {
         Step::Rebind { .. } => "rebind",
     };
     steps.iter().map(word).filter(|w| *w != "rebind").collect()
+}
+
+/// Steps in few letters, to read what failed.
+fn brief(steps: &[Step]) -> String {
+    let mut out = String::new();
+    for s in steps {
+        out.push_str(&format!(
+            "\n{} {:?}",
+            words(std::slice::from_ref(s)).first().unwrap_or(&"rebind"),
+            s.node()
+        ));
+        let (places, binding) = match s {
+            Step::MakeDir { at, binding, .. }
+            | Step::Put { at, binding, .. }
+            | Step::Rebind { at, binding, .. } => (vec![at], Some(binding)),
+            Step::Link { from, to, binding, .. } | Step::Move { from, to, binding, .. } => {
+                (vec![from, to], Some(binding))
+            }
+            Step::Park { from, .. } => (vec![from], None),
+            Step::Unpark { to, binding, .. } => (vec![to], Some(binding)),
+            Step::Remove { at, .. } => (vec![at], None),
+            Step::SetAttrs { path, .. } => (path.iter().collect(), None),
+        };
+        for at in places {
+            out.push_str(&format!(" {:?}/{}", at.dir, at.name));
+        }
+        if let Some(b) = binding {
+            out.push_str(&format!(
+                " {:?}{:?}",
+                b.members,
+                b.claims.iter().map(|c| c.entry).collect::<Vec<_>>()
+            ));
+        }
+    }
+    out
 }
 
 #[test]
@@ -769,7 +809,7 @@ fn play(acts: &[(usize, Act)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn any_change_of_states_ends_in_the_effective_tree(acts in prop::collection::vec(act(), 1..60)) {
