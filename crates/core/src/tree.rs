@@ -588,6 +588,7 @@ fn mark_moved(
 /// `dir` came to, or left, the union with `others`: marks the children of the smaller side, those at the same
 /// names on the other, and so on below directories that both sides have. `all` = the children of `dir` in any case.
 fn mark_union(tx: &mut Tx<'_>, dir: EntryId, others: Vec<EntryId>, all: bool) -> Result<()> {
+    let mut seen = BTreeSet::from([dir]);
     let mut todo = vec![(dir, others)];
     while let Some((dir, others)) = todo.pop() {
         let mut other_names = 0;
@@ -600,15 +601,20 @@ fn mark_union(tx: &mut Tx<'_>, dir: EntryId, others: Vec<EntryId>, all: bool) ->
         };
         let class: Vec<EntryId> = others.iter().copied().chain([dir]).collect();
         for walked in walked {
-            for (name, entry) in all_names(tx, walked)? {
+            each_name(tx, walked, |tx, name, entry| {
                 tx.add_pending(entry);
-                touch(tx, &class, &name, entry)?;
-                let mine = dirs_at(tx, &[dir], &name)?;
-                let theirs = dirs_at(tx, &others, &name)?;
-                if !theirs.is_empty() {
-                    todo.extend(mine.into_iter().map(|d| (d, theirs.clone())));
+                touch(tx, &class, name, entry)?;
+                let theirs = dirs_at(tx, &others, name)?;
+                if theirs.is_empty() {
+                    return Ok(());
                 }
-            }
+                for d in dirs_at(tx, &[dir], name)? {
+                    if seen.insert(d) {
+                        todo.push((d, theirs.clone()));
+                    }
+                }
+                Ok(())
+            })?;
         }
     }
     Ok(())
@@ -616,24 +622,31 @@ fn mark_union(tx: &mut Tx<'_>, dir: EntryId, others: Vec<EntryId>, all: bool) ->
 
 /// Marks the leaves that waited for the directory to become known, and what their other names concern.
 fn mark_orphans(tx: &mut Tx<'_>, dir: EntryId) -> Result<()> {
-    for (_, leaf) in all_names(tx, dir)? {
+    each_name(tx, dir, |tx, _, leaf| {
         tx.add_pending(leaf);
         for (parent, name) in shown_names(tx, leaf)? {
             touch_below(tx, parent, &name, leaf)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-fn all_names(tx: &mut Tx<'_>, dir: EntryId) -> Result<Vec<(Name, EntryId)>> {
-    let mut out: Vec<(Name, EntryId)> = Vec::new();
+/// Calls `f` for each (name, entry) below a directory entry, in order.
+fn each_name(
+    tx: &mut Tx<'_>,
+    dir: EntryId,
+    mut f: impl FnMut(&mut Tx<'_>, &Name, EntryId) -> Result<()>,
+) -> Result<()> {
+    let mut last: Option<(Name, EntryId)> = None;
     loop {
-        let last = out.last().cloned();
         let page = tx.names_in(dir, last.as_ref().map(|(n, e)| (n, *e)), PAGE)?;
-        if page.is_empty() {
-            return Ok(out);
+        for (name, entry) in &page {
+            f(tx, name, *entry)?;
         }
-        out.extend(page);
+        last = page.last().cloned();
+        if last.is_none() {
+            return Ok(());
+        }
     }
 }
 

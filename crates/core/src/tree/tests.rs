@@ -47,7 +47,12 @@ fn leaf(e: EntryId, parent: EntryId, at: &str, text: &str) -> Entry {
 }
 
 fn dir(e: EntryId, parent: EntryId, at: &str) -> Entry {
-    let mut d = leaf(e, parent, at, "");
+    dir_at(e, parent, name(at))
+}
+
+fn dir_at(e: EntryId, parent: EntryId, at: Name) -> Entry {
+    let mut d = leaf(e, parent, "x", "");
+    d.links[0].at.name = at;
     d.kind = Kind::Dir;
     d.data.clear();
     d.links[0].at.holds = Dot::default();

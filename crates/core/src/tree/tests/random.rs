@@ -8,66 +8,46 @@ use proptest::prelude::*;
 /// What one of the replicas does. Numbers choose among what there is, modulo.
 #[derive(Clone, Debug)]
 enum Act {
-    MakeDir {
-        parent: usize,
-        name: usize,
-    },
-    Create {
-        parent: usize,
-        name: usize,
-        text: usize,
-    },
+    /// A directory, or a leaf of this kind and text.
+    Create { spot: Spot, what: Option<(Kind, usize)> },
     /// New content in place of the winner, or of all versions.
-    Write {
-        entry: usize,
-        text: usize,
-        all: bool,
-    },
-    Move {
-        entry: usize,
-        link: usize,
-        parent: usize,
-        name: usize,
-    },
-    Link {
-        entry: usize,
-        parent: usize,
-        name: usize,
-    },
+    Write { entry: usize, text: usize, all: bool },
+    Move { entry: usize, link: usize, spot: Spot },
+    Link { entry: usize, spot: Spot },
     /// A name goes; with it all versions seen, if `removed`.
-    Remove {
-        entry: usize,
-        link: usize,
-        removed: bool,
-    },
+    Remove { entry: usize, link: usize, removed: bool },
     /// One entry's state from another replica.
-    Learn {
-        from: usize,
-        entry: usize,
-    },
+    Learn { from: usize, entry: usize },
     /// All states of another replica.
-    Sync {
-        from: usize,
-    },
+    Sync { from: usize },
+}
+
+/// A directory and one of these names: two short ones, one as long as can be (so that its conflict names
+/// are cut), and the conflict name of some copy (as settling gives real names).
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    parent: usize,
+    name: usize,
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let k = 0usize..64;
-    let few = 0usize..3;
+    let k = || 0usize..64;
+    let few = || 0usize..3;
+    let name = prop_oneof![5 => 0usize..2, 1 => 2usize..4];
+    let spot = (k(), name).prop_map(|(parent, name)| Spot { parent, name });
+    let kind = prop_oneof![4 => Just(Kind::File), 1 => Just(Kind::Fifo), 1 => Just(Kind::Socket)];
+    let what = prop_oneof![Just(None), (kind, few()).prop_map(Some)];
     prop_oneof![
-        4 => (k.clone(), few.clone()).prop_map(|(parent, name)| Act::MakeDir { parent, name }),
-        3 => (k.clone(), few.clone(), few.clone()).prop_map(|(parent, name, text)| Act::Create { parent, name, text }),
-        3 => (k.clone(), few.clone(), any::<bool>()).prop_map(|(entry, text, all)| Act::Write { entry, text, all }),
-        8 => (k.clone(), k.clone(), k.clone(), few.clone())
-            .prop_map(|(entry, link, parent, name)| Act::Move { entry, link, parent, name }),
-        2 => (k.clone(), k.clone(), few.clone()).prop_map(|(entry, parent, name)| Act::Link { entry, parent, name }),
-        4 => (k.clone(), k.clone(), any::<bool>()).prop_map(|(entry, link, removed)| Act::Remove { entry, link, removed }),
-        3 => (few.clone(), k.clone()).prop_map(|(from, entry)| Act::Learn { from, entry }),
-        2 => few.prop_map(|from| Act::Sync { from }),
+        7 => (spot.clone(), what).prop_map(|(spot, what)| Act::Create { spot, what }),
+        3 => (k(), few(), any::<bool>()).prop_map(|(entry, text, all)| Act::Write { entry, text, all }),
+        8 => (k(), k(), spot.clone()).prop_map(|(entry, link, spot)| Act::Move { entry, link, spot }),
+        2 => (k(), spot).prop_map(|(entry, spot)| Act::Link { entry, spot }),
+        4 => (k(), k(), any::<bool>()).prop_map(|(entry, link, removed)| Act::Remove { entry, link, removed }),
+        3 => (few(), k()).prop_map(|(from, entry)| Act::Learn { from, entry }),
+        2 => few().prop_map(|from| Act::Sync { from }),
     ]
 }
 
-const NAMES: [&str; 3] = ["a", "b", "c.txt"];
 const TEXTS: [&str; 3] = ["one", "two", "three"];
 
 #[derive(Default)]
@@ -136,6 +116,27 @@ fn pick_parent(states: &States, n: usize) -> EntryId {
     }
 }
 
+fn pick_name(states: &States, spot: Spot) -> Name {
+    match spot.name {
+        0 => name("a"),
+        1 => name("b.txt"),
+        2 => name(&"\u{e4}".repeat(127)),
+        _ => {
+            let tree = reference(states).tree;
+            let files = tree.values().flat_map(|t| t.values()).flat_map(|at| &at.files);
+            let copies: Vec<&Name> = files.filter(|f| f.1).map(|f| &f.0).collect();
+            if copies.is_empty() { name("a") } else { copies[spot.parent % copies.len()].clone() }
+        }
+    }
+}
+
+fn content_of(kind: Kind, text: usize) -> Content {
+    match kind {
+        Kind::File => content(TEXTS[text]),
+        _ => Content::Special { rdev: 0, mtime: Default::default() },
+    }
+}
+
 /// The state that the act makes, or `None` if there is nothing to act on.
 fn changed(states: &States, dot: Dot, act: &Act) -> Option<Entry> {
     let fresh = EntryId(dot);
@@ -145,35 +146,39 @@ fn changed(states: &States, dot: Dot, act: &Act) -> Option<Entry> {
         let stamp = Stamp::above(e.stamp_max(), 0, dot.n, dot.replica);
         (e, stamp)
     };
+    let at = |spot: Spot, stamp: Stamp, holds: Dot| {
+        let (parent, name) = (pick_parent(states, spot.parent), pick_name(states, spot));
+        crate::entry::At { stamp, dot, parent, name, holds }
+    };
     Some(match *act {
-        Act::MakeDir { parent, name } => super::dir(fresh, pick_parent(states, parent), NAMES[name]),
-        Act::Create { parent, name, text } => {
-            leaf(fresh, pick_parent(states, parent), NAMES[name], TEXTS[text])
+        Act::Create { spot, what: None } => dir_at(fresh, pick_parent(states, spot.parent), pick_name(states, spot)),
+        Act::Create { spot, what: Some((kind, text)) } => {
+            let mut e = leaf(fresh, pick_parent(states, spot.parent), "x", "");
+            e.kind = kind;
+            e.links[0].at.name = pick_name(states, spot);
+            e.data[0].content = content_of(kind, text);
+            e
         }
         Act::Write { entry, text, all } => {
             let (mut e, stamp) = bump(pick(states, entry, |e| !e.kind.is_dir())?);
             let winner = e.winner().map(|v| v.dot);
             e.data.retain(|v| !all && Some(v.dot) != winner);
-            e.data.push(Version { dot, stamp, content: content(TEXTS[text]) });
+            e.data.push(Version { dot, stamp, content: content_of(e.kind, text) });
             e.data.sort_by_key(|v| v.dot);
             e
         }
-        Act::Move { entry, link, parent, name } => {
+        Act::Move { entry, link, spot } => {
             let (mut e, stamp) = bump(pick(states, entry, |_| true)?);
-            let holds = e.winner().map(|v| v.dot).unwrap_or_default();
-            let parent = pick_parent(states, parent);
             let link = link % e.links.len();
-            e.links[link].at = crate::entry::At { stamp, dot, parent, name: super::name(NAMES[name]), holds };
+            e.links[link].at = at(spot, stamp, e.winner().map(|v| v.dot).unwrap_or_default());
             if e.kind.is_dir() {
-                e.note_hist(parent, stamp);
+                e.note_hist(e.links[link].at.parent, stamp);
             }
             e
         }
-        Act::Link { entry, parent, name } => {
+        Act::Link { entry, spot } => {
             let (mut e, stamp) = bump(pick(states, entry, |e| !e.kind.is_dir())?);
-            let holds = e.winner()?.dot;
-            let parent = pick_parent(states, parent);
-            let at = crate::entry::At { stamp, dot, parent, name: super::name(NAMES[name]), holds };
+            let at = at(spot, stamp, e.winner()?.dot);
             e.links.push(Link { id: LinkId(dot), at, gone: VersionVector::new() });
             e.links.sort_by_key(|l| l.id);
             e
