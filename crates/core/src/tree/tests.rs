@@ -1,4 +1,5 @@
 use super::*;
+use crate::vv::VersionVector;
 use crate::entry::{At, Link};
 use crate::id::ReplicaId;
 use crate::meta::{Attrs, Content};

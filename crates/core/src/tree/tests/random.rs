@@ -9,17 +9,40 @@ use proptest::prelude::*;
 #[derive(Clone, Debug)]
 enum Act {
     /// A directory, or a leaf of this kind and text.
-    Create { spot: Spot, what: Option<(Kind, usize)> },
+    Create {
+        spot: Spot,
+        what: Option<(Kind, usize)>,
+    },
     /// New content in place of the winner, or of all versions.
-    Write { entry: usize, text: usize, all: bool },
-    Move { entry: usize, link: usize, spot: Spot },
-    Link { entry: usize, spot: Spot },
+    Write {
+        entry: usize,
+        text: usize,
+        all: bool,
+    },
+    Move {
+        entry: usize,
+        link: usize,
+        spot: Spot,
+    },
+    Link {
+        entry: usize,
+        spot: Spot,
+    },
     /// A name goes; with it all versions seen, if `removed`.
-    Remove { entry: usize, link: usize, removed: bool },
+    Remove {
+        entry: usize,
+        link: usize,
+        removed: bool,
+    },
     /// One entry's state from another replica.
-    Learn { from: usize, entry: usize },
+    Learn {
+        from: usize,
+        entry: usize,
+    },
     /// All states of another replica.
-    Sync { from: usize },
+    Sync {
+        from: usize,
+    },
 }
 
 /// A directory and one of these names: two short ones, one as long as can be (so that its conflict names
@@ -151,7 +174,9 @@ fn changed(states: &States, dot: Dot, act: &Act) -> Option<Entry> {
         crate::entry::At { stamp, dot, parent, name, holds }
     };
     Some(match *act {
-        Act::Create { spot, what: None } => dir_at(fresh, pick_parent(states, spot.parent), pick_name(states, spot)),
+        Act::Create { spot, what: None } => {
+            dir_at(fresh, pick_parent(states, spot.parent), pick_name(states, spot))
+        }
         Act::Create { spot, what: Some((kind, text)) } => {
             let mut e = leaf(fresh, pick_parent(states, spot.parent), "x", "");
             e.kind = kind;
