@@ -199,6 +199,7 @@ pub fn link(tx: &mut Tx<'_>, node: &NodeKey, to: Spot<'_>) -> Result<()> {
     let Some((dir, name)) = known.names.first().cloned() else {
         return Err(Error::Inconsistent(format!("linked node {node:?} has no name")));
     };
+    names::make_firm(tx, node)?;
     let owner = records::owner_at(tx, (&dir, &name))?;
     // A new name may be the lowest one, which is where extra siblings are shown.
     settle::extras_of(tx, owner, None)?;
@@ -253,10 +254,11 @@ fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: Option<Place
     }
     settle::copies_of(tx, to, Some(from))?;
     let place = must_place(tx, from)?;
+    let old = records::owner_at(tx, from)?;
     let claim = names::retitle(tx, from, &place, to, chosen)?;
     let moved = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::move_place(tx, from, to, moved)?;
-    names::follow_version(tx, &place.node, claim, claim.version)
+    names::follow_version(tx, &place.node, old, claim.version)
 }
 
 /// True if a rename of `place` over `over` is a save by temporary file.

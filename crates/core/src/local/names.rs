@@ -21,10 +21,28 @@ pub(super) fn stamp_at(tx: &mut Tx<'_>, parent: EntryId, name: &Name) -> Result<
 
 /// Drops all claims at a leaf's place and forgets the place.
 pub(super) fn vacate(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
-    for &claim in &place.claims {
-        drop_claim(tx, at, claim)?;
-    }
+    drop_claims(tx, at, place, None)?;
     records::erase_place(tx, at)
+}
+
+/// Drops the claims at a place, all but `keep`. Of several names that one entry has there only the lowest
+/// stands for its version; the others are nothing but names.
+fn drop_claims(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, keep: Option<Claim>) -> Result<()> {
+    for &claim in place.claims.iter().filter(|c| Some(**c) != keep) {
+        let lowest = lowest_twin(place, claim);
+        if lowest == claim && keep.is_none_or(|k| lowest_twin(place, k) != claim) {
+            drop_claim(tx, at, claim)?;
+        } else if is_where_shown(&tx.entry_must(claim.entry)?.entry, claim) {
+            change(tx, claim.entry, |e, _| remove_name(e, claim.link))?;
+        }
+    }
+    Ok(())
+}
+
+/// The lowest of the names that show the same version of the same entry at one place.
+fn lowest_twin(place: &Place, claim: Claim) -> Claim {
+    let twins = place.claims.iter().filter(|c| (c.entry, c.version) == (claim.entry, claim.version));
+    twins.min_by_key(|c| c.link).copied().unwrap_or(claim)
 }
 
 /// The user took away what `claim` showed at `at`: a removal takes neither a version nor a name that its
@@ -116,12 +134,11 @@ pub(super) fn retitle(
     to: Spot<'_>,
     chosen: bool,
 ) -> Result<Claim> {
-    let Some((&owner, others)) = place.claims.split_first() else {
+    let Some(&first) = place.claims.first() else {
         return Err(Error::Inconsistent(format!("place {:?} has no claim", from.1)));
     };
-    for &c in others {
-        drop_claim(tx, from, c)?;
-    }
+    let owner = lowest_twin(place, first);
+    drop_claims(tx, from, place, Some(owner))?;
     if is_whole(tx, place)? {
         set_at(tx, owner, &place.node, to, chosen)
     } else {
@@ -164,6 +181,30 @@ pub(super) fn set_at(
         Ok(())
     })?;
     Ok(Claim { name_dot: dot, version, ..claim })
+}
+
+/// Makes an inode's names and version firm before it gets another name. Gives those names again that somebody removed:
+/// an entry without any name is shown under its last one, but only as long as it gets no other. Of siblings with equal
+/// content one is left.
+pub(super) fn make_firm(tx: &mut Tx<'_>, node: &NodeKey) -> Result<()> {
+    for (dir, name) in tx.node_must(node)?.names.clone() {
+        let at = (&dir, &name);
+        let claim = records::owner_at(tx, at)?;
+        let mut place = super::must_place(tx, at)?;
+        let equal = |c: &Claim| c.entry == claim.entry && c.version != claim.version;
+        for &c in place.claims.iter().filter(|c| equal(c)) {
+            drop_claim(tx, at, c)?;
+        }
+        place.claims.retain(|c| !equal(c));
+        records::set_place(tx, at, place)?;
+        let row = tx.entry_must(claim.entry)?;
+        if row.entry.link(claim.link).is_some_and(|l| !l.present()) {
+            let new = set_at(tx, claim, node, at, false)?;
+            replace_claim(tx, at, claim, new)?;
+            follow_version(tx, node, claim, new.version)?;
+        }
+    }
+    Ok(())
 }
 
 /// A new name of the entry `owner` at `to`.
@@ -258,13 +299,16 @@ pub(super) fn replace_claim(tx: &mut Tx<'_>, at: Spot<'_>, old: Claim, new: Clai
     records::set_place(tx, at, place)
 }
 
-/// All names of an inode on this disk show the same version: after one was written again under a new dot the
-/// others follow.
-pub(super) fn follow_version(tx: &mut Tx<'_>, node: &NodeKey, of: Claim, version: Dot) -> Result<()> {
+/// All names of an inode on this disk show the same version: after the one that `old` names was written again
+/// under a new dot the others follow.
+pub(super) fn follow_version(tx: &mut Tx<'_>, node: &NodeKey, old: Claim, version: Dot) -> Result<()> {
+    if old.version == version {
+        return Ok(());
+    }
     for (dir, name) in tx.node_must(node)?.names.clone() {
         let mut place = super::must_place(tx, (&dir, &name))?;
         let mut changed = false;
-        for c in place.claims.iter_mut().filter(|c| c.entry == of.entry && c.version != version) {
+        for c in place.claims.iter_mut().filter(|c| (c.entry, c.version) == (old.entry, old.version)) {
             c.version = version;
             changed = true;
         }

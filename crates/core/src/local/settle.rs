@@ -92,10 +92,11 @@ fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
 }
 
 fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+    let old = records::owner_at(tx, at)?;
     let claim = names::retitle(tx, at, place, at, false)?;
     let plain = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::set_place(tx, at, plain)?;
-    names::follow_version(tx, &place.node, claim, claim.version)
+    names::follow_version(tx, &place.node, old, claim.version)
 }
 
 /// How many places are read at once.

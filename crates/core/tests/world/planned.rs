@@ -1,0 +1,160 @@
+//! Makes a disk show the effective tree by the planner's steps, performed strictly.
+
+use crate::disk::{Disk, PARKED};
+use crate::site::Site;
+use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, plan_entry, record};
+use driftless_core::{Attrs, Content, Digest, Kind, NodeKey};
+use std::collections::{BTreeSet, HashMap};
+
+/// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
+pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> Result<bool, String> {
+    let wanted: BTreeSet<Digest> = site.tree().values().filter_map(|s| s.identity).collect();
+    if !wanted.is_subset(available) {
+        return Ok(false);
+    }
+    let cursor = site.plan_cursor;
+    let (plan, waits) = site.read(|tx| {
+        let mut todo = tx.pending(usize::MAX)?;
+        todo.extend(tx.feed_after(cursor, usize::MAX)?.into_iter().map(|r| r.1));
+        let mut plan = Plan::new();
+        let mut waits = Vec::new();
+        for id in todo {
+            waits.extend(plan_entry(tx, id, &mut plan, &PlanOptions::default())?);
+        }
+        Ok((plan, waits))
+    });
+    if !waits.is_empty() {
+        return Err(format!("the planner waits for {waits:?}"));
+    }
+    let mut disk = site.disk.clone();
+    let mut real = HashMap::new();
+    let done = site.tx(|tx| {
+        for step in &plan.steps {
+            let mut step = step.clone();
+            step.resolve(&real);
+            step.refresh(tx)?;
+            let outcome = match perform(&mut disk, &step) {
+                Ok(outcome) => outcome,
+                Err(why) => return Ok(Err(format!("{why} at {step:?}\nof {:#?}", plan.steps))),
+            };
+            if let Some(o) = &outcome {
+                real.insert(step.node().clone(), o.node.clone());
+            }
+            step.resolve(&real);
+            record(tx, &step, outcome.as_ref())?;
+        }
+        for id in tx.pending(usize::MAX)? {
+            tx.remove_pending(id);
+        }
+        Ok(Ok(tx.head()))
+    });
+    site.plan_cursor = done?;
+    site.disk = disk;
+    Ok(true)
+}
+
+fn ino(disk: &Disk, key: &NodeKey) -> Result<u64, String> {
+    let ino = if key.as_bytes() == Plan::PARKED { PARKED } else { Disk::ino(key) };
+    if disk.inodes.contains_key(&ino) { Ok(ino) } else { Err(format!("no inode {ino}")) }
+}
+
+fn perform(disk: &mut Disk, step: &Step) -> Result<Option<Outcome>, String> {
+    match step {
+        Step::MakeDir { at, attrs, .. } => make(disk, at, Kind::Dir, None, attrs, None).map(Some),
+        Step::Put { at, kind, content, attrs, copy, victim, .. } => {
+            if let Some(from) = copy {
+                let from = ino(disk, from)?;
+                let holds = disk.inodes[&from].content.as_ref().map(Content::identity);
+                if holds != Some(content.identity()) {
+                    return Err("the copy is another".into());
+                }
+            }
+            make(disk, at, *kind, Some(content.clone()), attrs, victim.as_ref()).map(Some)
+        }
+        Step::Link { from, to, node, victim, .. } => {
+            let inode = expect(disk, from, node)?;
+            let dir = make_room(disk, to, victim.as_ref())?;
+            disk.put(dir, &to.name, inode);
+            Ok(None)
+        }
+        Step::Move { from, to, node, victim, .. } => shift(disk, from, to, node, victim.as_ref()),
+        Step::Park { from, node, .. } => shift(disk, from, &Plan::parked(node), node, None),
+        Step::Unpark { to, node, victim, .. } => shift(disk, &Plan::parked(node), to, node, victim.as_ref()),
+        Step::Remove { at, victim } => {
+            let inode = expect(disk, at, &victim.node)?;
+            if disk.is_dir(inode) && !disk.is_empty(inode) {
+                return Err("not empty".into());
+            }
+            let dir = ino(disk, &at.dir)?;
+            disk.take(dir, &at.name);
+            Ok(None)
+        }
+        Step::SetAttrs { node, attrs, .. } => {
+            let inode = ino(disk, node)?;
+            disk.inodes.get_mut(&inode).unwrap().mode = attrs.mode;
+            Ok(Some(outcome(disk, inode)))
+        }
+        Step::Rebind { at, node, .. } => expect(disk, at, node).map(|_| None),
+    }
+}
+
+fn expect(disk: &Disk, at: &At, node: &NodeKey) -> Result<u64, String> {
+    let inode = ino(disk, node)?;
+    match disk.get(ino(disk, &at.dir)?, &at.name) {
+        Some(i) if i == inode => Ok(inode),
+        other => Err(format!("{other:?} instead of {inode}")),
+    }
+}
+
+/// The directory, in which the name is free now.
+fn make_room(disk: &mut Disk, at: &At, victim: Option<&Victim>) -> Result<u64, String> {
+    let dir = ino(disk, &at.dir)?;
+    match (disk.get(dir, &at.name), victim) {
+        (None, None) => {}
+        (Some(_), Some(v)) => {
+            let inode = expect(disk, at, &v.node)?;
+            if disk.is_dir(inode) {
+                return Err("the victim is a directory".into());
+            }
+            disk.take(dir, &at.name);
+        }
+        (there, _) => return Err(format!("{there:?} is not what was expected")),
+    }
+    Ok(dir)
+}
+
+fn shift(
+    disk: &mut Disk,
+    from: &At,
+    to: &At,
+    node: &NodeKey,
+    victim: Option<&Victim>,
+) -> Result<Option<Outcome>, String> {
+    let inode = expect(disk, from, node)?;
+    let (from_dir, to_dir) = (ino(disk, &from.dir)?, ino(disk, &to.dir)?);
+    if disk.is_dir(inode) && disk.is_below(to_dir, inode) {
+        return Err("below itself".into());
+    }
+    make_room(disk, to, victim)?;
+    disk.rename((from_dir, &from.name), (to_dir, &to.name));
+    Ok(None)
+}
+
+fn make(
+    disk: &mut Disk,
+    at: &At,
+    kind: Kind,
+    content: Option<Content>,
+    attrs: &Attrs,
+    victim: Option<&Victim>,
+) -> Result<Outcome, String> {
+    let dir = make_room(disk, at, victim)?;
+    let inode = disk.new_inode(kind, content, attrs.mode);
+    disk.put(dir, &at.name, inode);
+    Ok(outcome(disk, inode))
+}
+
+fn outcome(disk: &Disk, inode: u64) -> Outcome {
+    let looked = disk.looked(inode);
+    Outcome { node: looked.key, fingerprint: looked.fingerprint, given: looked.attrs }
+}

@@ -1,0 +1,466 @@
+//! One replica: an index in memory, a simulated disk, and a user who works on that disk.
+
+use crate::disk::{Disk, ROOT, Seen, Tree};
+use driftless_core::local::{self, Origin};
+use driftless_core::rows::{MemStore, Store};
+use driftless_core::tree;
+use driftless_core::tx::{Env, Result, Tx, knowledge_vv};
+use driftless_core::*;
+use std::collections::BTreeMap;
+
+pub struct Site {
+    pub store: MemStore,
+    pub disk: Disk,
+    pub me: ReplicaId,
+    pub epoch: u64,
+    /// Added to the world's clock.
+    pub skew_ns: u64,
+    pub clock_ns: u64,
+    /// Where this site is in the feeds of others.
+    pub cursors: BTreeMap<usize, u64>,
+    /// Greatest feed position ever sent.
+    pub shipped_n: u64,
+    /// The planner has looked at the feed up to here.
+    pub plan_cursor: u64,
+    /// What its disk shows everything of.
+    pub shown: VersionVector,
+}
+
+/// What a user does. Paths are written with slashes; `name~2` is the third conflict copy of `name`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Make a file at a free name.
+    Create(String, u64),
+    /// Make a symbolic link at a free name.
+    Symlink(String, u64),
+    Mkdir(String),
+    /// Write to an existing file.
+    Write(String, u64),
+    /// Save by temporary file that nobody noticed.
+    Save(String, u64),
+    /// Save by temporary file that was recorded.
+    SaveSeen(String, u64),
+    Mv(String, String),
+    Ln(String, String),
+    Rm(String),
+    Rmdir(String),
+    Chmod(String, u32),
+}
+
+impl Site {
+    pub fn new(number: usize, epoch: u64, skew_ns: u64) -> Site {
+        let me = ReplicaId(number as u64 + 1);
+        let store = MemStore::new();
+        store.commit(Tx::create(me)).unwrap();
+        let mut site = Site {
+            store,
+            disk: Disk::new(),
+            me,
+            epoch,
+            skew_ns,
+            clock_ns: 0,
+            cursors: BTreeMap::new(),
+            shipped_n: 0,
+            plan_cursor: 0,
+            shown: VersionVector::new(),
+        };
+        let root = site.disk.looked(ROOT);
+        site.tx(|tx| local::init_root(tx, &root));
+        site
+    }
+
+    /// Runs a transaction and commits it.
+    pub fn tx<T>(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {
+        let (out, batch) = {
+            let snap = self.store.snapshot().unwrap();
+            let env = Env { now_ns: self.clock_ns + self.skew_ns, epoch: self.epoch };
+            let mut tx = Tx::open(&*snap, env).unwrap();
+            let out = f(&mut tx).unwrap();
+            (out, tx.into_batch(7))
+        };
+        self.store.commit(batch).unwrap();
+        out
+    }
+
+    /// Reads, without committing.
+    pub fn read<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {
+        let snap = self.store.snapshot().unwrap();
+        let mut tx = Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap();
+        f(&mut tx).unwrap()
+    }
+
+    pub fn knowledge(&self) -> VersionVector {
+        self.read(|tx| Ok(knowledge_vv(&tx.knowledge()?)))
+    }
+
+    pub fn head(&self) -> u64 {
+        self.read(|tx| Ok(tx.head()))
+    }
+
+    /// All states, in feed order.
+    pub fn states(&self) -> Vec<Entry> {
+        self.read(|tx| {
+            let rows = tx.feed_after(0, usize::MAX)?;
+            rows.into_iter().map(|(_, id)| Ok(tx.entry_must(id)?.entry.clone())).collect()
+        })
+    }
+
+    // ----- paths
+
+    fn component(&self, dir: u64, text: &str) -> Option<Name> {
+        let Some((base, k)) = text.split_once('~') else { return Name::new(text.as_bytes()).ok() };
+        let k: usize = k.parse().ok()?;
+        let copies = self.disk.inodes.get(&dir)?.names.keys().filter(|n| base_of(n).as_deref() == Some(base));
+        copies.skip(k).next().cloned()
+    }
+
+    /// Directory and name of a path; the name need not exist.
+    pub fn spot(&self, path: &str) -> Option<(u64, Name)> {
+        let mut dir = ROOT;
+        let mut parts = path.split('/').peekable();
+        loop {
+            let name = self.component(dir, parts.next()?)?;
+            if parts.peek().is_none() {
+                return Some((dir, name));
+            }
+            dir = self.disk.get(dir, &name).filter(|i| self.disk.is_dir(*i))?;
+        }
+    }
+
+    /// The way to write a path of this disk.
+    pub fn text(&self, path: &[Name]) -> String {
+        let mut dir = ROOT;
+        let mut out = Vec::new();
+        for name in path {
+            out.push(match base_of(name) {
+                None => name.to_string(),
+                Some(base) => {
+                    let names = self.disk.inodes[&dir].names.keys();
+                    let copies: Vec<_> =
+                        names.filter(|n| base_of(n).as_deref() == Some(base.as_str())).collect();
+                    match copies.iter().position(|n| *n == name) {
+                        Some(k) => format!("{base}~{k}"),
+                        None => name.to_string(),
+                    }
+                }
+            });
+            dir = self.disk.get(dir, name).unwrap_or(0);
+            if !self.disk.inodes.contains_key(&dir) {
+                dir = ROOT;
+            }
+        }
+        out.join("/")
+    }
+
+    // ----- the user
+
+    /// Does `op` on the disk, if it can be done there, and translates it. False if it could not be done.
+    pub fn act(&mut self, op: &Op) -> bool {
+        self.try_act(op).is_some()
+    }
+
+    fn try_act(&mut self, op: &Op) -> Option<()> {
+        match op {
+            Op::Create(path, token) => self.create(path, Kind::File, Some(file(*token, self.clock_ns))),
+            Op::Symlink(path, token) => self.create(path, Kind::Symlink, Some(symlink(*token))),
+            Op::Mkdir(path) => self.create(path, Kind::Dir, None),
+            Op::Write(path, token) => self.write(path, *token),
+            Op::Save(path, token) => self.save(path, *token),
+            Op::SaveSeen(path, token) => self.save_seen(path, *token),
+            Op::Mv(from, to) => self.mv(from, to),
+            Op::Ln(from, to) => self.ln(from, to),
+            Op::Rm(path) => self.rm(path),
+            Op::Rmdir(path) => self.rmdir(path),
+            Op::Chmod(path, mode) => self.chmod(path, *mode),
+        }
+    }
+
+    fn existing(&self, path: &str) -> Option<(u64, Name, u64)> {
+        let (dir, name) = self.spot(path)?;
+        let ino = self.disk.get(dir, &name)?;
+        Some((dir, name, ino))
+    }
+
+    fn create(&mut self, path: &str, kind: Kind, content: Option<Content>) -> Option<()> {
+        let (dir, name) = self.spot(path)?;
+        if self.disk.get(dir, &name).is_some() {
+            return None;
+        }
+        let ino = self.disk.new_inode(kind, content, if kind.is_dir() { 0o755 } else { 0o644 });
+        self.disk.put(dir, &name, ino);
+        let looked = self.disk.looked(ino);
+        self.tx(|tx| local::create(tx, (&Disk::key(dir), &name), &looked, Origin::User));
+        Some(())
+    }
+
+    fn write(&mut self, path: &str, token: u64) -> Option<()> {
+        let (_, _, ino) = self.existing(path)?;
+        let content = file(token, self.clock_ns);
+        let inode = self.disk.inodes.get_mut(&ino)?;
+        if inode.kind != Kind::File {
+            return None;
+        }
+        inode.content = Some(content);
+        let looked = self.disk.looked(ino);
+        self.tx(|tx| local::write(tx, &looked));
+        Some(())
+    }
+
+    fn save(&mut self, path: &str, token: u64) -> Option<()> {
+        let (dir, name, old) = self.existing(path)?;
+        if self.disk.is_dir(old) {
+            return None;
+        }
+        let ino = self.disk.new_inode(Kind::File, Some(file(token, self.clock_ns)), 0o644);
+        self.disk.take(dir, &name);
+        self.disk.put(dir, &name, ino);
+        let looked = self.disk.looked(ino);
+        self.tx(|tx| local::replace(tx, (&Disk::key(dir), &name), &looked));
+        Some(())
+    }
+
+    fn save_seen(&mut self, path: &str, token: u64) -> Option<()> {
+        let (dir, name, old) = self.existing(path)?;
+        let temp = Name::new(b".tmp").unwrap();
+        if self.disk.is_dir(old) || self.disk.get(dir, &temp).is_some() {
+            return None;
+        }
+        let ino = self.disk.new_inode(Kind::File, Some(file(token, self.clock_ns)), 0o644);
+        self.disk.put(dir, &temp, ino);
+        let looked = self.disk.looked(ino);
+        let dir_key = Disk::key(dir);
+        self.tx(|tx| local::create(tx, (&dir_key, &temp), &looked, Origin::User));
+        self.disk.rename((dir, &temp), (dir, &name));
+        let shipped_n = self.shipped_n;
+        self.tx(|tx| local::rename(tx, (&dir_key, &temp), (&dir_key, &name), shipped_n));
+        Some(())
+    }
+
+    fn mv(&mut self, from: &str, to: &str) -> Option<()> {
+        let (dir, name, ino) = self.existing(from)?;
+        let (to_dir, to_name) = self.spot(to)?;
+        if self.disk.is_dir(ino) && self.disk.is_below(to_dir, ino) {
+            return None;
+        }
+        let (from_key, to_key) = (Disk::key(dir), Disk::key(to_dir));
+        if let Some(over) = self.disk.get(to_dir, &to_name) {
+            if over == ino || self.disk.is_dir(ino) != self.disk.is_dir(over) {
+                return None;
+            }
+            if self.disk.is_dir(over) && !self.disk.is_empty(over) {
+                return None;
+            }
+        }
+        self.disk.rename((dir, &name), (to_dir, &to_name));
+        let shipped_n = self.shipped_n;
+        self.tx(|tx| local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n));
+        Some(())
+    }
+
+    fn ln(&mut self, from: &str, to: &str) -> Option<()> {
+        let (_, _, ino) = self.existing(from)?;
+        let (to_dir, to_name) = self.spot(to)?;
+        if self.disk.is_dir(ino) || self.disk.get(to_dir, &to_name).is_some() {
+            return None;
+        }
+        self.disk.put(to_dir, &to_name, ino);
+        self.tx(|tx| local::link(tx, &Disk::key(ino), (&Disk::key(to_dir), &to_name)));
+        Some(())
+    }
+
+    fn rm(&mut self, path: &str) -> Option<()> {
+        let (dir, name, ino) = self.existing(path)?;
+        if self.disk.is_dir(ino) {
+            return None;
+        }
+        self.disk.take(dir, &name);
+        self.tx(|tx| local::unlink(tx, (&Disk::key(dir), &name)));
+        Some(())
+    }
+
+    fn rmdir(&mut self, path: &str) -> Option<()> {
+        let (dir, name, ino) = self.existing(path)?;
+        if !self.disk.is_dir(ino) || !self.disk.is_empty(ino) {
+            return None;
+        }
+        self.disk.take(dir, &name);
+        self.tx(|tx| local::rmdir(tx, (&Disk::key(dir), &name)));
+        Some(())
+    }
+
+    fn chmod(&mut self, path: &str, mode: u32) -> Option<()> {
+        let (_, _, ino) = self.existing(path)?;
+        self.disk.inodes.get_mut(&ino)?.mode = mode;
+        let looked = self.disk.looked(ino);
+        self.tx(|tx| local::attrs(tx, &looked));
+        Some(())
+    }
+
+    // ----- what should be shown
+
+    /// What should be bound at each path.
+    pub fn bindings(&self) -> Bindings {
+        self.read(|tx| {
+            let mut out = Bindings::new();
+            bindings_in(tx, &[EntryId::ROOT], &mut Vec::new(), &mut out)?;
+            Ok(out)
+        })
+    }
+
+    /// What is bound at each path.
+    pub fn recorded(&self) -> Bindings {
+        self.read(|tx| {
+            let mut out = Bindings::new();
+            for (path, _) in self.disk.paths() {
+                let dir = match path.split_last() {
+                    Some((_, [])) | None => ROOT,
+                    Some((_, above)) => self.ino(above),
+                };
+                let place = tx.place(&Disk::key(dir), &path[path.len() - 1])?.unwrap();
+                let members = match &tx.node_must(&place.node)?.bind {
+                    Bind::Dir(members) => members.clone(),
+                    Bind::Leaf { .. } => Vec::new(),
+                };
+                let mut claims = place.claims;
+                claims.sort_by_key(|c| (c.entry, c.link, c.version));
+                out.insert(path, (claims, members));
+            }
+            Ok(out)
+        })
+    }
+
+    fn ino(&self, path: &[Name]) -> u64 {
+        path.iter().fold(ROOT, |dir, name| self.disk.get(dir, name).unwrap())
+    }
+
+    /// The whole effective tree.
+    pub fn tree(&self) -> Tree {
+        self.read(|tx| {
+            let mut out = Tree::new();
+            let mut first = BTreeMap::new();
+            walk(tx, &[EntryId::ROOT], &mut Vec::new(), &mut out, &mut first)?;
+            // Paths in order decide which is the first of an inode.
+            let paths: Vec<_> = out.keys().cloned().collect();
+            let mut seen = BTreeMap::new();
+            for path in paths {
+                let class = first[&path];
+                let f = seen.entry(class).or_insert_with(|| path.clone()).clone();
+                out.get_mut(&path).unwrap().first = f;
+            }
+            Ok(out)
+        })
+    }
+}
+
+/// What stands at each path: claims of a leaf, members of a directory, sorted.
+pub type Bindings = BTreeMap<Vec<Name>, (Vec<Claim>, Vec<EntryId>)>;
+
+/// An inode of the effective tree.
+type Class = (EntryId, Dot);
+
+fn walk(
+    tx: &mut Tx<'_>,
+    class: &[EntryId],
+    path: &mut Vec<Name>,
+    out: &mut Tree,
+    first: &mut BTreeMap<Vec<Name>, Class>,
+) -> Result<()> {
+    for name in tree::children(tx, class, None, usize::MAX)? {
+        let shown = tree::shown_at(tx, class, &name)?;
+        if !shown.dir.is_empty() {
+            path.push(name.clone());
+            let mode = mode_of_union(tx, &shown.dir)?;
+            let seen = Seen { kind: Kind::Dir, identity: None, mode, extra: false, first: Vec::new() };
+            assert!(out.insert(path.clone(), seen).is_none(), "{path:?} is shown twice");
+            first.insert(path.clone(), (shown.dir[0], Dot::default()));
+            walk(tx, &shown.dir, path, out, first)?;
+            path.pop();
+        }
+        for g in &shown.groups {
+            path.push(g.name.clone());
+            let owner = &g.claims[0];
+            let entry = tx.entry_must(owner.entry)?;
+            let identity = entry.entry.version(owner.version).unwrap().content.identity();
+            let mode = entry.entry.meta.1.mode;
+            let seen = Seen {
+                kind: entry.entry.kind,
+                identity: Some(identity),
+                mode,
+                extra: owner.extra,
+                first: Vec::new(),
+            };
+            assert!(out.insert(path.clone(), seen).is_none(), "{path:?} is shown twice");
+            first.insert(path.clone(), (owner.entry, owner.version));
+            path.pop();
+        }
+    }
+    Ok(())
+}
+
+fn bindings_in(tx: &mut Tx<'_>, class: &[EntryId], path: &mut Vec<Name>, out: &mut Bindings) -> Result<()> {
+    for name in tree::children(tx, class, None, usize::MAX)? {
+        let shown = tree::shown_at(tx, class, &name)?;
+        if !shown.dir.is_empty() {
+            path.push(name.clone());
+            out.insert(path.clone(), (Vec::new(), shown.dir.clone()));
+            bindings_in(tx, &shown.dir, path, out)?;
+            path.pop();
+        }
+        for g in &shown.groups {
+            let claim = |s: &tree::Shares| Claim {
+                entry: s.entry,
+                link: s.link,
+                name_dot: s.name_dot,
+                version: s.version,
+            };
+            let mut claims: Vec<Claim> = g.claims.iter().map(claim).collect();
+            claims.sort_by_key(|c| (c.entry, c.link, c.version));
+            path.push(g.name.clone());
+            out.insert(path.clone(), (claims, Vec::new()));
+            path.pop();
+        }
+    }
+    Ok(())
+}
+
+/// The greatest stamp decides the attributes of a union.
+pub fn mode_of_union(tx: &mut Tx<'_>, members: &[EntryId]) -> Result<u32> {
+    let mut best = (Stamp::MIN, EntryId::ROOT, 0);
+    for m in members {
+        let meta = tx.entry_must(*m)?.entry.meta.clone();
+        best = best.max((meta.0, *m, meta.1.mode));
+    }
+    Ok(best.2)
+}
+
+/// Two trees are the same to their users.
+pub fn same(a: &Tree, b: &Tree) -> bool {
+    same_but_modes(a, b) && a.values().zip(b.values()).all(|(x, y)| x.mode == y.mode)
+}
+
+/// The same after a user's change: one of attributes is not shown at the conflict copies of the entry at once.
+pub fn same_at_once(a: &Tree, b: &Tree) -> bool {
+    same_but_modes(a, b) && a.values().zip(b.values()).all(|(x, y)| x.extra || y.extra || x.mode == y.mode)
+}
+
+fn same_but_modes(a: &Tree, b: &Tree) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|((p, x), (q, y))| {
+            p == q && x.kind == y.kind && x.identity == y.identity && x.first == y.first
+        })
+}
+
+pub fn file(token: u64, now_ns: u64) -> Content {
+    let mtime = Time { sec: (now_ns / 1_000_000_000) as i64, nsec: (now_ns % 1_000_000_000) as u32 };
+    Content::File { size: token, mtime, digest: Digest::of(&token.to_be_bytes()) }
+}
+
+pub fn symlink(token: u64) -> Content {
+    Content::Symlink { target: token.to_string().bytes().collect(), mtime: Time::default() }
+}
+
+/// The name that a conflict name was made from.
+pub fn base_of(name: &Name) -> Option<String> {
+    let text = name.to_string();
+    Some(text[..text.find(".conflict-")?].to_string())
+}
