@@ -58,6 +58,7 @@ fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
             // A plan has an end: there is nothing to watch for.
             once: args.once || args.dry_run,
             site_names,
+            verbose: args.verbose > 0,
         },
         bwlimit_bytes_per_s: args.bwlimit,
         remote_bin: args.remote_bin,

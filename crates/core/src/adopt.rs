@@ -78,6 +78,31 @@ impl Adoption {
         self.adopt_leaf(tx, at, found, content, &class, shown)
     }
 
+    /// As [`Adoption::adopt`], for a follower, which makes no dots: what the tree shows alike is bound to it;
+    /// of everything else only is said what it would have been taken for.
+    pub fn bind(&self, tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked) -> Result<Adopted> {
+        let class = match &tx.node_must(at.0)?.bind {
+            Bind::Dir(members) => members.clone(),
+            Bind::Leaf { .. } => return Err(Error::Inconsistent(format!("{:?} is no directory", at.0))),
+        };
+        let shown = tree::shown_at(tx, &class, at.1)?;
+        if found.kind.is_dir() {
+            return if shown.dir.is_empty() {
+                Ok(Adopted::OnlyHere)
+            } else {
+                adopt_dir(tx, at, found, shown)
+            };
+        }
+        let Some(content) = &found.content else {
+            return Err(Error::Inconsistent(format!("{:?} was found without content", at.1)));
+        };
+        match equal_group(tx, &class, at.1, &shown, found.kind, content)? {
+            Some((group, base)) => bind_leaf(tx, at, found, content, &group, base),
+            None if shown.dir.is_empty() && shown.groups.is_empty() => Ok(Adopted::OnlyHere),
+            None => Ok(Adopted::Different),
+        }
+    }
+
     fn adopt_leaf(
         &self,
         tx: &mut Tx<'_>,

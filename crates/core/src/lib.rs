@@ -17,6 +17,7 @@ pub mod collect;
 pub mod disk;
 pub mod entry;
 pub mod id;
+pub mod intent;
 pub mod link;
 pub mod local;
 pub mod memdisk;

@@ -460,7 +460,12 @@ impl<'a> Tx<'a> {
     }
 
     /// At most `limit` places in directory `dir` with a name after `after`, ordered by name.
-    pub fn places_in(&mut self, dir: &NodeKey, after: Option<&Name>, limit: usize) -> Result<Vec<(Name, Place)>> {
+    pub fn places_in(
+        &mut self,
+        dir: &NodeKey,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Place)>> {
         let start = place_prefix(dir);
         let from = match after {
             Some(name) => {
@@ -685,10 +690,8 @@ impl<'a> Tx<'a> {
             self.set_known(self.me, Known { n, tag });
         }
         if self.next_n != self.next_n_before {
-            self.rows.insert(
-                (Table::Settings, SETTING_NEXT.to_vec()),
-                Some(self.next_n.to_be_bytes().to_vec()),
-            );
+            self.rows
+                .insert((Table::Settings, SETTING_NEXT.to_vec()), Some(self.next_n.to_be_bytes().to_vec()));
         }
         for (i, r) in self.replicas.replicas().iter().enumerate().skip(self.replicas_before) {
             let key = ((i + 1) as u16).to_be_bytes().to_vec();

@@ -65,6 +65,8 @@ pub struct Shared {
     pub once: bool,
     /// Names of the sites A and B.
     pub site_names: (String, String),
+    /// Tell each step that is done.
+    pub verbose: bool,
 }
 
 /// One `--include` or `--exclude`.

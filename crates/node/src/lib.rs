@@ -2,7 +2,12 @@
 
 pub mod api;
 pub mod control;
+mod engine;
+pub mod filter;
 pub mod needs;
+mod overlay;
 pub mod query;
+mod remote;
 pub mod roots;
+pub mod session;
 pub mod sites;

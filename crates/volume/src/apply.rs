@@ -344,6 +344,16 @@ impl Directory {
         Ok(Outcome { node: after.key, fingerprint: if untouched { new } else { old }, given })
     }
 
+    /// Sets the attributes of the root directory.
+    pub fn set_root_attrs(&self, attrs: &Attrs) -> Result<Outcome, VolumeError> {
+        let root = self.dir(&[], None)?;
+        let fd = root.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE).doing("open", b".")?;
+        let wanted = Wanted { kind: Kind::Dir, attrs, mtime: attrs.dir_mtime };
+        let identity = self.0.capabilities.identity;
+        let (look, given) = attrs::apply_and_look(&Target::Open(&fd), &wanted, identity, b".")?;
+        Ok(Outcome { node: look.key.clone(), fingerprint: look.fingerprint(), given })
+    }
+
     /// Sets only the modification time of an open directory; gives its fingerprint after that.
     pub fn set_dir_mtime(&self, dir: &DirFd, mtime: Time) -> Result<Fingerprint, VolumeError> {
         let doing = "set the time of the directory";

@@ -1,0 +1,621 @@
+//! Doing what a plan says: stage, make durable, write intent rows, move, record, and later seal.
+//!
+//! The order is design section 6's: staged contents are durable before the intent row is, the intent row before the
+//! first move; the record of what was done comes after. A step that fails changes nothing else: its
+//! entry goes to the needs list with the reason, steps that build on it are skipped, and the rest goes on.
+
+use super::{Engine, Fail, RelPath, volume_reason};
+use crate::api::{Event, PathText, Reason};
+use crate::needs::Waiter;
+use driftless_core::intent::{self, IntentRow};
+use driftless_core::meta::Digest;
+use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
+use driftless_core::rows::Table;
+use driftless_core::tree;
+use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Tx};
+use driftless_volume::{ApplyError, DirFd, Limbo, Placed, StageId, Staged, VolumeError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
+pub(super) const ENTRIES_PER_PLAN: usize = 4096;
+
+/// Staged files by the provisional key of their step.
+type StagedByKey = HashMap<NodeKey, Staged>;
+
+/// What happened to a step.
+enum Done {
+    /// Done; the inode as it is now, if the step made or changed one.
+    Yes(Option<Outcome>),
+    /// Not done: why.
+    No(Reason, String),
+}
+
+/// One batch being applied.
+struct Run {
+    staged: StagedByKey,
+    real: HashMap<NodeKey, NodeKey>,
+    touched_dirs: BTreeSet<NodeKey>,
+    failed: BTreeMap<EntryId, (Reason, String)>,
+    limbo: Vec<Limbo>,
+    relook: Vec<At>,
+}
+
+impl Engine {
+    /// Plans `entries` and does what the plan says. Entries whose content is missing are asked for and stay pending.
+    pub(super) fn plan_and_apply(&mut self, entries: &[EntryId]) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut scratch = Tx::open(&*snapshot, self.env())?;
+        let mut plan = Plan::new();
+        plan.provisional_count = self.provisional;
+        let mut missing = Vec::new();
+        let mut parent_waits = Vec::new();
+        let filter = self.filter.clone();
+        let skip = |path: &[driftless_core::Name]| filter.hides(path, false);
+        let options = PlanOptions { skip: if filter.is_empty() { None } else { Some(&skip) } };
+        for &id in entries {
+            let lacking = self.lacking(&mut scratch, id)?;
+            if lacking.is_empty() {
+                if plan::plan_entry(&mut scratch, id, &mut plan, &options)?.is_some() {
+                    parent_waits.push(id);
+                }
+            } else {
+                missing.push((id, lacking));
+            }
+        }
+        if self.shared.dry_run {
+            return self.show_plan(scratch, plan);
+        }
+        drop(scratch);
+        let held = self.hold_mass_removal(&mut plan)?;
+        let mut run = Run {
+            staged: HashMap::new(),
+            real: HashMap::new(),
+            touched_dirs: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            limbo: Vec::new(),
+            relook: Vec::new(),
+        };
+        if let Some(text) = held {
+            for id in entries {
+                run.failed.insert(*id, (Reason::MassRemoval, text.clone()));
+            }
+        }
+        for id in parent_waits {
+            run.failed.insert(id, (Reason::ParentWaits, String::new()));
+        }
+        self.stage(&plan, &mut run)?;
+        self.write_intents(&plan, &run)?;
+
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        for step in plan.steps {
+            self.run_step(&mut tx, step, &mut run)?;
+        }
+        for (_, staged) in std::mem::take(&mut run.staged) {
+            // Its step was skipped; what was staged for it is staged again when it is planned again.
+            self.volume.unstage(&staged).map_err(Fail::Volume)?;
+        }
+        self.restore_dir_times(&mut tx, &mut run)?;
+        let lacking: BTreeSet<EntryId> = missing.iter().map(|m| m.0).collect();
+        for id in entries {
+            if !lacking.contains(id) && !run.failed.contains_key(id) {
+                tx.remove_pending(*id);
+                self.entry_done(&mut tx, *id)?;
+            }
+        }
+        for (id, lacking) in missing {
+            tx.add_pending(id);
+            for l in lacking {
+                self.want(id, l);
+            }
+        }
+        for (id, (reason, detail)) in std::mem::take(&mut run.failed) {
+            tx.add_pending(id);
+            self.entry_waits(&mut tx, id, reason, detail)?;
+        }
+        for at in std::mem::take(&mut run.relook) {
+            self.look_soon(at.dir, at.name);
+        }
+        self.limbo.append(&mut run.limbo);
+        self.commit(tx)
+    }
+
+    /// Removals beyond the limit are taken out of the plan and wait for a person.
+    fn hold_mass_removal(&mut self, plan: &mut Plan) -> Result<Option<String>, Fail> {
+        let removals = plan.steps.iter().filter(|s| matches!(s, Step::Remove { .. })).count() as u64;
+        self.removals_in_window += removals;
+        if removals == 0 || self.removals_in_window <= 100 {
+            return Ok(None);
+        }
+        let total = self.count_places()? + self.removed_in_window;
+        let limit = super::removal_limit(self.shared.max_delete, total);
+        if self.removals_in_window <= limit {
+            self.removed_in_window += removals;
+            return Ok(None);
+        }
+        plan.steps.retain(|s| !matches!(s, Step::Remove { .. }));
+        Ok(Some(format!("more than {limit} of {total} entries would be removed at once")))
+    }
+
+    // ----- staging
+
+    /// Makes every new leaf of the plan in the staging directory, and all of them durable.
+    fn stage(&mut self, plan: &Plan, run: &mut Run) -> Result<(), Fail> {
+        for step in &plan.steps {
+            let Step::Put { node, kind, entry, version, content, attrs, copy, .. } = step else { continue };
+            if self.recovered.contains_key(&(*entry, *version)) {
+                continue;
+            }
+            match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
+                Ok(Some(staged)) => {
+                    self.counts.applied_bytes += content.size();
+                    run.staged.insert(node.clone(), staged);
+                }
+                Ok(None) => {
+                    run.failed.insert(*entry, (Reason::ContentMissing, String::new()));
+                }
+                Err(e) => {
+                    run.failed.insert(*entry, (volume_reason(&e), e.to_string()));
+                }
+            }
+        }
+        if run.staged.is_empty() {
+            return Ok(());
+        }
+        let staged: Vec<Staged> = run.staged.values().cloned().collect();
+        self.volume.make_durable(&staged, &[]).map_err(Fail::Volume)
+    }
+
+    /// What is about to be moved, durably, before the first move: a restart then knows what is ours.
+    fn write_intents(&mut self, plan: &Plan, run: &Run) -> Result<(), Fail> {
+        let n = self.next_plan;
+        let rows: Vec<IntentRow> = plan
+            .steps
+            .iter()
+            .filter_map(|s| IntentRow::of(n, s, run.staged.get(s.node()).map(intent_staged)))
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.next_plan += 1;
+        self.open_plans.push(n);
+        let key = (Table::Intents, n.to_be_bytes().to_vec());
+        self.store.commit([(key, Some(intent::encode_intents(&rows)))].into())?;
+        Ok(())
+    }
+
+    fn stage_one(
+        &mut self,
+        kind: Kind,
+        (entry, version): (EntryId, Dot),
+        content: &Content,
+        attrs: &Attrs,
+        copy: Option<&NodeKey>,
+    ) -> Result<Option<Staged>, VolumeError> {
+        let id = self.next_stage_id();
+        match content {
+            Content::Symlink { target, mtime } => {
+                self.volume.stage_symlink(id, target, attrs, *mtime).map(Some)
+            }
+            Content::Special { rdev, mtime } => {
+                self.volume.stage_special(id, kind, *rdev, attrs, *mtime).map(Some)
+            }
+            Content::File { size, mtime, digest } => {
+                if let Some(bytes) = self.take_inline(entry, version, digest) {
+                    return self.volume.stage_small(id, &bytes, attrs, *mtime).map(Some);
+                }
+                if *size == 0 {
+                    return self.volume.stage_small(id, &[], attrs, *mtime).map(Some);
+                }
+                if let Some((writer, _)) = self.take_fetched(entry, version) {
+                    return writer.finish(Some(*digest), *size).map(Some);
+                }
+                match copy {
+                    Some(node) => self.stage_copy(id, node, content, attrs, digest),
+                    None => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// The same content stands on this disk already.
+    fn stage_copy(
+        &mut self,
+        id: StageId,
+        node: &NodeKey,
+        content: &Content,
+        attrs: &Attrs,
+        digest: &Digest,
+    ) -> Result<Option<Staged>, VolumeError> {
+        let Ok(Some(source)) = self.open_node(node) else { return Ok(None) };
+        let writer = self.volume.clone_into_stage(id, &source, attrs, content.mtime())?;
+        writer.finish(Some(*digest), content.size()).map(Some)
+    }
+
+    // ----- steps
+
+    fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, run: &mut Run) -> Result<(), Fail> {
+        let provisional = step.node().clone();
+        step.resolve(&run.real);
+        let result = match unresolved(&step) {
+            true => Done::No(Reason::ParentWaits, String::new()),
+            false => {
+                step.refresh(tx)?;
+                self.do_step(tx, &step, run)?
+            }
+        };
+        match result {
+            Done::Yes(outcome) => {
+                if let Some(o) = &outcome {
+                    run.real.insert(provisional, o.node.clone());
+                }
+                step.resolve(&run.real);
+                self.counts.applied += 1;
+                if self.shared.verbose {
+                    self.say_step(tx, &step, true)?;
+                }
+                plan::record(tx, &step, outcome.as_ref())?;
+                Ok(())
+            }
+            Done::No(reason, detail) => {
+                if let Some(id) = owner_of(tx, &step)? {
+                    run.failed.entry(id).or_insert((reason, detail));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn do_step(&mut self, tx: &mut Tx<'_>, step: &Step, run: &mut Run) -> Result<Done, Fail> {
+        match step {
+            Step::MakeDir { at, attrs, .. } => self.do_make_dir(tx, at, attrs, run),
+            Step::Put { at, node, victim, entry, version, .. } => {
+                if let Some(key) = self.recovered.remove(&(*entry, *version)) {
+                    return self.do_put_recovered(tx, at, &key, run);
+                }
+                let Some(staged) = run.staged.remove(node) else {
+                    return Ok(Done::No(Reason::ContentMissing, String::new()));
+                };
+                let Some(fd) = self.dir_for(tx, &at.dir)? else {
+                    run.staged.insert(node.clone(), staged);
+                    return Ok(parent_waits());
+                };
+                run.touched_dirs.insert(at.dir.clone());
+                match self.volume.place(&staged, &fd, &at.name, victim.as_ref()) {
+                    Ok(p) => {
+                        run.limbo.extend(p.limbo);
+                        let (node, fingerprint) = (p.key, p.fingerprint);
+                        Ok(Done::Yes(Some(Outcome { node, fingerprint, given: staged.given })))
+                    }
+                    Err(e) => {
+                        run.staged.insert(node.clone(), staged);
+                        Ok(self.refused(at, e, run))
+                    }
+                }
+            }
+            Step::Link { from, to, node, victim, .. } => {
+                let (Some(f), Some(t)) = (self.dir_for(tx, &from.dir)?, self.dir_for(tx, &to.dir)?) else {
+                    return Ok(parent_waits());
+                };
+                run.touched_dirs.insert(to.dir.clone());
+                let id = self.next_stage_id();
+                match self.volume.link_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
+                    Ok(p) => self.moved(tx, p, run),
+                    Err(e) => Ok(self.refused(to, e, run)),
+                }
+            }
+            Step::Move { from, to, node, kind, victim, .. } => {
+                let (Some(f), Some(t)) = (self.dir_for(tx, &from.dir)?, self.dir_for(tx, &to.dir)?) else {
+                    return Ok(parent_waits());
+                };
+                run.touched_dirs.insert(from.dir.clone());
+                run.touched_dirs.insert(to.dir.clone());
+                if kind.is_dir() {
+                    self.forget_dirs();
+                }
+                let id = self.next_stage_id();
+                match self.volume.rename_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
+                    Ok(p) => self.moved(tx, p, run),
+                    Err(e) => {
+                        if let Ok(Some(seen)) = t.look(&to.name)
+                            && seen.key == *node
+                        {
+                            return self.outcome_at(&t, &seen);
+                        }
+                        Ok(self.refused(to, e, run))
+                    }
+                }
+            }
+            Step::Park { from, node, kind } => {
+                let Some(f) = self.dir_for(tx, &from.dir)? else { return Ok(parent_waits()) };
+                run.touched_dirs.insert(from.dir.clone());
+                if kind.is_dir() {
+                    self.forget_dirs();
+                }
+                match self.volume.park(&f, &from.name, node, park_id(node)) {
+                    Ok(()) => Ok(Done::Yes(None)),
+                    Err(e) => Ok(self.refused(from, e, run)),
+                }
+            }
+            Step::Unpark { to, node, victim, .. } => {
+                let Some(t) = self.dir_for(tx, &to.dir)? else { return Ok(parent_waits()) };
+                run.touched_dirs.insert(to.dir.clone());
+                let id = self.next_stage_id();
+                match self.volume.unpark(park_id(node), node, &t, &to.name, victim.as_ref(), id) {
+                    Ok(p) => self.moved(tx, p, run),
+                    Err(e) => Ok(self.refused(to, e, run)),
+                }
+            }
+            Step::Remove { at, victim } => {
+                let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(Done::Yes(None)) };
+                run.touched_dirs.insert(at.dir.clone());
+                if victim.kind.is_dir() {
+                    self.forget_dirs();
+                }
+                let id = self.next_stage_id();
+                match self.volume.remove(&fd, &at.name, victim, id) {
+                    Ok(limbo) => {
+                        run.limbo.extend(limbo);
+                        Ok(Done::Yes(None))
+                    }
+                    Err(e) => {
+                        if matches!(fd.look(&at.name), Ok(None)) {
+                            return Ok(Done::Yes(None));
+                        }
+                        Ok(self.refused(at, e, run))
+                    }
+                }
+            }
+            Step::SetAttrs { path, node, kind, attrs, content, .. } => {
+                self.do_set_attrs(tx, path.as_ref(), node, *kind, attrs, content.as_ref(), run)
+            }
+            Step::Rebind { .. } => Ok(Done::Yes(None)),
+        }
+    }
+
+    fn moved(&mut self, tx: &mut Tx<'_>, p: Placed, run: &mut Run) -> Result<Done, Fail> {
+        run.limbo.extend(p.limbo);
+        let given = tx.node_must(&p.key)?.given.clone();
+        Ok(Done::Yes(Some(Outcome { node: p.key, fingerprint: p.fingerprint, given })))
+    }
+
+    fn do_make_dir(&mut self, tx: &mut Tx<'_>, at: &At, attrs: &Attrs, run: &mut Run) -> Result<Done, Fail> {
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        run.touched_dirs.insert(at.dir.clone());
+        match self.volume.make_dir(&fd, &at.name, attrs) {
+            Ok(outcome) => {
+                run.touched_dirs.insert(outcome.node.clone());
+                self.new_dirs.push(outcome.node.clone());
+                Ok(Done::Yes(Some(outcome)))
+            }
+            // One that nobody recorded yet: a crash of ours or a user made it. It is one with ours; what is in it is looked at.
+            Err(ApplyError::Unexpected { seen: Some(seen) })
+                if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() =>
+            {
+                run.touched_dirs.insert(seen.key.clone());
+                self.list_soon(seen.key.clone());
+                self.outcome_at(&fd, &seen)
+            }
+            Err(e) => Ok(self.refused(at, e, run)),
+        }
+    }
+
+    fn do_put_recovered(
+        &mut self,
+        tx: &mut Tx<'_>,
+        at: &At,
+        key: &NodeKey,
+        run: &mut Run,
+    ) -> Result<Done, Fail> {
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        run.touched_dirs.insert(at.dir.clone());
+        match fd.look(&at.name) {
+            Ok(Some(seen)) if seen.key == *key => self.outcome_at(&fd, &seen),
+            _ => Ok(Done::No(Reason::Raced, String::new())),
+        }
+    }
+
+    fn outcome_at(&mut self, fd: &DirFd, seen: &driftless_volume::Seen) -> Result<Done, Fail> {
+        match fd.attrs(&seen.name, &seen.key) {
+            Ok((fingerprint, given)) => {
+                Ok(Done::Yes(Some(Outcome { node: seen.key.clone(), fingerprint, given })))
+            }
+            Err(e) => Ok(Done::No(volume_reason(&e), e.to_string())),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn do_set_attrs(
+        &mut self,
+        tx: &mut Tx<'_>,
+        path: Option<&At>,
+        node: &NodeKey,
+        kind: Kind,
+        attrs: &Attrs,
+        content: Option<&Content>,
+        run: &mut Run,
+    ) -> Result<Done, Fail> {
+        if kind.is_dir() {
+            run.touched_dirs.insert(node.clone());
+        }
+        let Some(at) = path else {
+            return Ok(match self.volume.set_root_attrs(attrs) {
+                Ok(o) => Done::Yes(Some(o)),
+                Err(e) => Done::No(volume_reason(&e), e.to_string()),
+            });
+        };
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        let expected = tx.node_must(node)?.fingerprint;
+        let expected = (!kind.is_dir()).then_some(&expected);
+        let mtime = content.map(Content::mtime);
+        match self.volume.set_attrs(&fd, &at.name, node, kind, attrs, mtime, expected) {
+            Ok(o) => Ok(Done::Yes(Some(o))),
+            Err(e) => Ok(self.refused(at, e, run)),
+        }
+    }
+
+    /// A step the volume refused: what is there is looked at again when it was not what we thought.
+    fn refused(&mut self, at: &At, e: ApplyError, run: &mut Run) -> Done {
+        match &e {
+            ApplyError::Raced { .. } | ApplyError::Unexpected { .. } => run.relook.push(at.clone()),
+            ApplyError::NotEmpty { .. } => run.relook.push(at.clone()),
+            ApplyError::Volume(e) if super::observe::is_gone(e) => run.relook.push(at.clone()),
+            _ => {}
+        }
+        let reason = super::apply_reason(&e);
+        if reason == Reason::NotEmpty {
+            self.list_at_soon(at);
+        }
+        Done::No(reason, e.to_string())
+    }
+
+    /// Directories get the times that their state says, after everything in them is done.
+    fn restore_dir_times(&mut self, tx: &mut Tx<'_>, run: &mut Run) -> Result<(), Fail> {
+        for key in std::mem::take(&mut run.touched_dirs) {
+            let Some(node) = tx.node(&key)? else { continue };
+            let Bind::Dir(members) = &node.bind else { continue };
+            let mut mtime = None;
+            for m in members {
+                mtime = mtime.max(tx.entry(*m)?.and_then(|r| r.entry.meta.1.dir_mtime));
+            }
+            let Some(path) = self.path_of_node(tx, &key)? else { continue };
+            let Ok(fd) = self.volume.dir(&path, Some(&key)) else { continue };
+            let fingerprint = match mtime {
+                Some(t) => self.volume.set_dir_mtime(&fd, t),
+                None => fd.looked_self().map(|l| l.fingerprint),
+            };
+            let Ok(fingerprint) = fingerprint else { continue };
+            let mut node = (*node).clone();
+            node.fingerprint = fingerprint;
+            node.given.dir_mtime = Some(fingerprint.mtime);
+            tx.put_node(&key, node);
+        }
+        Ok(())
+    }
+
+    fn dir_for(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<Option<DirFd>, Fail> {
+        if let Some(fd) = self.dir_cache.get(key) {
+            return Ok(Some(fd.clone()));
+        }
+        let Some(path) = self.path_of_node(tx, key)? else { return Ok(None) };
+        match self.volume.dir(&path, Some(key)) {
+            Ok(fd) => {
+                self.dir_cache.put(key.clone(), fd.clone());
+                Ok(Some(fd))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    // ----- dry run
+
+    fn show_plan(&mut self, mut scratch: Tx<'_>, plan: Plan) -> Result<(), Fail> {
+        for step in &plan.steps {
+            self.say_step(&mut scratch, step, false)?;
+        }
+        self.counts.to_apply += plan.steps.len() as u64;
+        self.provisional = plan.provisional_count;
+        // As if done, in memory: what is planned next builds on it.
+        self.commit(scratch)
+    }
+
+    fn say_step(&mut self, tx: &mut Tx<'_>, step: &Step, done: bool) -> Result<(), Fail> {
+        let d = plan::describe(tx, step)?;
+        self.say(Event::Step {
+            side: self.side,
+            done,
+            verb: d.verb.to_owned(),
+            path: PathText::new(&d.path),
+            detail: d.detail,
+        });
+        Ok(())
+    }
+
+    /// The path an entry is shown at, for people; its id if it is shown nowhere.
+    pub(super) fn entry_path(&mut self, tx: &mut Tx<'_>, id: EntryId) -> Result<Vec<u8>, Fail> {
+        Ok(match tree::path_of(tx, id)? {
+            Some(names) => RelPath(names).join_bytes(),
+            None => id.to_string().into_bytes(),
+        })
+    }
+
+    fn entry_waits(
+        &mut self,
+        tx: &mut Tx<'_>,
+        id: EntryId,
+        reason: Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        let path = self.entry_path(tx, id)?;
+        self.waits(tx, Waiter::Entry(id), &path, reason, detail)
+    }
+
+    fn entry_done(&mut self, tx: &mut Tx<'_>, id: EntryId) -> Result<(), Fail> {
+        if self.waiting.contains_key(&Waiter::Entry(id)) {
+            let path = self.entry_path(tx, id)?;
+            self.resolved(tx, &Waiter::Entry(id), &path);
+        }
+        Ok(())
+    }
+}
+
+fn parent_waits() -> Done {
+    Done::No(Reason::ParentWaits, String::new())
+}
+
+/// True if the step builds on something that an earlier step should have made and did not.
+fn unresolved(step: &Step) -> bool {
+    let dirs: [Option<&At>; 2] = match step {
+        Step::MakeDir { at, .. }
+        | Step::Put { at, .. }
+        | Step::Remove { at, .. }
+        | Step::Rebind { at, .. } => [Some(at), None],
+        Step::Link { from, to, .. } | Step::Move { from, to, .. } => [Some(from), Some(to)],
+        Step::Park { from, .. } => [Some(from), None],
+        Step::Unpark { to, .. } => [Some(to), None],
+        Step::SetAttrs { path, .. } => [path.as_ref(), None],
+    };
+    let makes = matches!(step, Step::MakeDir { .. } | Step::Put { .. });
+    dirs.into_iter().flatten().any(|at| Plan::is_provisional(&at.dir))
+        || (!makes && Plan::is_provisional(step.node()))
+}
+
+/// The entry that a step is done for, to put on the needs list if it fails.
+fn owner_of(tx: &mut Tx<'_>, step: &Step) -> Result<Option<EntryId>, Fail> {
+    let at = match step {
+        Step::Put { entry, .. } | Step::SetAttrs { entry, .. } => return Ok(Some(*entry)),
+        Step::MakeDir { binding, .. }
+        | Step::Link { binding, .. }
+        | Step::Move { binding, .. }
+        | Step::Unpark { binding, .. }
+        | Step::Rebind { binding, .. } => {
+            let claimed = binding.claims.first().map(|c| c.entry);
+            return Ok(claimed.or(binding.members.first().copied()));
+        }
+        Step::Park { from, .. } => from,
+        Step::Remove { at, .. } => at,
+    };
+    let Some(place) = tx.place(&at.dir, &at.name)? else { return Ok(None) };
+    if let Some(c) = place.claims.first() {
+        return Ok(Some(c.entry));
+    }
+    Ok(match tx.node(&place.node)?.map(|n| n.bind.clone()) {
+        Some(Bind::Dir(members)) => members.first().copied(),
+        _ => None,
+    })
+}
+
+/// The name an inode waits under while parked: follows from its key, so that it is found after a restart.
+fn park_id(node: &NodeKey) -> StageId {
+    let d = Digest::of(node.as_bytes()).0;
+    StageId(u64::from_be_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]))
+}
+
+fn intent_staged(s: &Staged) -> intent::StagedFile {
+    intent::StagedFile {
+        name: s.id.to_string().into_bytes(),
+        node: s.key.clone(),
+        size: s.fingerprint.size,
+        mtime: s.fingerprint.mtime,
+    }
+}

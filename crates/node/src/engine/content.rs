@@ -1,0 +1,426 @@
+//! Bytes of files: kept a moment, read for the peer, asked of the peer.
+//!
+//! Small contents come inside batches and wait in memory until they are staged; what is larger is asked for by
+//! ranges and written into a staged file as it comes. A file's staged name follows from its entry and version, so
+//! that a transfer goes on where an earlier process left it. Nothing is published before its digest was checked.
+
+use super::{Engine, Fail};
+use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want};
+use driftless_core::meta::Digest;
+use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Time, Tx};
+use driftless_volume::{ReadHandle, StageId, StagedWriter, VolumeError};
+use lru::LruCache;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+
+/// Contents up to this length are kept in memory until staged.
+pub(super) const SMALL_LEN_MAX: u64 = 128 << 10;
+/// Bytes of small contents kept after hashing, for the batch that ships them soon.
+const CACHE_BYTES_MAX: usize = 6 << 20;
+/// Files of ours kept open while the peer reads them piece by piece.
+const SERVED_MAX: usize = 8;
+/// Staged names of transfers have this bit; others count up from a small number.
+const TRANSFER_BIT: u64 = 1 << 63;
+
+type Key = (EntryId, Dot);
+
+/// A version whose bytes are not on this disk.
+#[derive(Clone, Debug)]
+pub(super) struct Lack {
+    version: Dot,
+    digest: Digest,
+    size: u64,
+    mtime: Time,
+    attrs: Attrs,
+}
+
+enum Sink {
+    Memory(Vec<u8>),
+    Disk(StagedWriter),
+}
+
+struct Fetch {
+    lack: Lack,
+    sink: Sink,
+}
+
+/// See the module.
+pub(super) struct Contents {
+    inline: HashMap<Key, Vec<u8>>,
+    by_digest: HashMap<Digest, Vec<u8>>,
+    by_digest_order: VecDeque<Digest>,
+    by_digest_bytes: usize,
+    fetching: HashMap<Key, Fetch>,
+    fetched: HashMap<Key, (StagedWriter, Attrs)>,
+    wanted: HashMap<EntryId, usize>,
+    no_room: VecDeque<EntryId>,
+    served: LruCache<Key, ReadHandle>,
+}
+
+impl Contents {
+    pub(super) fn new() -> Self {
+        Contents {
+            inline: HashMap::new(),
+            by_digest: HashMap::new(),
+            by_digest_order: VecDeque::new(),
+            by_digest_bytes: 0,
+            fetching: HashMap::new(),
+            fetched: HashMap::new(),
+            wanted: HashMap::new(),
+            no_room: VecDeque::new(),
+            served: LruCache::new(NonZeroUsize::new(SERVED_MAX).unwrap_or(NonZeroUsize::MIN)),
+        }
+    }
+
+    pub(super) fn put_inline(&mut self, entry: EntryId, version: Dot, bytes: Vec<u8>) {
+        self.inline.insert((entry, version), bytes);
+    }
+
+    /// True if something of the entry is being fetched, or waits to be.
+    pub(super) fn is_wanted(&self, entry: EntryId) -> bool {
+        self.wanted.contains_key(&entry)
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.fetching.is_empty() && self.no_room.is_empty()
+    }
+
+    fn unwant(&mut self, entry: EntryId) {
+        if let Some(n) = self.wanted.get_mut(&entry) {
+            *n -= 1;
+            if *n == 0 {
+                self.wanted.remove(&entry);
+            }
+        }
+    }
+
+    fn take_digest(&mut self, digest: &Digest) -> Option<Vec<u8>> {
+        let bytes = self.by_digest.remove(digest)?;
+        self.by_digest_bytes -= bytes.len();
+        Some(bytes)
+    }
+
+    fn cache(&mut self, digest: Digest, bytes: Vec<u8>) {
+        if self.by_digest_bytes + bytes.len() > CACHE_BYTES_MAX || self.by_digest.contains_key(&digest) {
+            return;
+        }
+        self.by_digest_bytes += bytes.len();
+        self.by_digest.insert(digest, bytes);
+        self.by_digest_order.push_back(digest);
+    }
+
+    /// What was cached for a batch that has left is of no more use.
+    fn forget_cache(&mut self) {
+        self.by_digest.clear();
+        self.by_digest_order.clear();
+        self.by_digest_bytes = 0;
+    }
+}
+
+impl Engine {
+    // ----- small contents on their way out
+
+    /// How long a content may be to be kept after hashing; 0 if there is no room or no use.
+    pub(super) fn cache_room(&self) -> usize {
+        let useful = self.peer.as_ref().is_some_and(|p| p.inline);
+        if useful { CACHE_BYTES_MAX - self.contents.by_digest_bytes } else { 0 }
+    }
+
+    pub(super) fn cache_small(&mut self, digest: Digest, bytes: Vec<u8>) {
+        self.contents.cache(digest, bytes);
+    }
+
+    /// The bytes of a small version for a batch, or `None` if they cannot be read any more.
+    pub(super) fn read_small(&mut self, tx: &mut Tx<'_>, wish: &InlineWish) -> Result<Option<Vec<u8>>, Fail> {
+        if let Some(bytes) = self.contents.take_digest(&wish.identity) {
+            return Ok(Some(bytes));
+        }
+        if self.contents.by_digest_order.len() > 2 * self.contents.by_digest.len() + 16 {
+            self.contents.forget_cache();
+        }
+        let Some(handle) = self.open_version(tx, wish.entry, &wish.identity)? else { return Ok(None) };
+        let Ok(len) = usize::try_from(wish.size) else { return Ok(None) };
+        match handle.read_at(0, len) {
+            Ok(bytes) if bytes.len() == len => Ok(Some(bytes)),
+            _ => Ok(None),
+        }
+    }
+
+    /// A file of this disk that shows the version, if one does.
+    fn open_version(
+        &mut self,
+        tx: &mut Tx<'_>,
+        entry: EntryId,
+        digest: &Digest,
+    ) -> Result<Option<ReadHandle>, Fail> {
+        let Some(row) = tx.entry(entry)? else { return Ok(None) };
+        for key in &row.bound {
+            let shows = tx
+                .node(key)?
+                .is_some_and(|n| matches!(&n.bind, Bind::Leaf { identity } if identity == digest));
+            if shows && let Some(h) = self.open_node_in(tx, key)? {
+                return Ok(Some(h));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A leaf of this disk, open, if it is still what was recorded.
+    pub(super) fn open_node(&mut self, key: &NodeKey) -> Result<Option<ReadHandle>, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.open_node_in(&mut tx, key)
+    }
+
+    fn open_node_in(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<Option<ReadHandle>, Fail> {
+        let Some(node) = tx.node(key)? else { return Ok(None) };
+        for (dir, name) in &node.names {
+            let Some(path) = self.path_of_node(tx, dir)? else { continue };
+            let Ok(fd) = self.volume.dir(&path, Some(dir)) else { continue };
+            if let Ok(h) = fd.open_read(name, key)
+                && h.fingerprint().size == node.fingerprint.size
+                && h.fingerprint().mtime == node.fingerprint.mtime
+            {
+                return Ok(Some(h));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers a want with a piece, or says that it cannot.
+    pub(super) fn serve(&mut self, want: &Want) -> Result<(), Fail> {
+        let key = (want.entry, want.version);
+        if !self.contents.served.contains(&key) {
+            let snapshot = self.store.snapshot()?;
+            let mut tx = Tx::open(&*snapshot, self.env())?;
+            if let Some(h) = self.open_version(&mut tx, want.entry, &want.digest)? {
+                self.contents.served.put(key, h);
+            }
+        }
+        let read = match self.contents.served.get(&key) {
+            Some(h) => {
+                let len = usize::try_from(want.len.min(PIECE_MAX)).unwrap_or(0);
+                h.read_at(want.offset, len).ok().filter(|b| !b.is_empty())
+            }
+            None => None,
+        };
+        let (entry, version) = key;
+        match read {
+            Some(bytes) => self.send(Message::Piece(Piece { entry, version, offset: want.offset, bytes })),
+            None => {
+                self.contents.served.pop(&key);
+                self.send(Message::NotHere(NotHere { entry, version, reason: "changed".into() }))
+            }
+        }
+    }
+
+    // ----- contents on their way in
+
+    /// Versions of the entry that should be on this disk and whose bytes are nowhere here.
+    pub(super) fn lacking(&mut self, tx: &mut Tx<'_>, id: EntryId) -> Result<Vec<Lack>, Fail> {
+        let Some(row) = tx.entry(id)? else { return Ok(Vec::new()) };
+        if row.entry.kind != Kind::File || self.shared.dry_run {
+            return Ok(Vec::new());
+        }
+        let mut out = Vec::new();
+        for v in row.entry.counting() {
+            let Content::File { size, mtime, digest } = &v.content else { continue };
+            let key = (id, v.dot);
+            let here = *size == 0
+                || self.contents.inline.contains_key(&key)
+                || self.contents.fetched.contains_key(&key)
+                || self.recovered.contains_key(&key)
+                || self.on_disk(tx, &row.bound, digest)?;
+            if !here {
+                let attrs = row.entry.meta.1.clone();
+                out.push(Lack { version: v.dot, digest: *digest, size: *size, mtime: *mtime, attrs });
+            }
+        }
+        if !out.is_empty() && !self.filter.is_empty() {
+            let shown = driftless_core::tree::path_of(tx, id)?;
+            if shown.is_none_or(|p| self.filter.hides(&p, false)) {
+                out.clear();
+            }
+        }
+        Ok(out)
+    }
+
+    fn on_disk(
+        &self,
+        tx: &mut Tx<'_>,
+        bound: &[driftless_core::NodeKey],
+        digest: &Digest,
+    ) -> Result<bool, Fail> {
+        for key in bound {
+            if let Some(node) = tx.node(key)?
+                && matches!(&node.bind, Bind::Leaf { identity } if identity == digest)
+                && !node.names.is_empty()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Asks for a version's bytes.
+    pub(super) fn want(&mut self, entry: EntryId, lack: Lack) {
+        let key = (entry, lack.version);
+        if self.contents.fetching.contains_key(&key) {
+            return;
+        }
+        *self.contents.wanted.entry(entry).or_default() += 1;
+        if !self.fetcher.has_room() {
+            self.contents.no_room.push_back(entry);
+            return;
+        }
+        let (sink, have) = if lack.size <= SMALL_LEN_MAX {
+            (Sink::Memory(Vec::new()), Vec::new())
+        } else {
+            match self.open_transfer(key, &lack) {
+                Ok(w) => {
+                    let have = 0..w.written_to().min(lack.size);
+                    (Sink::Disk(w), vec![have])
+                }
+                Err(e) => {
+                    self.contents.unwant(entry);
+                    self.log(crate::api::Level::Warn, e.to_string());
+                    return;
+                }
+            }
+        };
+        let file = FetchFile { entry, version: lack.version, size: lack.size, digest: lack.digest, have };
+        self.counts.to_apply_bytes += lack.size;
+        let whole = file.have.iter().any(|r| r.start == 0 && r.end >= lack.size);
+        self.contents.fetching.insert(key, Fetch { lack, sink });
+        if whole {
+            self.fetched_all(key);
+        } else {
+            self.fetcher.want(&file);
+        }
+    }
+
+    fn open_transfer(&self, key: Key, lack: &Lack) -> Result<StagedWriter, VolumeError> {
+        let id = transfer_id(key);
+        match self.volume.reopen(id, &lack.attrs, lack.mtime) {
+            Ok(w) => Ok(w),
+            Err(_) => self.volume.stage_file(id, &lack.attrs, lack.mtime),
+        }
+    }
+
+    /// Sends what the fetcher asks for next.
+    pub(super) fn pump_wants(&mut self) -> Result<bool, Fail> {
+        if self.peer.is_none() {
+            return Ok(false);
+        }
+        while self.fetcher.has_room()
+            && let Some(entry) = self.contents.no_room.pop_front()
+        {
+            self.contents.unwant(entry);
+            self.enqueue(entry);
+        }
+        let wants = self.fetcher.poll();
+        let any = !wants.is_empty();
+        for w in wants {
+            self.send(Message::Want(w))?;
+        }
+        Ok(any)
+    }
+
+    pub(super) fn take_piece(&mut self, piece: Piece) -> Result<(), Fail> {
+        let PieceVerdict::Write { complete } = self.fetcher.piece(&piece) else { return Ok(()) };
+        let key = (piece.entry, piece.version);
+        let Some(fetch) = self.contents.fetching.get_mut(&key) else { return Ok(()) };
+        let written = match &mut fetch.sink {
+            Sink::Memory(bytes) => {
+                bytes.extend_from_slice(&piece.bytes);
+                Ok(())
+            }
+            Sink::Disk(w) => w.write_at(piece.offset, &piece.bytes),
+        };
+        if let Err(e) = written {
+            self.give_up_fetch(key);
+            return self.fetch_waits(piece.entry, super::volume_reason(&e), e.to_string());
+        }
+        if complete {
+            self.fetched_all(key);
+        }
+        Ok(())
+    }
+
+    fn fetched_all(&mut self, key: Key) {
+        let Some(fetch) = self.contents.fetching.remove(&key) else { return };
+        self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(fetch.lack.size);
+        self.contents.unwant(key.0);
+        match fetch.sink {
+            Sink::Memory(bytes) => {
+                self.contents.inline.insert(key, bytes);
+            }
+            Sink::Disk(w) => {
+                self.contents.fetched.insert(key, (w, fetch.lack.attrs));
+            }
+        }
+        self.enqueue(key.0);
+    }
+
+    fn give_up_fetch(&mut self, key: Key) {
+        if let Some(f) = self.contents.fetching.remove(&key) {
+            self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(f.lack.size);
+            self.contents.unwant(key.0);
+            self.fetcher.cancel(key.0, key.1);
+        }
+    }
+
+    pub(super) fn take_not_here(&mut self, answer: &NotHere) -> Result<(), Fail> {
+        self.fetcher.not_here(answer);
+        self.give_up_fetch((answer.entry, answer.version));
+        self.fetch_waits(answer.entry, crate::api::Reason::ContentMissing, answer.reason.clone())
+    }
+
+    fn fetch_waits(
+        &mut self,
+        entry: EntryId,
+        reason: crate::api::Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        tx.add_pending(entry);
+        let path = self.entry_path(&mut tx, entry)?;
+        self.waits(&mut tx, crate::needs::Waiter::Entry(entry), &path, reason, detail)?;
+        self.commit(tx)
+    }
+
+    /// The bytes of a small version that came with a batch or by a want, if their digest is right.
+    pub(super) fn take_inline(&mut self, entry: EntryId, version: Dot, digest: &Digest) -> Option<Vec<u8>> {
+        let bytes = self.contents.inline.remove(&(entry, version))?;
+        (Digest::of(&bytes) == *digest).then_some(bytes)
+    }
+
+    /// The staged file of a transferred version.
+    pub(super) fn take_fetched(&mut self, entry: EntryId, version: Dot) -> Option<(StagedWriter, Attrs)> {
+        self.contents.fetched.remove(&(entry, version))
+    }
+
+    pub(super) fn next_stage_id(&mut self) -> StageId {
+        self.next_stage += 1;
+        StageId(self.next_stage & !TRANSFER_BIT)
+    }
+}
+
+/// Longest piece served, whatever is asked for: what a peer can make us hold in memory.
+const PIECE_MAX: u64 = 4 << 20;
+
+fn transfer_id((entry, version): Key) -> StageId {
+    let mut bytes = Vec::with_capacity(32);
+    for d in [entry.0, version] {
+        bytes.extend_from_slice(&d.replica.0.to_be_bytes());
+        bytes.extend_from_slice(&d.n.to_be_bytes());
+    }
+    let h = Digest::of(&bytes).0;
+    StageId(u64::from_be_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]) | TRANSFER_BIT)
+}
+
+/// True for staged names of transfers, which survive a restart.
+pub(super) fn is_transfer(id: StageId) -> bool {
+    id.0 & TRANSFER_BIT != 0
+}

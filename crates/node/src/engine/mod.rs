@@ -1,0 +1,1218 @@
+//! The engine of one replica: the only owner of its index, its tree's records and its link.
+//!
+//! One thread. It takes messages of the peer, hints of the watcher and commands of the session, does one bounded
+//! piece of work at a time (merge a batch, judge a handful of hints, compare a part of a directory, apply a part of a plan, fill a
+//! batch), commits it, and waits only when there is nothing to do. Everything it decides is decided by
+//! `core`; this module and its parts do the I/O.
+//!
+//! - [`observe`]: from what the disk shows to what a user did.
+//! - [`apply`]: doing what a plan says.
+//! - [`content`]: reading, sending and receiving bytes of files.
+//! - [`open`]: opening index and tree, recovering, guarding.
+
+mod apply;
+mod content;
+mod observe;
+mod open;
+
+use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
+use crate::filter::Filter;
+use crate::needs::{self, Need, Waiter};
+use content::Contents;
+use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
+use driftless_core::adopt::Adoption;
+use driftless_core::link::{
+    self, Batch, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
+};
+use driftless_core::plan::At;
+use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
+use driftless_core::tx::Env;
+use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tx};
+use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, VolumeError, Watcher};
+use lru::LruCache;
+use observe::{Pass, Taking, removal_limit};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub(crate) use open::{EngineOptions, inbox, start};
+
+/// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
+const DEPTH_MAX: usize = 4096;
+/// Names judged in one transaction: bounds its memory.
+const LOOKS_PER_COMMIT: usize = 4096;
+/// Hints kept while they cannot be judged; beyond it the tree is crawled instead.
+const HINTS_MAX: usize = 200_000;
+/// Directories kept open while a plan is done: saves walking the path again for each file of a directory.
+const DIRS_OPEN_MAX: usize = 256;
+/// A quiet time after which what was written is sealed by a sync and limbo is emptied.
+const SEAL_AFTER: Duration = Duration::from_millis(300);
+/// Files in limbo after which it is sealed although work goes on.
+const LIMBO_MAX: usize = 20_000;
+/// At most so often are counts told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// A tick of the heartbeat.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+/// Attempts before a session that is to end (`--once`) stops waiting for an entry.
+const TRIES_BEFORE_GIVING_UP: u64 = 3;
+/// A window of removals ends after this quiet time.
+const REMOVAL_WINDOW: Duration = Duration::from_secs(10);
+
+/// A path below the root, as names.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct RelPath(pub(crate) Vec<Name>);
+
+impl RelPath {
+    pub(crate) fn push(&mut self, name: &Name) {
+        self.0.push(name.clone());
+    }
+    pub(crate) fn join_bytes(&self) -> Vec<u8> {
+        let parts: Vec<&[u8]> = self.0.iter().map(Name::as_bytes).collect();
+        parts.join(&b'/')
+    }
+}
+impl std::ops::Deref for RelPath {
+    type Target = [Name];
+    fn deref(&self) -> &[Name] {
+        &self.0
+    }
+}
+
+/// What ends an engine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fail {
+    #[error(transparent)]
+    Core(#[from] tx::Error),
+    #[error("index: {0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Volume(VolumeError),
+    #[error("{0}")]
+    Root(String),
+    #[error("the other side: {0}")]
+    Peer(String),
+    #[error("{what}")]
+    Refused { what: String, advice: String },
+    #[error("this should not happen: {0}")]
+    Bug(String),
+}
+
+impl Fail {
+    fn volume(e: VolumeError) -> Fail {
+        Fail::Volume(e)
+    }
+
+    /// What a person is told.
+    pub(crate) fn into_error(self, whose: &str) -> SessionError {
+        let advice = match &self {
+            Fail::Core(_) | Fail::Store(_) => {
+                "check the disk that holds the state directory; an index that is damaged can be removed: it is \
+                 rebuilt from the other side without copying equal files"
+                    .to_owned()
+            }
+            Fail::Volume(e) => e.advice(),
+            Fail::Root(_) => "check that the directory is there, mounted and readable".to_owned(),
+            Fail::Peer(_) => "look at the other side's message; run it again when it can be reached".to_owned(),
+            Fail::Refused { advice, .. } => advice.clone(),
+            Fail::Bug(_) => "please report it, with the output of a run with -vv".to_owned(),
+        };
+        SessionError { what: format!("{whose}: {self}"), advice }
+    }
+}
+
+/// What a session tells an engine.
+pub(crate) enum ToEngine {
+    /// From the peer.
+    Link(Message),
+    /// The connection to the peer ended.
+    LinkDown,
+    /// Finish what is begun, seal, and end.
+    Stop,
+}
+
+/// What an engine tells its session.
+pub(crate) enum FromEngine {
+    /// For the peer.
+    Link(Message),
+    /// For people.
+    Event(Event),
+    /// How it stands; sent before any message that builds on it.
+    Status(Status),
+    /// It has ended.
+    Ended(Result<Counts, SessionError>),
+}
+
+/// How an engine stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Status {
+    /// Nothing to do but wait.
+    pub(crate) idle: bool,
+    /// Its whole tree has been looked at since the start.
+    pub(crate) scanned: bool,
+    /// The peer has acknowledged all of its feed.
+    pub(crate) sent_all: bool,
+    /// Messages got from and given to the peer so far: nothing is on its way when both sides' numbers match.
+    pub(crate) messages_in: u64,
+    pub(crate) messages_out: u64,
+    /// Entries that wait.
+    pub(crate) waiting: u64,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct JoinSeen {
+    equal: u64,
+    only_here: u64,
+    different: u64,
+    removed_elsewhere: u64,
+}
+
+struct Peer {
+    id: ReplicaId,
+    sender: Sender,
+    receiver: Receiver,
+    scanned: bool,
+    head: u64,
+    inline: bool,
+}
+
+/// See the module.
+pub(crate) struct Engine {
+    side: Side,
+    shared: Shared,
+    role: Role,
+    filter: Filter,
+    volume: Directory,
+    store: Arc<dyn Store>,
+    volume_id: u128,
+    inbox: Channel<ToEngine>,
+    out: ChannelSender<FromEngine>,
+    hints_in: Channel<Vec<Hint>>,
+    watcher: Option<Watcher>,
+    watch_dirs: bool,
+    peer: Option<Peer>,
+
+    // what is to be done
+    hints: BTreeSet<(NodeKey, Name)>,
+    batches: VecDeque<Batch>,
+    queue: VecDeque<EntryId>,
+    queued: HashSet<EntryId>,
+    backlog_from: Option<u64>,
+    pass: Option<Pass>,
+    want_crawl: bool,
+    lists: BTreeSet<NodeKey>,
+    later: BTreeMap<Instant, Vec<RelPath>>,
+
+    // what it knows
+    taking: Taking,
+    scanned: bool,
+    crawled: bool,
+    adoption: Option<Adoption>,
+    join: JoinSeen,
+    planned: u64,
+    head: u64,
+    shipped_n: u64,
+    waiting: BTreeMap<Waiter, Need>,
+    drifted: BTreeSet<Vec<u8>>,
+    settling: HashMap<Vec<u8>, u32>,
+    provisional: u64,
+    new_dirs: Vec<NodeKey>,
+    contents: Contents,
+    fetcher: Fetcher,
+    recovered: HashMap<(EntryId, Dot), NodeKey>,
+    limbo: Vec<Limbo>,
+    open_plans: Vec<u64>,
+    next_plan: u64,
+    unsealed: bool,
+    dir_cache: LruCache<NodeKey, DirFd>,
+    paths: HashMap<NodeKey, RelPath>,
+    removals_in_window: u64,
+    removed_in_window: u64,
+    removal_window_at: Instant,
+    next_stage: u64,
+
+    // what it says
+    counts: Counts,
+    phase: Phase,
+    status: Status,
+    said_counts: (Counts, Instant),
+    last_work: Instant,
+    last_beat: Instant,
+    send_blocked_at: Option<(u64, u64)>,
+    messages_in: u64,
+    messages_out: u64,
+    stopping: bool,
+}
+
+impl Engine {
+    /// Runs until it is told to stop or cannot go on.
+    fn run(&mut self) -> Result<(), Fail> {
+        self.begin()?;
+        while !self.stopping {
+            self.take_input()?;
+            if self.stopping {
+                break;
+            }
+            if self.work()? {
+                self.last_work = Instant::now();
+                self.tell_progress(false);
+            } else {
+                self.tell_status()?;
+                self.wait();
+            }
+        }
+        self.finish()
+    }
+
+    fn begin(&mut self) -> Result<(), Fail> {
+        self.set_phase(Phase::Starting);
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.head = tx.head();
+        for (w, n) in needs::list(&mut tx, None, usize::MAX)? {
+            self.waiting.insert(w, n);
+        }
+        let own = self.own_hello();
+        let hello = link::hello(&mut tx, &own)?;
+        self.backlog_from = Some(self.planned);
+        for id in tx.pending(usize::MAX)? {
+            self.enqueue(id);
+        }
+        drop(tx);
+        self.send(Message::Hello(hello))?;
+        if self.scanned {
+            self.start_crawl();
+        }
+        Ok(())
+    }
+
+    fn own_hello(&self) -> OwnHello {
+        OwnHello {
+            volume: self.volume_id,
+            site: self.site_name(),
+            role: self.role,
+            inline: self.scanned && !self.shared.dry_run,
+        }
+    }
+
+    fn site_name(&self) -> String {
+        match self.side {
+            Side::A => self.shared.site_names.0.clone(),
+            Side::B => self.shared.site_names.1.clone(),
+        }
+    }
+
+    // ----- input
+
+    fn take_input(&mut self) -> Result<(), Fail> {
+        while let Ok(m) = self.inbox.try_recv() {
+            self.handle(m)?;
+        }
+        while let Ok(hints) = self.hints_in.try_recv() {
+            self.take_hints(hints);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) {
+        let inbox = self.inbox.clone();
+        let hints_in = self.hints_in.clone();
+        let timeout = self.next_deadline().saturating_duration_since(Instant::now());
+        crossbeam_channel::select! {
+            recv(inbox) -> m => match m {
+                Ok(m) => if let Err(e) = self.handle(m) { self.deferred_fail(e) },
+                Err(_) => self.stopping = true,
+            },
+            recv(hints_in) -> h => match h {
+                Ok(h) => self.take_hints(h),
+                // No watcher (any more): a closed channel would be ready for ever.
+                Err(_) => self.hints_in = crossbeam_channel::never(),
+            },
+            default(timeout) => {}
+        }
+    }
+
+    /// An error met while waiting: told by the next round.
+    fn deferred_fail(&mut self, e: Fail) {
+        self.log(Level::Error, e.to_string());
+        self.stopping = true;
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let now = Instant::now();
+        let mut at = self.last_beat + HEARTBEAT_EVERY;
+        if self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty() {
+            at = at.min(self.last_work + SEAL_AFTER);
+        }
+        if let Some((t, _)) = self.later.first_key_value() {
+            at = at.min(*t);
+        }
+        let now_ns = wall_ns();
+        for n in self.waiting.values() {
+            at = at.min(now + Duration::from_nanos(n.retry_ns.saturating_sub(now_ns)));
+        }
+        if let Some(ms) = self.peer.as_ref().and_then(|p| p.sender.poll_at_ms()) {
+            at = at.min(now + Duration::from_millis(ms.saturating_sub(now_ns / 1_000_000)));
+        }
+        at.max(now + Duration::from_micros(100))
+    }
+
+    fn handle(&mut self, m: ToEngine) -> Result<(), Fail> {
+        match m {
+            ToEngine::Stop => {
+                self.stopping = true;
+                Ok(())
+            }
+            ToEngine::LinkDown => {
+                self.peer = None;
+                self.fetcher.reset_connection();
+                Ok(())
+            }
+            ToEngine::Link(message) => {
+                self.messages_in += 1;
+                self.send_blocked_at = None;
+                self.handle_message(message)
+            }
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) -> Result<(), Fail> {
+        match message {
+            Message::Hello(hello) => self.handle_hello(&hello),
+            Message::Batch(batch) => {
+                self.batches.push_back(batch);
+                Ok(())
+            }
+            Message::Receipt(receipt) => {
+                let Some(peer) = &mut self.peer else { return Ok(()) };
+                let failures = peer.sender.handle_receipt(&receipt);
+                for f in failures {
+                    self.log(
+                        Level::Warn,
+                        format!("{}: the other side did not take it: {:?}", f.entry, f.reason),
+                    );
+                }
+                Ok(())
+            }
+            Message::Held(_) => Ok(()),
+            Message::Want(want) => self.serve(&want),
+            Message::Piece(piece) => self.take_piece(piece),
+            Message::NotHere(answer) => self.take_not_here(&answer),
+            Message::Heartbeat { head, scanned } => {
+                if let Some(peer) = &mut self.peer {
+                    peer.head = head;
+                    peer.scanned = scanned;
+                }
+                Ok(())
+            }
+            Message::Bye { reason } => Err(Fail::Peer(reason)),
+        }
+    }
+
+    fn handle_hello(&mut self, hello: &link::Hello) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let refused =
+            |what: &str, advice: &str| Err(Fail::Refused { what: what.into(), advice: advice.into() });
+        match link::check_hello(&mut tx, self.volume_id, hello)? {
+            HelloVerdict::Fine { start_cursor, distrusted, .. } => {
+                let me = tx.me();
+                if self.volume_id == 0 {
+                    self.take_volume_id(hello.volume, me, hello.replica)?;
+                }
+                let limits = SendLimits {
+                    batch_bytes: 8 << 20,
+                    batch_entries: ENTRIES_PER_BATCH,
+                    first_batch_bytes: 1 << 20,
+                    fill_rows: 1024,
+                    relay_delay_ms: 0,
+                    inline: hello.inline,
+                    ..SendLimits::default()
+                };
+                let mut sender =
+                    Sender::new(hello.replica, start_cursor, tx::knowledge_vv(&hello.knowledge), limits);
+                sender.distrust(distrusted);
+                self.peer = Some(Peer {
+                    id: hello.replica,
+                    sender,
+                    receiver: Receiver::new(hello.replica),
+                    scanned: false,
+                    head: 0,
+                    inline: hello.inline,
+                });
+                self.decide_first_scan(hello)
+            }
+            HelloVerdict::PeerRolledBack => Ok(()),
+            HelloVerdict::WeAreRolledBack | HelloVerdict::OwnReplicaId => self.take_new_replica_id(),
+            HelloVerdict::DifferentVolume => refused(
+                "the two directories belong to different volumes",
+                "each is kept in sync with another directory already; to join them anyway, remove `.driftless` and the \
+                 state of one of them: it is then taken as a copy that joins the other",
+            ),
+            HelloVerdict::Protocol { ours, theirs } => refused(
+                &format!(
+                    "the other side speaks protocol {}-{}, this one {}-{}",
+                    theirs.0, theirs.1, ours.0, ours.1
+                ),
+                "install the same version at both ends",
+            ),
+        }
+    }
+
+    /// The first replica of a volume imports its tree; all others receive before they scan.
+    fn decide_first_scan(&mut self, hello: &link::Hello) -> Result<(), Fail> {
+        if self.scanned {
+            return Ok(());
+        }
+        let peer_has_states = !hello.knowledge.is_empty() || hello.inline;
+        let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
+        if import {
+            self.taking = Taking::Import;
+            self.start_crawl();
+        } else {
+            self.taking = Taking::Adopt;
+            self.set_phase(Phase::Receiving);
+        }
+        Ok(())
+    }
+
+    fn take_hints(&mut self, hints: Vec<Hint>) {
+        for h in hints {
+            match h {
+                Hint::Look { dir, name } => {
+                    self.hints.insert((dir, name));
+                }
+                Hint::Inode { key } => {
+                    self.lists.insert(key);
+                }
+                Hint::Overflow => self.want_crawl = true,
+                Hint::RootGone => {
+                    self.log(Level::Error, "the root directory is gone or was unmounted".into());
+                    self.stopping = true;
+                }
+            }
+        }
+        if self.hints.len() > HINTS_MAX {
+            self.hints.clear();
+            self.want_crawl = true;
+        }
+    }
+
+    // ----- work: one bounded piece, in order of urgency
+
+    fn work(&mut self) -> Result<bool, Fail> {
+        if self.peer.is_none() && self.messages_in == 0 {
+            return Ok(false); // not introduced yet
+        }
+        if let Some(batch) = self.batches.pop_front() {
+            self.merge_batch(batch)?;
+            return Ok(true);
+        }
+        if self.scanned && !self.hints.is_empty() {
+            self.judge_hints()?;
+            return Ok(true);
+        }
+        let mut worked = self.pump_send()?;
+        worked |= self.pump_wants()?;
+        if self.scanned && self.plan_some()? {
+            return Ok(true);
+        }
+        worked |= self.retry_due()?;
+        if self.crawl_some()? {
+            return Ok(true);
+        }
+        if self.ready_to_adopt()? {
+            self.start_adoption()?;
+            return Ok(true);
+        }
+        if self.want_crawl && self.pass.is_none() && self.scanned {
+            self.start_crawl();
+            return Ok(true);
+        }
+        worked |= self.seal_if_quiet()?;
+        Ok(worked)
+    }
+
+    fn merge_batch(&mut self, batch: Batch) -> Result<(), Fail> {
+        let Some(mut peer) = self.peer.take() else { return Ok(()) };
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
+            Ok(m) => m,
+            Err(link::ReceiveError::Index(e)) => return Err(e.into()),
+            Err(link::ReceiveError::WeAreRolledBack { .. }) => {
+                drop(tx);
+                return self.take_new_replica_id();
+            }
+            Err(e) => return Err(Fail::Peer(e.to_string())),
+        };
+        peer.sender.handle_merged(&merged.echoes);
+        self.peer = Some(peer);
+        self.counts.received += batch.entries.len() as u64;
+        for inline in batch.inline {
+            self.contents.put_inline(inline.entry, inline.version, inline.bytes);
+        }
+        for a in merged.anomalies {
+            self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
+        }
+        let changed = merged.changed;
+        if tx.head() != self.head || !changed.is_empty() || batch.knowledge.is_some() || batch.to > batch.from
+        {
+            self.commit(tx)?;
+        }
+        if self.scanned {
+            for chunk in changed.chunks(apply::ENTRIES_PER_PLAN) {
+                self.set_phase(Phase::Applying);
+                self.plan_and_apply(chunk)?;
+            }
+            self.advance_planned()?;
+        }
+        self.status.idle = false;
+        self.tell_status_now()?;
+        self.send(Message::Receipt(merged.receipt))
+    }
+
+    fn plan_some(&mut self) -> Result<bool, Fail> {
+        if self.queue.is_empty()
+            && let Some(from) = self.backlog_from
+        {
+            let snapshot = self.store.snapshot()?;
+            let mut tx = Tx::open(&*snapshot, self.env())?;
+            let rows = tx.feed_after(from, apply::ENTRIES_PER_PLAN)?;
+            self.backlog_from = rows.last().map(|r| r.0);
+            for (_, id) in rows {
+                self.enqueue(id);
+            }
+        }
+        if self.queue.is_empty() {
+            return Ok(false);
+        }
+        let n = self.queue.len().min(apply::ENTRIES_PER_PLAN);
+        let chunk: Vec<EntryId> = self.queue.drain(..n).collect();
+        for id in &chunk {
+            self.queued.remove(id);
+        }
+        self.plan_and_apply(&chunk)?;
+        self.advance_planned()?;
+        Ok(true)
+    }
+
+    /// Everything up to the head was planned: what is not done is pending or on the needs list.
+    fn advance_planned(&mut self) -> Result<(), Fail> {
+        if !self.queue.is_empty() || self.backlog_from.is_some() || self.planned == self.head {
+            return Ok(());
+        }
+        // Told with the next commit; a crash before it plans these entries once more, for nothing.
+        self.planned = self.head;
+        Ok(())
+    }
+
+    fn judge_hints(&mut self) -> Result<(), Fail> {
+        let mut pass = Pass::default();
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut again = Vec::new();
+        for _ in 0..LOOKS_PER_COMMIT {
+            let Some((dir, name)) = self.hints.pop_first() else { break };
+            if tx.node(&dir)?.is_none() {
+                again.push((dir, name));
+                continue;
+            }
+            self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
+        }
+        self.run_small_pass(tx, pass)?;
+        // Names in directories that were not known before: known now, or not ours.
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        for (dir, name) in again {
+            if tx.node(&dir)?.is_some() && tx.place(&dir, &name)?.is_none() {
+                self.hints.insert((dir, name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists what a pass wants listed, judges it, commits.
+    fn run_small_pass(&mut self, tx: Tx<'_>, mut pass: Pass) -> Result<(), Fail> {
+        let mut tx = Some(tx);
+        let mut snapshot;
+        loop {
+            let mut t = match tx.take() {
+                Some(t) => t,
+                None => {
+                    snapshot = self.store.snapshot()?;
+                    // The transaction must not outlive the snapshot of this round.
+                    let mut t = Tx::open(&*snapshot, self.env())?;
+                    self.step_pass(&mut t, &mut pass)?;
+                    let over = pass.todo.is_empty() && !pass.listing();
+                    if over {
+                        self.resolve(&mut t, &mut pass)?;
+                    }
+                    self.commit_local(t, &mut pass)?;
+                    if over && pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            if pass.todo.is_empty() && !pass.listing() {
+                self.resolve(&mut t, &mut pass)?;
+            }
+            self.commit_local(t, &mut pass)?;
+            if pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn start_crawl(&mut self) {
+        self.want_crawl = false;
+        self.set_phase(Phase::Scanning);
+        self.pass = Some(Pass::crawl(self.volume.root_key()));
+    }
+
+    fn crawl_some(&mut self) -> Result<bool, Fail> {
+        let Some(mut pass) = self.pass.take() else { return Ok(false) };
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.step_pass(&mut tx, &mut pass)?;
+        let over = pass.todo.is_empty() && !pass.listing();
+        if over {
+            self.resolve(&mut tx, &mut pass)?;
+        }
+        self.commit_local(tx, &mut pass)?;
+        if over && pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+            self.crawl_over()?;
+        } else {
+            self.pass = Some(pass);
+        }
+        Ok(true)
+    }
+
+    fn crawl_over(&mut self) -> Result<(), Fail> {
+        self.crawled = true;
+        if !self.scanned {
+            self.scanned = true;
+            self.taking = Taking::Watch;
+            self.adoption = None;
+            let mut rows = Rows::new();
+            rows.insert((Table::Settings, open::SETTING_SCANNED.to_vec()), Some(vec![1]));
+            self.store.commit(rows)?;
+            if self.planned < self.head && self.backlog_from.is_none() {
+                self.backlog_from = Some(self.planned);
+            }
+            self.tell_join();
+        }
+        self.beat()
+    }
+
+    fn tell_join(&mut self) {
+        if self.side != Side::B && self.join.equal + self.join.only_here + self.join.different == 0 {
+            return;
+        }
+        let j = self.join;
+        let counts = match self.side {
+            Side::A => JoinCounts { equal: j.equal, only_a: j.only_here, only_b: 0, different: j.different },
+            Side::B => JoinCounts { equal: j.equal, only_a: 0, only_b: j.only_here, different: j.different },
+        };
+        self.say(Event::Join { counts });
+    }
+
+    /// The peer's states have been read to the head of a complete scan.
+    fn ready_to_adopt(&self) -> Result<bool, Fail> {
+        if self.taking != Taking::Adopt || self.scanned || self.pass.is_some() || !self.batches.is_empty() {
+            return Ok(false);
+        }
+        let Some(peer) = self.peer.as_ref().filter(|p| p.scanned) else { return Ok(false) };
+        let snapshot = self.store.snapshot()?;
+        let tx = Tx::open(&*snapshot, self.env())?;
+        Ok(link::peer_row(&tx, peer.id)?.cursor >= peer.head)
+    }
+
+    fn start_adoption(&mut self) -> Result<(), Fail> {
+        let lost = self.lost_index()?;
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.adoption = Some(Adoption::new(&mut tx, lost)?);
+        drop(tx);
+        self.start_crawl();
+        Ok(())
+    }
+
+    // ----- sending
+
+    fn pump_send(&mut self) -> Result<bool, Fail> {
+        let Some(mut peer) = self.peer.take() else { return Ok(false) };
+        let result = self.pump_peer(&mut peer);
+        self.peer = Some(peer);
+        result
+    }
+
+    fn pump_peer(&mut self, peer: &mut Peer) -> Result<bool, Fail> {
+        let now_ms = wall_ns() / 1_000_000;
+        let state = (self.head, self.messages_in);
+        if self.send_blocked_at == Some(state) && peer.sender.poll_at_ms().is_none_or(|t| t > now_ms) {
+            return Ok(false);
+        }
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? else {
+            self.send_blocked_at = Some(state);
+            let sent_all = peer.sender.at_head(&tx);
+            if self.status.sent_all != sent_all {
+                self.status.sent_all = sent_all;
+                self.tell_status_now()?;
+            }
+            return Ok(false);
+        };
+        self.status.sent_all = false;
+        if peer.inline {
+            for wish in std::mem::take(&mut out.inline) {
+                if let Some(bytes) = self.read_small(&mut tx, &wish)? {
+                    out.batch.inline.push(link::Inline { entry: wish.entry, version: wish.version, bytes });
+                }
+            }
+        }
+        self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
+        drop(tx);
+        self.send(Message::Batch(out.batch))?;
+        Ok(true)
+    }
+
+    fn send(&mut self, m: Message) -> Result<(), Fail> {
+        self.messages_out += 1;
+        self.post(FromEngine::Link(m))
+    }
+
+    fn post(&mut self, m: FromEngine) -> Result<(), Fail> {
+        // The session is gone: there is nobody left to tell, so this ends quietly.
+        if self.out.send(m).is_err() {
+            self.stopping = true;
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self) -> Result<(), Fail> {
+        self.last_beat = Instant::now();
+        if self.peer.is_some() {
+            let (head, scanned) = (self.head, self.scanned && self.crawled);
+            self.send(Message::Heartbeat { head, scanned })?;
+        }
+        Ok(())
+    }
+
+    // ----- retries
+
+    fn retry_due(&mut self) -> Result<bool, Fail> {
+        let mut worked = false;
+        let now = Instant::now();
+        if now.duration_since(self.last_beat) >= HEARTBEAT_EVERY {
+            self.beat()?;
+        }
+        if now.duration_since(self.removal_window_at) >= REMOVAL_WINDOW {
+            self.removal_window_at = now;
+            self.removals_in_window = 0;
+            self.removed_in_window = 0;
+        }
+        while let Some(entry) = self.later.first_entry() {
+            if *entry.key() > now {
+                break;
+            }
+            for path in entry.remove() {
+                self.look_at_path_soon(&path)?;
+                worked = true;
+            }
+        }
+        let now_ns = wall_ns();
+        let due: Vec<Waiter> =
+            self.waiting.iter().filter(|(_, n)| n.retry_ns <= now_ns).map(|(w, _)| w.clone()).collect();
+        for w in due {
+            match &w {
+                Waiter::Entry(id) => {
+                    if self.enqueue(*id) {
+                        worked = true;
+                    }
+                }
+                Waiter::Path(path) => {
+                    let names: Option<Vec<Name>> =
+                        path.split(|b| *b == b'/').map(|n| Name::new(n).ok()).collect();
+                    if let Some(n) = self.waiting.get_mut(&w) {
+                        n.retry_ns = now_ns + retry_pause_ns(n.tries);
+                    }
+                    if let Some(names) = names {
+                        self.look_at_path_soon(&RelPath(names))?;
+                        worked = true;
+                    }
+                }
+            }
+        }
+        Ok(worked)
+    }
+
+    fn look_at_path_soon(&mut self, path: &RelPath) -> Result<(), Fail> {
+        let Some((name, parents)) = path.split_last() else { return Ok(()) };
+        if let Ok(fd) = self.volume.dir(parents, None) {
+            if let Ok(Some(s)) = fd.look(name)
+                && s.kind.is_dir()
+            {
+                self.lists.insert(s.key);
+            }
+            self.hints.insert((fd.key().clone(), name.clone()));
+        }
+        Ok(())
+    }
+
+    /// The fingerprint is too young to be trusted: looked at again when it is not.
+    fn look_again_later(&mut self, path: &RelPath) {
+        let tick = Duration::from_nanos(self.volume.capabilities().tick_ns).max(Duration::from_millis(10));
+        self.look_again_after(path, tick * 2);
+    }
+
+    fn look_again_after(&mut self, path: &RelPath, pause: Duration) {
+        self.later.entry(Instant::now() + pause).or_default().push(path.clone());
+    }
+
+    fn look_soon(&mut self, dir: NodeKey, name: Name) {
+        self.hints.insert((dir, name));
+    }
+
+    fn list_soon(&mut self, dir: NodeKey) {
+        self.lists.insert(dir);
+    }
+
+    fn list_at_soon(&mut self, at: &At) {
+        self.hints.insert((at.dir.clone(), at.name.clone()));
+        self.want_crawl = true;
+    }
+
+    fn enqueue(&mut self, id: EntryId) -> bool {
+        let new = self.queued.insert(id);
+        if new {
+            self.queue.push_back(id);
+        }
+        new
+    }
+
+    // ----- commits
+
+    fn env(&self) -> Env {
+        Env { now_ns: wall_ns(), epoch: 0 }
+    }
+
+    /// Commits, and remembers what the planner has to look at.
+    fn commit(&mut self, mut tx: Tx<'_>) -> Result<(), Fail> {
+        for id in tx.new_pending()? {
+            let waits = self.waiting.contains_key(&Waiter::Entry(id)) || self.contents.is_wanted(id);
+            if !waits {
+                self.enqueue(id);
+            }
+        }
+        tx.put(Table::Settings, open::SETTING_PLANNED.to_vec(), Some(self.planned.to_be_bytes().to_vec()));
+        self.head = tx.head();
+        let tag = random_u64()?;
+        self.store.commit(tx.into_batch(tag))?;
+        self.unsealed = true;
+        Ok(())
+    }
+
+    /// Commits what was observed. The disk shows it already: nothing of it has to be planned.
+    fn commit_local(&mut self, tx: Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let was_planned = self.planned == self.head && self.backlog_from.is_none();
+        if was_planned && self.taking != Taking::Adopt {
+            self.planned = tx.head();
+        }
+        self.counts.recorded += std::mem::take(&mut pass.recorded);
+        self.paths.clear();
+        self.commit(tx)
+    }
+
+    // ----- seal
+
+    fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
+        let quiet = self.last_work.elapsed() >= SEAL_AFTER;
+        let full = self.limbo.len() > LIMBO_MAX;
+        if self.shared.dry_run || !(quiet || full) {
+            return Ok(false);
+        }
+        if self.limbo.is_empty() && self.open_plans.is_empty() {
+            self.unsealed = false;
+            return Ok(false);
+        }
+        self.seal()?;
+        Ok(false)
+    }
+
+    /// A sync covers all moves done so far: intents and victims are needed no more.
+    fn seal(&mut self) -> Result<(), Fail> {
+        self.volume.sync().map_err(Fail::Volume)?;
+        let mut rows = Rows::new();
+        for p in std::mem::take(&mut self.open_plans) {
+            rows.insert((Table::Intents, p.to_be_bytes().to_vec()), None);
+        }
+        if !rows.is_empty() {
+            self.store.commit(rows)?;
+        }
+        let limbo = std::mem::take(&mut self.limbo);
+        for kept in self.volume.drop_limbo(&limbo).map_err(Fail::Volume)? {
+            self.log(Level::Warn, format!("{kept:?} was kept in .driftless: it is not what was put there"));
+        }
+        self.unsealed = false;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Fail> {
+        self.set_phase(Phase::Stopping);
+        if !self.shared.dry_run && (self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty()) {
+            self.seal()?;
+        }
+        self.tell_progress(true);
+        Ok(())
+    }
+
+    // ----- paths
+
+    /// Where a known directory is on this disk, by its records. `None` if it is not below the root any more.
+    fn path_of_node(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<Option<RelPath>, Fail> {
+        if let Some(p) = self.paths.get(key) {
+            return Ok(Some(p.clone()));
+        }
+        let root = self.volume.root_key();
+        let mut names = Vec::new();
+        let mut at = key.clone();
+        while at != root {
+            let Some(node) = tx.node(&at)? else { return Ok(None) };
+            let Some((parent, name)) = node.names.first() else { return Ok(None) };
+            names.push(name.clone());
+            if names.len() > DEPTH_MAX {
+                return Err(Fail::Core(tx::Error::Inconsistent("a directory lies below itself".into())));
+            }
+            at = parent.clone();
+        }
+        names.reverse();
+        let path = RelPath(names);
+        if self.paths.len() > 10_000 {
+            self.paths.clear();
+        }
+        self.paths.insert(key.clone(), path.clone());
+        Ok(Some(path))
+    }
+
+    /// Directories have moved: nothing remembered about paths holds.
+    fn forget_dirs(&mut self) {
+        self.paths.clear();
+        self.dir_cache.clear();
+        self.volume.invalidate_dirs();
+    }
+
+    fn watch_dir(&mut self, fd: &DirFd) {
+        if self.watch_dirs
+            && let Some(w) = &self.watcher
+            && let Err(e) = w.watch_dir(fd)
+        {
+            self.log(
+                Level::Warn,
+                format!("cannot watch a directory: {e}; it is found by the next crawl only"),
+            );
+        }
+    }
+
+    fn count_places(&self) -> Result<u64, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let (mut n, mut from) = (0u64, Vec::new());
+        loop {
+            let rows = snapshot.scan(Table::Places, &from, None, 10_000)?;
+            let Some(last) = rows.last() else { return Ok(n) };
+            n += rows.len() as u64;
+            from = last.0.clone();
+            from.push(0);
+        }
+    }
+
+    // ----- needs
+
+    fn waits(
+        &mut self,
+        tx: &mut Tx<'_>,
+        who: Waiter,
+        path: &[u8],
+        reason: Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        let before = self.waiting.get(&who).cloned();
+        let now = wall_ns();
+        let tries = before.as_ref().map_or(0, |n| n.tries) + 1;
+        let since_ns = before.as_ref().filter(|n| n.reason == reason).map_or(now, |n| n.since_ns);
+        let need =
+            Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + retry_pause_ns(tries) };
+        needs::put(tx, &who, &need);
+        if before.is_none_or(|b| b.reason != reason) {
+            self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
+        }
+        self.waiting.insert(who, need);
+        self.counts.waiting = self.waiting.len() as u64;
+        Ok(())
+    }
+
+    fn resolved(&mut self, tx: &mut Tx<'_>, who: &Waiter, path: &[u8]) {
+        if self.waiting.remove(who).is_some() {
+            needs::remove(tx, who);
+            self.counts.waiting = self.waiting.len() as u64;
+            self.say(Event::Resolved { side: self.side, path: PathText::new(path) });
+        }
+    }
+
+    /// Something on this disk cannot be taken in.
+    fn path_waits(
+        &mut self,
+        tx: &mut Tx<'_>,
+        path: Vec<u8>,
+        reason: Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        self.waits(tx, Waiter::Path(path.clone()), &path, reason, detail)
+    }
+
+    /// A look at the path worked.
+    fn settle_path(&mut self, tx: &mut Tx<'_>, path: &RelPath) -> Result<(), Fail> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let who = Engine::path_waiter(path);
+        if self.waiting.contains_key(&who) {
+            self.resolved(tx, &who, &path.join_bytes());
+        }
+        Ok(())
+    }
+
+    fn hold_removals(&mut self, tx: &mut Tx<'_>, text: String) -> Result<(), Fail> {
+        self.path_waits(tx, b".".to_vec(), Reason::MassRemoval, text)
+    }
+
+    // ----- drift of a follower
+
+    fn follows(&self) -> bool {
+        self.role == Role::Follower
+    }
+
+    fn say_drift(&mut self, path: &RelPath, what: &str) {
+        let bytes = path.join_bytes();
+        if self.drifted.insert(bytes.clone()) {
+            self.counts.drift += 1;
+            self.say(Event::Drift { side: self.side, path: PathText::new(&bytes), what: what.into() });
+        }
+    }
+
+    // ----- saying
+
+    fn say(&mut self, e: Event) {
+        // A session that is gone needs no events.
+        let _ = self.out.send(FromEngine::Event(e));
+    }
+
+    fn log(&mut self, level: Level, text: String) {
+        self.say(Event::Log { side: Some(self.side), level, text });
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.say(Event::Phase { side: self.side, phase });
+        }
+    }
+
+    fn tell_progress(&mut self, now: bool) {
+        if self.counts != self.said_counts.0 && (now || self.said_counts.1.elapsed() >= PROGRESS_EVERY) {
+            self.said_counts = (self.counts, Instant::now());
+            self.say(Event::Progress { side: self.side, counts: self.counts });
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let tried = |n: &Need| n.tries >= TRIES_BEFORE_GIVING_UP || n.reason == Reason::MassRemoval;
+        self.peer.is_some()
+            && self.scanned
+            && self.crawled
+            && self.pass.is_none()
+            && self.hints.is_empty()
+            && self.lists.is_empty()
+            && self.batches.is_empty()
+            && self.queue.is_empty()
+            && self.backlog_from.is_none()
+            && self.fetcher.is_empty()
+            && self.later.is_empty()
+            && !self.want_crawl
+            && self.waiting.values().all(tried)
+    }
+
+    fn tell_status(&mut self) -> Result<(), Fail> {
+        self.status.idle = self.is_idle();
+        if self.status.idle {
+            self.set_phase(Phase::Watching);
+        }
+        self.tell_status_now()
+    }
+
+    fn tell_status_now(&mut self) -> Result<(), Fail> {
+        let new = Status {
+            scanned: self.scanned && self.crawled,
+            messages_in: self.messages_in,
+            messages_out: self.messages_out,
+            waiting: self.waiting.len() as u64,
+            ..self.status
+        };
+        if new.idle {
+            self.tell_progress(true);
+        }
+        self.status = new;
+        self.post(FromEngine::Status(new))
+    }
+}
+
+/// Entries of one batch: bounds what a receiver merges in one transaction.
+const ENTRIES_PER_BATCH: usize = 4096;
+
+fn retry_pause_ns(tries: u64) -> u64 {
+    const FIRST_NS: u64 = 200_000_000;
+    const MAX_NS: u64 = 10_000_000_000;
+    FIRST_NS.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(MAX_NS)
+}
+
+fn wall_ns() -> u64 {
+    // A clock before 1970 counts as 1970; causality does not depend on it.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn random_u64() -> Result<u64, Fail> {
+    getrandom::u64().map_err(|e| Fail::Bug(format!("the system gives no random numbers: {e}")))
+}
+
+fn dirs_open_max() -> NonZeroUsize {
+    NonZeroUsize::new(DIRS_OPEN_MAX).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A reason of the volume in the words of the closed list.
+fn volume_reason(e: &VolumeError) -> Reason {
+    reason_of(e.reason())
+}
+
+fn apply_reason(e: &ApplyError) -> Reason {
+    reason_of(e.reason())
+}
+
+fn reason_of(r: driftless_volume::Reason) -> Reason {
+    use driftless_volume::Reason as V;
+    match r {
+        V::Denied => Reason::Denied,
+        V::NoSpace | V::TooLarge => Reason::NoSpace,
+        V::NameTooLong => Reason::NameTooLong,
+        V::ReadOnly => Reason::ReadOnly,
+        V::Busy => Reason::Busy,
+        V::Raced | V::Unexpected | V::NotFound | V::WrongIdentity | V::NotDirectory => Reason::Raced,
+        V::NotEmpty => Reason::NotEmpty,
+        V::Unsupported | V::CrossDevice => Reason::Unsupported,
+        V::WrongContent => Reason::ContentMissing,
+        _ => Reason::Io,
+    }
+}

@@ -1,0 +1,373 @@
+//! Opening a replica: guards, lock, index, marker; sweeping what a crash left; starting the watcher.
+
+use super::content::{self, Contents};
+use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
+use crate::api::{Counts, Level, Phase, Shared, Side};
+use crate::filter::Filter;
+use crate::overlay::OverlayStore;
+use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
+use driftless_core::intent;
+use driftless_core::link::{FetchLimits, Fetcher, Role};
+use driftless_core::local;
+use driftless_core::rows::{MemStore, Store, Table};
+use driftless_core::tx::Env;
+use driftless_core::{Dot, EntryId, NodeKey, ReplicaId, Tx};
+use driftless_index::{Index, IndexError, Lock, StateDir};
+use driftless_volume::{Directory, Hint, Marker, Part, StageId, WatchMode, Watcher};
+use lru::LruCache;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Set once the tree was taken in for the first time.
+pub(super) const SETTING_SCANNED: &[u8] = b"scanned";
+/// Feed position up to which everything was planned.
+pub(super) const SETTING_PLANNED: &[u8] = b"planned";
+/// The volume's id.
+const SETTING_VOLUME: &[u8] = b"volume";
+/// Set while an index is being built anew for a tree that had one.
+const SETTING_LOST: &[u8] = b"lost_index";
+/// Batches of hints between the watcher and the engine; beyond it the watcher says overflow and the tree is crawled.
+const HINT_BATCHES_MAX: usize = 1024;
+
+/// What an engine is started with.
+pub(crate) struct EngineOptions {
+    pub(crate) side: Side,
+    pub(crate) root: PathBuf,
+    pub(crate) state: StateDir,
+    pub(crate) shared: Shared,
+}
+
+/// Starts the engine on a thread of its own. It ends by [`FromEngine::Ended`], whatever happens.
+pub(crate) fn start(
+    options: EngineOptions,
+    inbox: Channel<ToEngine>,
+    out: ChannelSender<FromEngine>,
+) -> std::io::Result<JoinHandle<()>> {
+    let name = format!("engine-{:?}", options.side);
+    std::thread::Builder::new().name(name).spawn(move || {
+        let whose = options.root.display().to_string();
+        let result = Engine::open(options, inbox, out.clone())
+            .and_then(|(mut engine, _lock)| engine.run().map(|()| engine.counts));
+        // Nobody listens any more if this fails: the session has ended.
+        let _ = out.send(FromEngine::Ended(result.map_err(|e| e.into_error(&whose))));
+    })
+}
+
+impl Engine {
+    fn open(
+        options: EngineOptions,
+        inbox: Channel<ToEngine>,
+        out: ChannelSender<FromEngine>,
+    ) -> Result<(Engine, Option<Lock>), Fail> {
+        let EngineOptions { side, root, state, shared } = options;
+        let create_private = !shared.dry_run;
+        let volume =
+            Directory::open(&root, driftless_volume::OpenOptions { create_private }).map_err(Fail::Volume)?;
+        let filter = Filter::new(&shared.filters)
+            .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
+        let marker = volume.marker().map_err(Fail::Volume)?;
+        let (store, lock) = open_store(&root, &state, &shared)?;
+        let (volume_id, me, lost) = introduce(&*store, marker)?;
+        let snapshot = store.snapshot()?;
+        let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
+        if scanned && marker.is_none() {
+            return Err(Fail::Refused {
+                what: format!("{} has no marker in .driftless, but was synced before", root.display()),
+                advice: "is the disk mounted? If the directory was emptied or replaced on purpose, remove its state \
+                         directory: it is then taken as a new copy and nothing is deleted on the other side"
+                    .into(),
+            });
+        }
+        let planned = match snapshot.get(Table::Settings, SETTING_PLANNED)? {
+            Some(b) => u64::from_be_bytes(b.try_into().unwrap_or_default()),
+            None => 0,
+        };
+        drop(snapshot);
+        let role = match side {
+            Side::B if shared.active_passive => Role::Follower,
+            _ => Role::Writer,
+        };
+        let (hints_out, hints_in) = bounded(HINT_BATCHES_MAX);
+        let watcher =
+            if shared.dry_run || shared.once { None } else { start_watcher(&volume, hints_out, &out, side) };
+        let now = Instant::now();
+        let mut engine = Engine {
+            side,
+            role,
+            filter,
+            volume,
+            store,
+            volume_id,
+            inbox,
+            out,
+            hints_in,
+            watch_dirs: watcher.as_ref().is_some_and(|w| w.mode() == WatchMode::Directories),
+            watcher,
+            peer: None,
+            hints: BTreeSet::new(),
+            batches: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            backlog_from: None,
+            pass: None,
+            want_crawl: false,
+            lists: BTreeSet::new(),
+            later: BTreeMap::new(),
+            taking: super::Taking::Watch,
+            scanned,
+            crawled: false,
+            adoption: None,
+            join: JoinSeen::default(),
+            planned,
+            head: 0,
+            shipped_n: 0,
+            waiting: BTreeMap::new(),
+            drifted: BTreeSet::new(),
+            settling: HashMap::new(),
+            provisional: 0,
+            new_dirs: Vec::new(),
+            contents: Contents::new(),
+            fetcher: Fetcher::new(FetchLimits::default()),
+            recovered: HashMap::new(),
+            limbo: Vec::new(),
+            open_plans: Vec::new(),
+            next_plan: 1,
+            unsealed: false,
+            dir_cache: LruCache::new(dirs_open_max()),
+            paths: HashMap::new(),
+            removals_in_window: 0,
+            removed_in_window: 0,
+            removal_window_at: now,
+            next_stage: 0,
+            counts: Counts::default(),
+            phase: Phase::Stopping,
+            status: Status::default(),
+            said_counts: (Counts::default(), now),
+            last_work: now,
+            last_beat: now,
+            send_blocked_at: None,
+            messages_in: 0,
+            messages_out: 0,
+            stopping: false,
+            shared,
+        };
+        engine.prepare(me, marker, lost)?;
+        Ok((engine, lock))
+    }
+
+    /// Records the root, writes the marker, sweeps what a crash left.
+    fn prepare(&mut self, me: ReplicaId, marker: Option<Marker>, lost: bool) -> Result<(), Fail> {
+        let root = self.volume.dir(&[], None).map_err(Fail::Volume)?;
+        let looked = root.looked_self().map_err(Fail::Volume)?;
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        local::init_root(&mut tx, &looked)?;
+        if lost {
+            tx.put(Table::Settings, SETTING_LOST.to_vec(), Some(vec![1]));
+        }
+        self.commit(tx)?;
+        if !self.shared.dry_run {
+            self.sweep()?;
+            if marker.is_none_or(|m| m.replica != me) && self.volume_id != 0 {
+                let marker = Marker { volume: self.volume_id, replica: me };
+                self.volume.write_marker(&marker).map_err(Fail::Volume)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True if this tree had an index that is gone: what no peer has then may have been removed by them.
+    pub(super) fn lost_index(&self) -> Result<bool, Fail> {
+        Ok(self.store.snapshot()?.get(Table::Settings, SETTING_LOST)?.is_some())
+    }
+
+    /// The volume's id is known now: the peer's, or, where two replicas meet that had none, one that
+    /// both make of their own two ids.
+    pub(super) fn take_volume_id(&mut self, peers: u128, me: ReplicaId, peer: ReplicaId) -> Result<(), Fail> {
+        let pair = (u128::from(me.0.max(peer.0)) << 64) | u128::from(me.0.min(peer.0));
+        self.volume_id = if peers != 0 { peers } else { pair };
+        self.save_volume_id()
+    }
+
+    fn save_volume_id(&mut self) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        tx.put(Table::Settings, SETTING_VOLUME.to_vec(), Some(self.volume_id.to_be_bytes().to_vec()));
+        let replica = tx.me();
+        self.commit(tx)?;
+        if !self.shared.dry_run {
+            let marker = Marker { volume: self.volume_id, replica };
+            self.volume.write_marker(&marker).map_err(Fail::Volume)?;
+        }
+        Ok(())
+    }
+
+    /// This index was put back to an older state, or cloned: dots it would make next exist already elsewhere.
+    pub(super) fn take_new_replica_id(&mut self) -> Result<(), Fail> {
+        Err(Fail::Refused {
+            what: "the index of this replica is older than what the other side knows of it (restored from a copy, or cloned)"
+                .into(),
+            advice: "remove this replica's state directory and run again: the tree is compared with the other side, \
+                     equal files are not copied, nothing is lost"
+                .into(),
+        })
+    }
+
+    /// What a crash left in the private directory: staged files of no intent row are ours and were never shown;
+    /// a row's staged file may have been placed without that being recorded.
+    fn sweep(&mut self) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut rows = Vec::new();
+        for (key, value) in snapshot.scan(Table::Intents, &[], None, usize::MAX)? {
+            if let Ok(n) = <[u8; 8]>::try_from(&key[..]) {
+                self.open_plans.push(u64::from_be_bytes(n));
+            }
+            match intent::decode_intents(&value) {
+                Ok(mut r) => rows.append(&mut r),
+                Err(e) => {
+                    return Err(Fail::Core(driftless_core::tx::Error::Damaged {
+                        table: "intents",
+                        source: e,
+                    }));
+                }
+            }
+        }
+        self.next_plan = self.open_plans.iter().max().map_or(1, |n| n + 1);
+        let mut staged_keys: HashMap<NodeKey, (EntryId, Dot)> = HashMap::new();
+        let mut named: HashSet<Vec<u8>> = HashSet::new();
+        for r in &rows {
+            if let Some(s) = &r.staged {
+                staged_keys.insert(s.node.clone(), (r.entry, r.dot));
+                named.insert(s.name.clone());
+            }
+            if !r.limbo.is_empty() {
+                named.insert(r.limbo.clone());
+            }
+        }
+        let mut still_staged = HashSet::new();
+        for entry in self.volume.list_private().map_err(Fail::Volume)? {
+            let id = StageId::parse(&entry.name);
+            if let Some(id) = id.filter(|id| !content::is_transfer(*id)) {
+                self.next_stage = self.next_stage.max(id.0);
+            }
+            if entry.part != Part::Staging {
+                continue; // victims of moves that were not sealed: kept until their rows say they may go
+            }
+            let ours = staged_keys.contains_key(&entry.key);
+            still_staged.insert(entry.key.clone());
+            let never_moved = id.is_some_and(|id| !content::is_transfer(id)) && !named.contains(&entry.name);
+            if (ours || never_moved)
+                && let Err(e) = self.volume.drop_private(&entry)
+            {
+                self.log(Level::Warn, e.to_string());
+            }
+        }
+        for (node, key) in staged_keys {
+            if !still_staged.contains(&node) {
+                self.recovered.insert(key, node);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The store and its lock: on disk, or for a dry run a copy that forgets.
+fn open_store(
+    root: &std::path::Path,
+    state: &StateDir,
+    shared: &Shared,
+) -> Result<(Arc<dyn Store>, Option<Lock>), Fail> {
+    let refused = |what: String, advice: &str| Fail::Refused { what, advice: advice.into() };
+    if shared.dry_run {
+        let known = find_state(state, root);
+        let Some(dir) = known else {
+            return Ok((Arc::new(OverlayStore::new(Arc::new(MemStore::new()))), None));
+        };
+        let lock = Lock::acquire(dir.path(), "sync --dry-run")
+            .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
+        let base = Arc::new(open_index(&dir.index(), false)?);
+        return Ok((Arc::new(OverlayStore::new(base)), Some(lock)));
+    }
+    let dir = state.replica(root).map_err(|e| {
+        refused(e.to_string(), "name another place with --state, or correct the directory's owner")
+    })?;
+    let lock = Lock::acquire(dir.path(), "sync")
+        .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
+    let index = open_index(&dir.index(), true)?;
+    Ok((Arc::new(index), Some(lock)))
+}
+
+/// The state of a root if it has any. Makes nothing.
+fn find_state(state: &StateDir, root: &std::path::Path) -> Option<driftless_index::ReplicaDir> {
+    let real = root.canonicalize().ok()?;
+    let all = state.replicas().ok()?;
+    all.into_iter().find(|d| d.index().exists() && d.root().is_ok_and(|r| r == real))
+}
+
+fn open_index(path: &std::path::Path, create: bool) -> Result<Index, Fail> {
+    let options = driftless_index::OpenOptions { create, ..Default::default() };
+    Index::open(path, options).map_err(|e| match e {
+        IndexError::Damaged { .. } => Fail::Refused {
+            what: e.to_string(),
+            advice: "move the damaged file away and run again: the index is rebuilt from the other side and the tree; \
+                     equal files are not copied, nothing comes back that was removed"
+                .into(),
+        },
+        e => Fail::Refused { what: e.to_string(), advice: "see the message".into() },
+    })
+}
+
+/// Who this replica is: what its index says, else a new identity. A marker without an index means the index was lost.
+fn introduce(store: &dyn Store, marker: Option<Marker>) -> Result<(u128, ReplicaId, bool), Fail> {
+    let snapshot = store.snapshot()?;
+    if Tx::exists(&*snapshot)? {
+        let me = Tx::open(&*snapshot, Env { now_ns: wall_ns(), epoch: 0 })?.me();
+        let volume = match snapshot.get(Table::Settings, SETTING_VOLUME)? {
+            Some(b) => u128::from_be_bytes(b.try_into().unwrap_or_default()),
+            None => 0,
+        };
+        if let Some(m) = marker
+            && (m.replica != me || (volume != 0 && m.volume != volume))
+        {
+            return Err(Fail::Refused {
+                what: format!("the directory is replica {} of its volume, its index is of replica {me}", m.replica),
+                advice: "the directory was copied or exchanged; put the right one back, or remove `.driftless` in it and \
+                         its state directory to join it as a new copy"
+                    .into(),
+            });
+        }
+        return Ok((volume, me, false));
+    }
+    let me = ReplicaId(random_u64()?.max(1));
+    store.commit(Tx::create(me))?;
+    Ok((marker.map_or(0, |m| m.volume), me, marker.is_some()))
+}
+
+fn start_watcher(
+    volume: &Directory,
+    hints: ChannelSender<Vec<Hint>>,
+    out: &ChannelSender<FromEngine>,
+    side: Side,
+) -> Option<Watcher> {
+    match Watcher::start(volume, hints) {
+        Ok(w) => Some(w),
+        Err(e) => {
+            let text = format!("changes are found by crawling only: {e}");
+            // Nobody listens any more if this fails: the session has ended.
+            let _ = out.send(FromEngine::Event(crate::api::Event::Log {
+                side: Some(side),
+                level: Level::Warn,
+                text,
+            }));
+            None
+        }
+    }
+}
+
+/// An inbox for an engine. Not bounded: the protocol's windows bound what is on its way.
+pub(crate) fn inbox() -> (ChannelSender<ToEngine>, Channel<ToEngine>) {
+    unbounded()
+}
