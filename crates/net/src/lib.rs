@@ -1,1 +1,20 @@
-//! To be filled.
+//! How messages become bytes, and how bytes get to another machine.
+//!
+//! [`wire`] turns [`Frame`]s into bytes and back; [`Carrier`] moves frames over any pair of byte
+//! streams with one reader thread and one writer thread; [`ssh`] starts the other end on another machine and makes a
+//! carrier of its standard input and output. What the frames mean is decided elsewhere: link messages in the
+//! core, control bodies between the command line and an engine in the node.
+//!
+//! `docs/protocol.md` describes the format byte by byte.
+
+mod carrier;
+mod compress;
+mod greeting;
+mod rate;
+pub mod ssh;
+pub mod wire;
+
+pub use carrier::{Carrier, CarrierOptions, End, Incoming, SendError, StartError};
+pub use greeting::GreetingError;
+pub use rate::RateLimit;
+pub use wire::{Frame, WireError};

@@ -1,0 +1,162 @@
+//! zstd where it pays. A sample decides: what does not shrink by a tenth is stored, and a stream that
+//! goes on like that is probed only now and then.
+
+use std::io;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// Level 1: more than a gigabyte per second on what it cannot shrink, 300 MB/s on what it can.
+const LEVEL: i32 = 1;
+/// Bytes compressed to find out whether the rest pays.
+const SAMPLE_LEN: usize = 64 << 10;
+/// Payloads shorter than this are not worth a try.
+const LEN_MIN: usize = 200;
+/// After so many payloads in a row that did not shrink ...
+const STREAK: u32 = 4;
+/// ... only each of this many is probed.
+const SKIPPED: u32 = 15;
+
+/// What a stream of payloads of one sort was like so far.
+#[derive(Default, Debug)]
+pub(crate) struct Probe {
+    streak: u32,
+    skip: u32,
+}
+
+impl Probe {
+    fn should_try(&mut self, len: usize) -> bool {
+        if len < LEN_MIN {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        true
+    }
+
+    fn note(&mut self, shrank: bool) {
+        self.streak = if shrank { 0 } else { self.streak + 1 };
+        if self.streak >= STREAK {
+            self.skip = SKIPPED;
+        }
+    }
+}
+
+fn shrank(compressed: usize, raw: usize) -> bool {
+    compressed <= raw - raw / 10
+}
+
+/// Compresses payloads of one connection.
+pub(crate) struct Packer {
+    zstd: Compressor<'static>,
+    out: Vec<u8>,
+}
+
+impl Packer {
+    pub(crate) fn new() -> io::Result<Packer> {
+        Ok(Packer { zstd: Compressor::new(LEVEL)?, out: Vec::new() })
+    }
+
+    /// The compressed form of `raw`, if that is worth it.
+    pub(crate) fn pack(&mut self, raw: &[u8], probe: &mut Probe) -> io::Result<Option<&[u8]>> {
+        if !probe.should_try(raw.len()) {
+            return Ok(None);
+        }
+        let sample = &raw[..raw.len().min(SAMPLE_LEN)];
+        let mut pays = shrank(self.run(sample)?, sample.len());
+        if pays && sample.len() < raw.len() {
+            pays = shrank(self.run(raw)?, raw.len());
+        }
+        probe.note(pays);
+        Ok(pays.then_some(&self.out[..]))
+    }
+
+    fn run(&mut self, raw: &[u8]) -> io::Result<usize> {
+        self.out.clear();
+        self.out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.zstd.compress_to_buffer(raw, &mut self.out)
+    }
+}
+
+/// Decompresses payloads of one connection.
+pub(crate) struct Unpacker(Decompressor<'static>);
+
+impl Unpacker {
+    pub(crate) fn new() -> io::Result<Unpacker> {
+        Ok(Unpacker(Decompressor::new()?))
+    }
+
+    /// Exactly `raw_len` bytes, or an error. The caller has checked that so many are allowed.
+    pub(crate) fn unpack(&mut self, packed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
+        let mut raw = Vec::with_capacity(raw_len);
+        // The capacity may be more than what was asked for; the length is checked for that.
+        let len = self.0.decompress_to_buffer(packed, &mut raw)?;
+        if len != raw_len {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not of the length it says"));
+        }
+        Ok(raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut x = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn text_shrinks_and_comes_back() {
+        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        for len in [LEN_MIN, SAMPLE_LEN - 1, SAMPLE_LEN + 1, 1 << 20] {
+            let raw: Vec<u8> =
+                b"what is written twice is shorter ".iter().cycle().take(len).copied().collect();
+            let packed = p.pack(&raw, &mut probe).unwrap().unwrap();
+            assert!(packed.len() < raw.len());
+            assert_eq!(u.unpack(packed, raw.len()).unwrap(), raw);
+        }
+        assert_eq!(p.pack(&[0; LEN_MIN - 1], &mut probe).unwrap(), None);
+    }
+
+    #[test]
+    fn noise_is_stored_and_soon_not_even_tried() {
+        let (mut p, mut probe) = (Packer::new().unwrap(), Probe::default());
+        let raw = noise(SAMPLE_LEN * 2);
+        for _ in 0..STREAK {
+            assert_eq!(p.pack(&raw, &mut probe).unwrap(), None);
+        }
+        let text = vec![b'a'; SAMPLE_LEN];
+        for i in 0..SKIPPED {
+            assert_eq!(p.pack(&text, &mut probe).unwrap(), None, "{i}");
+        }
+        assert!(p.pack(&text, &mut probe).unwrap().is_some(), "probed again");
+        assert!(p.pack(&text, &mut probe).unwrap().is_some(), "and believed again");
+    }
+
+    #[test]
+    fn a_sample_that_pays_does_not_decide_for_the_rest() {
+        let (mut p, mut probe) = (Packer::new().unwrap(), Probe::default());
+        let mut raw = vec![0; SAMPLE_LEN];
+        raw.extend(noise(SAMPLE_LEN * 20));
+        assert_eq!(p.pack(&raw, &mut probe).unwrap(), None);
+    }
+
+    #[test]
+    fn lies_about_the_length_are_errors() {
+        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let packed = p.pack(&[7; 1 << 20], &mut probe).unwrap().unwrap().to_vec();
+        for len in [0, 100, (1 << 20) - 1, (1 << 20) + 1] {
+            assert!(u.unpack(&packed, len).is_err(), "{len}");
+        }
+        assert!(u.unpack(b"garbage", 100).is_err());
+        assert_eq!(u.unpack(&packed, 1 << 20).unwrap().len(), 1 << 20);
+    }
+}
