@@ -253,7 +253,7 @@ fn mutate(bytes: &mut Vec<u8>, how: &[(prop::sample::Index, u8, u8)]) {
         let at = at.index(bytes.len().max(1));
         match what % 3 {
             0 => bytes.insert(at.min(bytes.len()), *byte),
-            1 if at < bytes.len() => drop(bytes.remove(at)),
+            1 => drop(bytes.splice(at..bytes.len().min(at + 1), [])),
             _ if at < bytes.len() => bytes[at] = *byte,
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use super::mark::{Spot, mark_flipped, mark_moved, spot, touch_below};
 use super::roots::{repairs, update_roots};
-use super::{Received, is_live, link_present, shown_names, stored_spot};
+use super::{Received, is_live, link_present, stored_spot};
 use crate::codec::well_formed;
 use crate::entry::Entry;
 use crate::id::{EntryId, Name};
@@ -57,28 +57,20 @@ pub fn receive(tx: &mut Tx<'_>, incoming: &Entry, knowledge: &VersionVector) -> 
     Ok(Received::Changed)
 }
 
-/// Takes a collected tombstone out of the index. False, and nothing is done, if it is shown, or if
-/// directories (dead ones too) still have it as parent.
+/// Takes a collected tombstone out of the index. False, and nothing is done, if it is no tombstone (it is
+/// shown, or waits for its parent), or if directories (dead ones too) still have it as parent.
 pub fn remove_state(tx: &mut Tx<'_>, id: EntryId) -> Result<bool> {
     let Some(row) = tx.entry(id)? else { return Ok(false) };
-    if !shown_names(tx, id)?.is_empty() {
-        return Ok(false);
-    }
     if let Some(link) = row.entry.dir_link().filter(|_| row.entry.kind.is_dir()) {
-        if !tx.dir_kids(id)?.is_empty() {
+        if is_live(tx, id)? || !tx.dir_kids(id)?.is_empty() {
             return Ok(false);
         }
         // An absent directory is no candidate of any repair: no other one can change.
         tx.remove_dir_kid(link.at.parent, id);
         tx.set_unrooted(id, false);
         tx.put_dir(id, Default::default());
-    } else {
-        // Not shown only because its parents are unknown: its rows are there.
-        let flux = &mut Flux::default();
-        for (parent, name) in claimed_places(&row.entry) {
-            tx.remove_name(parent, &name, id);
-            adjust(tx, parent, false, flux)?;
-        }
+    } else if !claimed_places(&row.entry).is_empty() {
+        return Ok(false);
     }
     tx.delete_entry(id)?;
     Ok(true)

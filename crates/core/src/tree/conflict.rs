@@ -65,6 +65,7 @@ pub(crate) fn conflict_bases(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) ->
         for member in class {
             names_with_prefix(tx, *member, &prefix, &mut out)?;
         }
+        out.retain(|base| base != name);
     }
     Ok(out)
 }
@@ -93,7 +94,7 @@ fn split_extension(base: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Stem and extension of what [`conflict_name`] may have made.
-fn parse_conflict(name: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn parse_conflict(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = name.windows(MARK.len()).rposition(|w| w == MARK)?;
     let rest = &name[at + MARK.len()..];
     let tag_at = TIME_LEN + 1;

@@ -131,11 +131,13 @@ fn pick(states: &States, n: usize, which: impl Fn(&Entry) -> bool) -> Option<&En
     (!all.is_empty()).then(|| all[n % all.len()])
 }
 
+/// A directory, or the root; seldom a leaf, which no correct replica takes as parent.
 fn pick_parent(states: &States, n: usize) -> EntryId {
-    let dirs: Vec<EntryId> = states.values().filter(|e| e.kind.is_dir()).map(|e| e.id).collect();
-    match n % (dirs.len() + 1) {
+    let odd = n > 60;
+    let all: Vec<EntryId> = states.values().filter(|e| odd || e.kind.is_dir()).map(|e| e.id).collect();
+    match n % (all.len() + 1) {
         0 => EntryId::ROOT,
-        i => dirs[i - 1],
+        i => all[i - 1],
     }
 }
 
@@ -394,6 +396,24 @@ fn history() -> impl Strategy<Value = (Vec<Entry>, Vec<Entry>)> {
     })
 }
 
+/// Writes all repaired edges down as moves, as the first local change in a repaired cycle does.
+fn pin(states: &States) -> Vec<Entry> {
+    let repaired = reference(states).repaired;
+    let pinned = repaired.into_iter().zip(1000..).map(|((d, parent), n)| {
+        let mut e = states[&d].clone();
+        let (dot, stamp) = (dot(9, n), Stamp::above(e.stamp_max(), 0, 0, ReplicaId(9)));
+        let absent = !e.links[0].present();
+        e.links[0].at = crate::entry::At { stamp, dot, parent, ..e.links[0].at.clone() };
+        e.note_hist(parent, stamp);
+        e.ctx.add(dot);
+        if absent {
+            e.links[0].gone.add(dot);
+        }
+        e
+    });
+    pinned.collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 600, ..ProptestConfig::default() })]
 
@@ -402,6 +422,21 @@ proptest! {
         let one = run(&made, every);
         let other = run(&shuffled, every);
         prop_assert_eq!(one, other);
+    }
+
+    /// Model-findings 6, 1: with every repaired edge written down, those of absent directories too,
+    /// nothing is repaired any more and the tree is the same.
+    #[test]
+    fn pinned_repairs_keep_the_tree((made, _) in history()) {
+        let mut states = States::new();
+        for e in &made {
+            learn(&mut states, e.clone());
+        }
+        let pins = pin(&states);
+        let before = reference(&states);
+        let after = run(&[made, pins].concat(), usize::MAX);
+        prop_assert!(after.unrooted.is_empty() && after.repaired.is_empty());
+        prop_assert_eq!((after.parents, after.tree, after.below), (before.parents, before.tree, before.below));
     }
 }
 
