@@ -1,5 +1,7 @@
 //! Carriers over socket pairs.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests, too.
+
 use driftless_core::link::{Message, Piece};
 use driftless_core::{Dot, EntryId, ReplicaId};
 use driftless_net::{Carrier, CarrierOptions, End, Frame, GreetingError, Incoming, StartError};
