@@ -15,7 +15,7 @@ mod record;
 
 use crate::disk::{Claim, Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name};
-use crate::meta::{Attrs, Content};
+use crate::meta::{Attrs, Content, Digest};
 use crate::tx::{Result, Tx};
 use std::collections::HashMap;
 use std::fmt;
@@ -214,8 +214,8 @@ pub struct Plan {
     pub provisional_count: u64,
     /// The root directory, once it was looked up.
     root: Option<NodeKey>,
-    /// Inodes that entries shared with others and were parted from by a step of this plan.
-    shared: HashMap<EntryId, NodeKey>,
+    /// Inodes that entries, for a content, shared with others and were parted from by a step of this plan.
+    shared: HashMap<(EntryId, Digest), NodeKey>,
 }
 
 impl Plan {
@@ -243,11 +243,11 @@ impl Plan {
     }
 
     /// Where `node` waits while parked. The executor makes a directory for [`Plan::PARKED`] in the
-    /// volume's private one; the name there is the first half of the key's digest in hex.
+    /// volume's private one, or keeps such a place otherwise; the name there is 16 hex digits of the key's digest.
     pub fn parked(node: &NodeKey) -> At {
-        let digest = crate::meta::Digest::of(node.as_bytes());
-        let hex: String = digest.0[..16].iter().map(|b| format!("{b:02x}")).collect();
-        // Three bytes, and 32 hex digits: always a key, always a name.
+        let digest = Digest::of(node.as_bytes());
+        let hex: String = digest.0[..8].iter().map(|b| format!("{b:02x}")).collect();
+        // Three bytes, and 16 hex digits: always a key, always a name.
         let dir = NodeKey::new(Self::PARKED).unwrap_or_else(|| unreachable!());
         At { dir, name: Name::new(hex.as_bytes()).unwrap_or_else(|_| unreachable!()) }
     }
@@ -277,6 +277,11 @@ impl Step {
                 *key = r.clone();
             }
         });
+        if let Step::Remove { at, victim } = self
+            && Plan::is_parked_dir(&at.dir)
+        {
+            *at = Plan::parked(&victim.node);
+        }
     }
 
     /// Brings the victim's fingerprint up to what is recorded now: an earlier step of the same batch may

@@ -52,6 +52,10 @@ struct Planner<'p, 't> {
     options: &'p PlanOptions<'p>,
     /// Entries being planned, with the members of their classes.
     busy: HashSet<EntryId>,
+    /// Directories that are being emptied to be removed: they stand for no class any more.
+    dissolving: HashSet<NodeKey>,
+    /// Classes that were given their node, by first member: what is recorded meanwhile must not change that.
+    placed: HashMap<EntryId, NodeKey>,
     /// Entries to plan when nothing is busy any more.
     queue: VecDeque<EntryId>,
     tries: HashMap<EntryId, u8>,
@@ -63,6 +67,10 @@ struct Planner<'p, 't> {
 /// A leaf that the tree shows at a place of this disk.
 struct Goal {
     at: At,
+    /// The directory's class.
+    class: Class,
+    /// Steps planned when the goal was found.
+    as_of: usize,
     base: Name,
     group: Group,
     /// The entry whose inode it is (first claim).
@@ -111,6 +119,8 @@ impl<'p, 't> Planner<'p, 't> {
             plan,
             options,
             busy: HashSet::new(),
+            dissolving: HashSet::new(),
+            placed: HashMap::new(),
             queue: VecDeque::new(),
             tries: HashMap::new(),
             shown: HashMap::new(),
@@ -172,8 +182,9 @@ impl<'p, 't> Planner<'p, 't> {
         for at in places {
             if let Some(place) = self.tx.place(&at.dir, &at.name)?
                 && place.claims.len() > 1
+                && let Some(identity) = self.tx.node(&place.node)?.and_then(|n| leaf_identity(&n))
             {
-                let shared = claimants(&place).into_iter().map(|e| (e, place.node.clone()));
+                let shared = claimants(&place).into_iter().map(|e| ((e, identity), place.node.clone()));
                 self.plan.shared.extend(shared);
             }
         }
@@ -228,11 +239,12 @@ impl<'p, 't> Planner<'p, 't> {
         Ok(skip(&path))
     }
 
-    fn goal(&mut self, at: At, base: &Name, group: &Group) -> Result<Option<Goal>> {
+    fn goal(&mut self, at: At, class: &Class, base: &Name, group: &Group) -> Result<Option<Goal>> {
         let Some(first) = group.claims.first() else { return Ok(None) };
         let owner = self.tx.entry_must(first.entry)?;
         let Some(version) = owner.entry.version(first.version).cloned() else { return Ok(None) };
-        Ok(Some(Goal { at, base: base.clone(), group: group.clone(), owner, version }))
+        let (as_of, class) = (self.plan.steps.len(), class.clone());
+        Ok(Some(Goal { at, class, as_of, base: base.clone(), group: group.clone(), owner, version }))
     }
 
     // ----- directories: which node is whose
@@ -240,7 +252,7 @@ impl<'p, 't> Planner<'p, 't> {
     /// The class that a directory's node belongs to. Of several (its members were parted) the one that
     /// stays where the node is, else that of the first member.
     fn owner_class(&mut self, dir: &NodeKey) -> Result<Option<Class>> {
-        if Plan::is_parked_dir(dir) {
+        if Plan::is_parked_dir(dir) || self.dissolving.contains(dir) {
             return Ok(None);
         }
         let Some(node) = self.tx.node(dir)? else { return Ok(None) };
@@ -253,6 +265,9 @@ impl<'p, 't> Planner<'p, 't> {
             }
         }
         if classes.len() > 1 {
+            if let Some(class) = classes.iter().find(|c| self.placed.get(&c[0]) == Some(dir)) {
+                return Ok(Some(class.clone()));
+            }
             for class in &classes {
                 if self.stands_near(&node, class)? {
                     return Ok(Some(class.clone()));
@@ -267,6 +282,11 @@ impl<'p, 't> Planner<'p, 't> {
     fn class_node(&mut self, class: &Class) -> Result<Option<NodeKey>> {
         if class[0].is_root() {
             return self.root();
+        }
+        if let Some(key) = self.placed.get(&class[0]).cloned()
+            && self.owner_class(&key)?.as_ref() == Some(class)
+        {
+            return Ok(Some(key));
         }
         let mut found: SmallVec<[NodeKey; 1]> = SmallVec::new();
         for member in class.iter() {
@@ -347,9 +367,13 @@ impl<'p, 't> Planner<'p, 't> {
     fn plan_dir(&mut self, id: EntryId) -> Result<()> {
         let class = self.class(id)?;
         if !class.is_empty() {
-            if matches!(self.place_dir(&class)?, Dir::Later) {
-                self.again(id);
-                return Ok(());
+            match self.place_dir(&class)? {
+                Dir::Here(_) => {}
+                Dir::Later => {
+                    self.again(id);
+                    return Ok(());
+                }
+                Dir::Skipped => return self.leave_out(id, &class),
             }
         }
         self.busy.insert(id);
@@ -357,6 +381,17 @@ impl<'p, 't> Planner<'p, 't> {
             self.settle_dir(&key)?;
         }
         self.busy.remove(&id);
+        Ok(())
+    }
+
+    /// A directory whose place is left out by the filter goes from where it was shown before.
+    fn leave_out(&mut self, id: EntryId, class: &Class) -> Result<()> {
+        for key in self.entry_bound(id)? {
+            let Some(node) = self.tx.node(&key)? else { continue };
+            if self.shows(&key)?.as_ref() == Some(class) && !self.stands_right(&node, class)? {
+                self.dissolve(&key)?;
+            }
+        }
         Ok(())
     }
 
@@ -382,15 +417,20 @@ impl<'p, 't> Planner<'p, 't> {
             Dir::Here(dir) => At { dir, name },
             other => return Ok(other),
         };
-        let key = match self.class_node(class)? {
-            Some(key) => {
-                if !self.move_dir(&key, &at)? {
-                    return Ok(Dir::Later);
-                }
-                key
-            }
+        if !self.make_way(class, &at)? {
+            return Ok(Dir::Later);
+        }
+        // Only now: those who made way may have changed which node stands for which directory.
+        let found = self.class_node(class)?;
+        if self.class_node(&above)?.as_ref() != Some(&at.dir) {
+            return Ok(Dir::Later);
+        }
+        let key = match found {
+            Some(key) if self.move_dir(&key, &at)? => key,
+            Some(_) => return Ok(Dir::Later),
             None => self.make_dir(class, &at)?,
         };
+        self.placed.insert(class[0], key.clone());
         self.settle_dir(&key)?;
         for member in class.iter() {
             for other in self.entry_bound(*member)? {
@@ -399,12 +439,28 @@ impl<'p, 't> Planner<'p, 't> {
                 }
             }
         }
+        if self.class_node(class)?.as_ref() != Some(&key) {
+            return Ok(Dir::Later);
+        }
         self.set_dir_attrs(class, &key)?;
         Ok(Dir::Here(key))
     }
 
-    fn make_dir(&mut self, class: &Class, at: &At) -> Result<NodeKey> {
+    /// Plans what stands where a class has to go. False if that lies below the class's own node.
+    fn make_way(&mut self, class: &Class, at: &At) -> Result<bool> {
+        if let Some(key) = self.class_node(class)? {
+            if self.stands(&key, at)? {
+                return Ok(true);
+            }
+            if self.is_below(&at.dir, &key)? && !self.free_from_below(at, &key)? {
+                return Ok(false);
+            }
+        }
         self.ask_away(at)?;
+        Ok(true)
+    }
+
+    fn make_dir(&mut self, class: &Class, at: &At) -> Result<NodeKey> {
         self.clear(at, Kind::Dir)?;
         let (attrs, _) = self.dir_attrs(class)?;
         let node = self.plan.provisional();
@@ -413,23 +469,20 @@ impl<'p, 't> Planner<'p, 't> {
         Ok(node)
     }
 
-    /// Moves a directory to `at`. False if that cannot be done now.
+    /// Moves a directory to `at`, unless it is there. False if that is below it.
     fn move_dir(&mut self, key: &NodeKey, at: &At) -> Result<bool> {
         if self.stands(key, at)? {
             return Ok(true);
         }
-        if self.is_below(&at.dir, key)? && !self.free_from_below(at, key)? {
-            return Ok(false);
-        }
-        self.ask_away(at)?;
-        self.clear(at, Kind::Dir)?;
         if self.is_below(&at.dir, key)? {
             return Ok(false);
         }
+        self.clear(at, Kind::Dir)?;
         let node = self.tx.node_must(key)?;
-        let Bind::Dir(members) = &node.bind else { return Ok(false) };
-        let binding = Binding { members: members.clone(), ..Binding::default() };
-        self.carry(key, &node, at, None, binding)?;
+        let Some((dir, name)) = node.names.first() else { return Ok(false) };
+        let from = At { dir: dir.clone(), name: name.clone() };
+        let binding = Binding { members: self.dir_members(key)?, ..Binding::default() };
+        self.carry(key, &node, &from, at, None, binding)?;
         Ok(true)
     }
 
@@ -477,11 +530,14 @@ impl<'p, 't> Planner<'p, 't> {
         if members[..] == class[..] {
             return Ok(());
         }
-        if members.iter().any(|m| !class.contains(m)) {
-            self.revise_places(key)?;
+        if let Some(left) = members.iter().find(|m| !class.contains(m))
+            && !self.revise_places(key)?
+        {
+            // Until all is moved, the record has to lead from the members that left to this node.
+            self.again(*left);
+            return Ok(());
         }
-        let node = self.tx.node_must(key)?;
-        // Last: until all is moved, the record has to lead from the members that left to this node.
+        let Some(node) = self.tx.node(key)? else { return Ok(()) };
         if let (Some((dir, name)), true) = (node.names.first(), members[..] != class[..]) {
             let at = At { dir: dir.clone(), name: name.clone() };
             let binding = Binding { members: class.to_vec(), ..Binding::default() };
@@ -490,19 +546,29 @@ impl<'p, 't> Planner<'p, 't> {
         Ok(())
     }
 
-    /// Plans whatever in a directory does not belong there (any more).
-    fn revise_places(&mut self, dir: &NodeKey) -> Result<()> {
+    /// Plans whatever in a directory does not belong there (any more). False if something is still there.
+    fn revise_places(&mut self, dir: &NodeKey) -> Result<bool> {
+        let mut all = true;
         let mut after: Option<Name> = None;
         loop {
             let places = self.tx.places_in(dir, after.as_ref(), PLACES_PER_READ)?;
-            let Some((last, _)) = places.last() else { return Ok(()) };
+            let Some((last, _)) = places.last() else { return Ok(all) };
             after = Some(last.clone());
             for (name, place) in places {
                 let at = At { dir: dir.clone(), name };
                 if !self.belongs(&at, &place)? {
                     self.ask_away(&at)?;
+                    all &= self.is_settled(&at)?;
                 }
             }
+        }
+    }
+
+    /// True if a place is free, or what stands there belongs there.
+    fn is_settled(&mut self, at: &At) -> Result<bool> {
+        match self.tx.place(&at.dir, &at.name)? {
+            Some(place) => self.belongs(at, &place),
+            None => Ok(true),
         }
     }
 
@@ -522,6 +588,7 @@ impl<'p, 't> Planner<'p, 't> {
     /// removes it. Without recursion: trees may be deep.
     fn dissolve(&mut self, top: &NodeKey) -> Result<()> {
         let mut stack: Vec<(NodeKey, Option<Name>)> = vec![(top.clone(), None)];
+        self.dissolving.insert(top.clone());
         while let Some((dir, after)) = stack.last_mut() {
             let dir = dir.clone();
             let places = self.tx.places_in(&dir, after.as_ref(), PLACES_PER_READ)?;
@@ -534,6 +601,7 @@ impl<'p, 't> Planner<'p, 't> {
             for (name, place) in places {
                 let at = At { dir: dir.clone(), name };
                 if self.is_dir(&place.node)? && self.shows(&place.node)?.is_none() {
+                    self.dissolving.insert(place.node.clone());
                     stack.push((place.node, None));
                 } else {
                     self.oust(&at)?;
@@ -755,7 +823,7 @@ impl<'p, 't> Planner<'p, 't> {
             for group in &shown.groups {
                 if all || group.claims.iter().any(|s| s.entry == id) {
                     let at = At { dir: dir.clone(), name: group.name.clone() };
-                    goals.extend(self.goal(at, &base, group)?);
+                    goals.extend(self.goal(at, &class, &base, group)?);
                 }
             }
         }
@@ -792,15 +860,21 @@ impl<'p, 't> Planner<'p, 't> {
     fn fill(&mut self, goal: &Goal) -> Result<()> {
         let mut victim = None;
         if self.tx.place(&goal.at.dir, &goal.at.name)?.is_some() {
-            if self.touch_up(goal)? {
+            if !self.stale(goal)? && self.touch_up(goal)? {
                 return Ok(());
             }
             self.ask_away(&goal.at)?;
             // Whoever was asked may have filled the place, for an entry that shares it.
-            if self.touch_up(goal)? {
+            if !self.stale(goal)? && self.touch_up(goal)? {
                 return Ok(());
             }
-            victim = self.clear(&goal.at, goal.owner.entry.kind)?;
+            if !self.stale(goal)? {
+                victim = self.clear(&goal.at, goal.owner.entry.kind)?;
+            }
+        }
+        if self.stale(goal)? {
+            self.again(goal.owner.entry.id);
+            return Ok(());
         }
         match self.source(goal)? {
             Some(key) => {
@@ -809,6 +883,12 @@ impl<'p, 't> Planner<'p, 't> {
             }
             None => self.put(goal, victim),
         }
+    }
+
+    /// True if steps planned since the goal was found have changed where its directory is.
+    fn stale(&mut self, goal: &Goal) -> Result<bool> {
+        Ok(self.plan.steps.len() != goal.as_of
+            && self.class_node(&goal.class)?.as_ref() != Some(&goal.at.dir))
     }
 
     /// True if the right inode stands at the place; then only record and attributes are brought up to date.
@@ -821,6 +901,15 @@ impl<'p, 't> Planner<'p, 't> {
         }
         let binding = goal.binding();
         if place.claims != binding.claims || place.conflict_of != binding.conflict_of {
+            // Those that part from the inode copy it while it is sure to be there.
+            for entry in claimants(&place) {
+                if !goal.group.claims.iter().any(|s| s.entry == entry) {
+                    self.visit(entry)?;
+                }
+            }
+            if !self.stands(&place.node, &goal.at)? {
+                return Ok(false);
+            }
             self.step(Step::Rebind { at: goal.at.clone(), node: place.node.clone(), binding })?;
         }
         self.set_leaf_attrs(goal, &place.node)?;
@@ -890,7 +979,7 @@ impl<'p, 't> Planner<'p, 't> {
         for base in place.conflict_of.iter().chain([&at.name]) {
             let shown = self.shown_at(&class, base)?;
             if let Some(group) = shown.groups.iter().find(|g| g.name == at.name) {
-                return self.goal(at.clone(), base, group);
+                return self.goal(at.clone(), &class, base, group);
             }
         }
         Ok(None)
@@ -902,7 +991,7 @@ impl<'p, 't> Planner<'p, 't> {
         for (dir, name) in &node.names {
             let from = At { dir: dir.clone(), name: name.clone() };
             if self.keeper_at(&from, key, &node)?.is_none() {
-                return self.carry_from(key, &node, &from, &goal.at, victim, goal.binding());
+                return self.carry(key, &node, &from, &goal.at, victim, goal.binding());
             }
         }
         let Some((dir, name)) = node.names.first() else { return self.put(goal, victim) };
@@ -911,21 +1000,7 @@ impl<'p, 't> Planner<'p, 't> {
         self.step(Step::Link { from, to, node, victim, binding })
     }
 
-    /// Moves an inode from its first name.
     fn carry(
-        &mut self,
-        key: &NodeKey,
-        node: &Node,
-        to: &At,
-        victim: Option<Victim>,
-        binding: Binding,
-    ) -> Result<()> {
-        let Some((dir, name)) = node.names.first() else { return Ok(()) };
-        let from = At { dir: dir.clone(), name: name.clone() };
-        self.carry_from(key, node, &from, to, victim, binding)
-    }
-
-    fn carry_from(
         &mut self,
         key: &NodeKey,
         node: &Node,
@@ -966,7 +1041,7 @@ impl<'p, 't> Planner<'p, 't> {
             return Ok(Some(key));
         }
         for claim in &goal.group.claims {
-            if let Some(key) = self.plan.shared.get(&claim.entry).cloned()
+            if let Some(key) = self.plan.shared.get(&(claim.entry, goal.identity())).cloned()
                 && self.tx.node(&key)?.is_some_and(|n| goal.wants(&n))
             {
                 return Ok(Some(key));

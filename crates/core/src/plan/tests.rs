@@ -739,7 +739,7 @@ fn act() -> impl Strategy<Value = (usize, Act)> {
         2 => Just(Act::Sync),
         1 => (0u64..6).prop_map(Act::Fault),
     ];
-    (0usize..2, act)
+    (0usize..3, act)
 }
 
 impl Author {
@@ -776,11 +776,11 @@ impl Author {
 }
 
 fn play(acts: &[(usize, Act)]) {
-    let (mut authors, mut v) = ([Author::new(1), Author::new(2)], Volume::new());
+    let (mut authors, mut v) = ([Author::new(1), Author::new(2), Author::new(3)], Volume::new());
     for (who, act) in acts {
         match act {
             Act::Learn => {
-                let other = authors[1 - who].clone();
+                let other = authors[(who + 1) % 3].clone();
                 authors[*who].learn_all(&other);
             }
             Act::Send(n) => {
@@ -812,7 +812,7 @@ proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_change_of_states_ends_in_the_effective_tree(acts in prop::collection::vec(act(), 1..60)) {
+    fn any_change_of_states_ends_in_the_effective_tree(acts in prop::collection::vec(act(), 1..160)) {
         play(&acts);
     }
 }
