@@ -19,6 +19,8 @@ pub const SSH_ENV: &str = "DRIFTLESS_SSH";
 const STDERR_LEN_MAX: usize = 4096;
 /// How long an ended connection may take to end its process before it is killed.
 const EXIT_WAIT: Duration = Duration::from_secs(5);
+/// How long the last words of a process that has ended are waited for.
+const STDERR_WAIT: Duration = Duration::from_millis(500);
 /// Time between two looks at a process that is about to end.
 const EXIT_LOOK: Duration = Duration::from_millis(5);
 /// ssh's own failures.
@@ -235,6 +237,8 @@ impl Process {
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait()? {
+                // What it said last may still be on its way.
+                let _ = self.stderr_ended.recv_timeout(STDERR_WAIT);
                 return Ok(status);
             }
             if Instant::now() >= until {
