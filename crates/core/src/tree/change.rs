@@ -145,6 +145,7 @@ fn put_leaf(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64) -> 
         tx.remove_name(*parent, name, id);
         adjust(tx, *parent, false, flux)?;
     }
+    forget_classes(tx, &[], &[], flux)?;
     mark_flipped(tx, flux, id)?;
     for (parent, name) in &after {
         touch_below(tx, *parent, name, id)?;
@@ -191,7 +192,7 @@ fn put_directory(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64
     let before = detach(tx, &movers, flux)?;
     tx.put_entry(EntryRow { n, bound, entry: new })?;
     attach(tx, &movers, &repaired, flux)?;
-    tx.classes.clear();
+    forget_classes(tx, &movers, &before, flux)?;
     mark_flipped(tx, flux, id)?;
     for (x, before) in movers.into_iter().zip(before) {
         mark_moved(tx, x, before, id, orphans && x == id)?;
@@ -213,7 +214,6 @@ fn detach(tx: &mut Tx<'_>, movers: &[EntryId], flux: &mut Flux) -> Result<Vec<Op
     for (x, spot) in movers.iter().zip(&before) {
         if let Some(s) = spot {
             tx.remove_name(s.parent, &s.name, *x);
-            tx.classes.clear();
             adjust(tx, s.parent, false, flux)?;
         }
     }
@@ -265,6 +265,27 @@ fn note_fragile(tx: &mut Tx<'_>, from: EntryId, flux: &mut Flux) -> Result<()> {
     Ok(())
 }
 
+/// Forgets the classes that are not true any more. Those of other directories than the changed ones can only
+/// change where a changed one was, or is, in a union; and nearly none is.
+fn forget_classes(tx: &mut Tx<'_>, movers: &[EntryId], before: &[Option<Spot>], flux: &Flux) -> Result<()> {
+    let was = before.iter().flatten().chain(flux.fragile.values());
+    if was.into_iter().any(|s| !s.others.is_empty()) {
+        tx.classes.clear();
+        return Ok(());
+    }
+    let changed: Vec<EntryId> = movers.iter().chain(flux.flipped.keys()).copied().collect();
+    for x in &changed {
+        tx.classes.remove(x);
+    }
+    for x in changed {
+        if spot(tx, x)?.is_some_and(|s| !s.others.is_empty()) {
+            tx.classes.clear();
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 /// One child more or less is shown below `dir`. Goes up as long as that gives life or death.
 fn adjust(tx: &mut Tx<'_>, dir: EntryId, more: bool, flux: &mut Flux) -> Result<()> {
     let mut dir = dir;
@@ -289,7 +310,6 @@ fn adjust(tx: &mut Tx<'_>, dir: EntryId, more: bool, flux: &mut Flux) -> Result<
             true => tx.add_name(parent, &name, dir),
             false => tx.remove_name(parent, &name, dir),
         }
-        tx.classes.clear();
         dir = parent;
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Spot {
     /// The class of the parent.
     parents: Vec<EntryId>,
     /// The other members of its own class.
-    others: Vec<EntryId>,
+    pub(super) others: Vec<EntryId>,
 }
 
 /// Where a directory is shown now, if it is.
