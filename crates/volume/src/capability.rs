@@ -13,6 +13,9 @@ const TICK_NS_UNKNOWN: u64 = 2_000_000_000;
 /// Least tick believed in; kernels stamp with a clock of 1 to 10 ms.
 const TICK_NS_MIN: u64 = 10_000_000;
 
+/// So many changes take some 20 microseconds, a small part of any tick.
+const DISTINCT_CHANGES: u64 = 16;
+
 /// What a volume's file system can and cannot do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Capabilities {
@@ -34,7 +37,8 @@ pub struct Capabilities {
     pub syncfs: bool,
     /// Time stamps have nanoseconds.
     pub time_ns: bool,
-    /// Two changes closer than this may have equal time stamps, in nanoseconds.
+    /// Two changes closer than this may have equal time stamps, in nanoseconds. 0 where a change after a look always
+    /// gets another one (multigrain time stamps, Linux 6.13).
     pub tick_ns: u64,
     /// Names differing only in case are one name.
     pub case_folding: bool,
@@ -151,7 +155,7 @@ impl Capabilities {
         if self.time_ns {
             let tick = rustix::time::clock_getres(rustix::time::ClockId::RealtimeCoarse);
             let tick_ns = Time { sec: tick.tv_sec, nsec: tick.tv_nsec as u32 }.as_ns();
-            self.tick_ns = tick_ns.max(TICK_NS_MIN);
+            self.tick_ns = if distinct_ctimes(fd)? { 0 } else { tick_ns.max(TICK_NS_MIN) };
         }
         Ok(())
     }
@@ -172,6 +176,20 @@ impl Capabilities {
         ];
         list.into_iter().filter(|(good, _)| !good).map(|(_, text)| text).collect()
     }
+}
+
+/// True if each change in a quick row of changes and looks gets a time stamp of its own: in so short a time, a clock
+/// that ticks gives at most two.
+fn distinct_ctimes(fd: &OwnedFd) -> Result<bool, Errno> {
+    let mut last = None;
+    for at in 0..DISTINCT_CHANGES {
+        rustix::io::pwrite(fd, b"x", at)?;
+        let ctime = stat::fingerprint_of(&stat::stat_fd(fd)?).ctime;
+        if last.replace(ctime) == Some(ctime) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {

@@ -5,7 +5,7 @@
 
 use crate::attrs;
 use crate::capability::{self, Capabilities};
-use crate::dirfd::DirFd;
+use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
 use crate::stat::{self, MountId};
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     /// Our user id, and whether we are root.
     pub(crate) uid: u32,
     /// Open directories by identity. Guards nothing but itself.
-    dirs: Mutex<LruCache<NodeKey, DirFd>>,
+    dirs: Mutex<LruCache<NodeKey, Arc<OpenDir>>>,
 }
 
 /// The private directory and its parts.
@@ -191,7 +191,7 @@ impl Directory {
     /// [`Reason::CrossDevice`] for mount points on the way.
     pub fn dir(&self, path: &[Name], expect: Option<&NodeKey>) -> Result<DirFd, VolumeError> {
         if let Some(known) = expect.and_then(|key| self.dirs().get(key).cloned()) {
-            return Ok(known);
+            return Ok(DirFd::new(self.clone(), known));
         }
         let joined = joined(path);
         let fd = self.walk(path).doing("open the directory", &joined)?;
@@ -204,9 +204,9 @@ impl Directory {
         if mount != self.0.mount {
             return Err(VolumeError::own("enter the mount point", &joined, Reason::CrossDevice));
         }
-        let dir = DirFd::new(self.clone(), fd, look.key.clone(), mount);
-        self.dirs().put(look.key, dir.clone());
-        Ok(dir)
+        let open = Arc::new(OpenDir { fd, key: look.key.clone(), mount });
+        self.dirs().put(look.key, Arc::clone(&open));
+        Ok(DirFd::new(self.clone(), open))
     }
 
     /// Forgets the directories kept open. To be called when a directory was moved or removed by somebody else:
@@ -262,7 +262,7 @@ impl Directory {
         self.0.private.as_ref().ok_or_else(missing)
     }
 
-    fn dirs(&self) -> MutexGuard<'_, LruCache<NodeKey, DirFd>> {
+    fn dirs(&self) -> MutexGuard<'_, LruCache<NodeKey, Arc<OpenDir>>> {
         // The cache is whole between any two statements that hold the lock.
         self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }

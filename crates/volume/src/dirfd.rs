@@ -60,44 +60,47 @@ pub enum UnseenReason {
 
 /// An open directory of a volume. Cheap to clone; may be used from several threads.
 #[derive(Clone)]
-pub struct DirFd(Arc<Open>);
-
-struct Open {
+pub struct DirFd {
     volume: Directory,
-    fd: OwnedFd,
-    key: NodeKey,
-    mount: MountId,
+    open: Arc<OpenDir>,
+}
+
+/// What the volume keeps of open directories. (It must not keep [`DirFd`]s: they keep the volume.)
+pub(crate) struct OpenDir {
+    pub(crate) fd: OwnedFd,
+    pub(crate) key: NodeKey,
+    pub(crate) mount: MountId,
 }
 
 impl AsFd for DirFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.open.fd.as_fd()
     }
 }
 impl fmt::Debug for DirFd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("DirFd").field(&self.0.key).finish()
+        f.debug_tuple("DirFd").field(&self.open.key).finish()
     }
 }
 
 impl DirFd {
-    pub(crate) fn new(volume: Directory, fd: OwnedFd, key: NodeKey, mount: MountId) -> DirFd {
-        DirFd(Arc::new(Open { volume, fd, key, mount }))
+    pub(crate) fn new(volume: Directory, open: Arc<OpenDir>) -> DirFd {
+        DirFd { volume, open }
     }
 
     /// Its identity.
     pub fn key(&self) -> &NodeKey {
-        &self.0.key
+        &self.open.key
     }
 
     /// The mount it was reached through.
     pub fn mount_id(&self) -> MountId {
-        self.0.mount
+        self.open.mount
     }
 
     /// The volume it belongs to.
     pub fn volume(&self) -> &Directory {
-        &self.0.volume
+        &self.volume
     }
 
     /// Looks at each entry and hands it to `f`. One entry that fails does not stop the rest. The private directory
@@ -130,7 +133,7 @@ impl DirFd {
             Ok(checked) => checked,
             Err(e) => return unseen(UnseenReason::Name(e)),
         };
-        match stat::look_name(self.0.volume.0.capabilities.identity, &self.0.fd, name) {
+        match stat::look_name(self.volume.0.capabilities.identity, &self.open.fd, name) {
             Ok(look) => Some(Ok(self.seen(checked, look))),
             Err(Errno::NOENT) => None,
             Err(e) => unseen(UnseenReason::Failed(VolumeError::sys("look at", bytes, e))),
@@ -147,7 +150,7 @@ impl DirFd {
     }
 
     pub(crate) fn look_raw(&self, name: &Name) -> Result<Look, Errno> {
-        stat::look_name(self.0.volume.0.capabilities.identity, &self.0.fd, CName::new(name).get())
+        stat::look_name(self.volume.0.capabilities.identity, &self.open.fd, CName::new(name).get())
     }
 
     pub(crate) fn seen(&self, name: Name, look: Look) -> Seen {
@@ -161,18 +164,18 @@ impl DirFd {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             rdev: stat::rdev_of(stat),
-            other_fs: stat::mount_of(stat) != self.0.mount,
+            other_fs: stat::mount_of(stat) != self.open.mount,
             key: look.key,
         }
     }
 
     pub(crate) fn is_root(&self) -> bool {
-        self.0.key == self.0.volume.0.root_key
+        self.open.key == self.volume.0.root_key
     }
 
     fn reopen(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.0.fd, c".", flags, Mode::empty())
+        rustix::fs::openat(&self.open.fd, c".", flags, Mode::empty())
     }
 }
 

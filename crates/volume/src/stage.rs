@@ -289,7 +289,7 @@ impl Directory {
         }
         let files: Vec<&Staged> = staged.iter().filter(|s| s.kind == Kind::File).collect();
         let synced = in_parallel(&files, |s| self.sync_staged(s))
-            .and_then(|()| rustix::fs::fsync(&self.private_staging()?))
+            .and_then(|()| rustix::fs::fsync(self.private_staging()?))
             .and_then(|()| in_parallel(dirs, |dir| rustix::fs::fsync(dir)));
         synced.map_err(sync_failed)
     }
@@ -404,7 +404,7 @@ fn in_parallel<T: Sync>(items: &[T], act: impl Fn(&T) -> Result<(), Errno> + Syn
         result
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..SYNC_THREADS.min(items.len())).map(|_| scope.spawn(&work)).collect();
+        let others: Vec<_> = (1..SYNC_THREADS.min(items.len())).map(|_| scope.spawn(work)).collect();
         let own = work();
         // A thread that panicked has not synced its items.
         others.into_iter().fold(own, |sum, t| sum.and(t.join().unwrap_or(Err(Errno::IO))))

@@ -390,7 +390,7 @@ impl<'a> Iterator for Events<'a> {
 
 impl<'a> Event<'a> {
     fn infos(&self) -> impl Iterator<Item = Info<'a>> {
-        Records(self.records).filter_map(|record| info(record))
+        Records(self.records).filter_map(info)
     }
 }
 
@@ -430,4 +430,77 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One event with one record: directory handle `d`, name `name`.
+    fn event(name: &[u8]) -> Vec<u8> {
+        let mut record = vec![libc::FAN_EVENT_INFO_TYPE_DFID_NAME, 0, 0, 0];
+        record.extend([0; 8]);
+        record.extend(4u32.to_ne_bytes());
+        record.extend(1i32.to_ne_bytes());
+        record.extend(b"dddd");
+        record.extend(name);
+        record.push(0);
+        let len = record.len() as u16;
+        record[2..4].copy_from_slice(&len.to_ne_bytes());
+        let mut event = (24 + u32::from(len)).to_ne_bytes().to_vec();
+        event.extend([libc::FANOTIFY_METADATA_VERSION, 0]);
+        event.extend(24u16.to_ne_bytes());
+        event.extend(libc::FAN_CREATE.to_ne_bytes());
+        event.extend((-1i32).to_ne_bytes());
+        event.extend(7i32.to_ne_bytes());
+        event.extend(record);
+        event
+    }
+
+    fn names(bytes: &[u8]) -> Vec<Vec<u8>> {
+        let infos = |event: Event<'_>| {
+            let named = |info| match info {
+                Info::Named(_, name) => Some(name.to_vec()),
+                Info::Inode(_) => None,
+            };
+            event.infos().filter_map(named).collect::<Vec<_>>()
+        };
+        Events(bytes).flat_map(infos).collect()
+    }
+
+    #[test]
+    fn events_are_read_one_after_the_other() {
+        let bytes = [event(b"a"), event(b"bb\xff")].concat();
+        assert_eq!(names(&bytes), [b"a".to_vec(), b"bb\xff".to_vec()]);
+    }
+
+    #[test]
+    fn damaged_events_end_the_reading_and_nothing_else() {
+        let good = [event(b"a"), event(b"bb")].concat();
+        for cut in 0..good.len() {
+            assert!(names(&good[..cut]).len() <= 2);
+        }
+        for at in 0..good.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut bad = good.clone();
+                bad[at] = value;
+                assert!(names(&bad).len() <= 2);
+            }
+        }
+    }
+
+    #[test]
+    fn older_kernels_events_are_accepted_too() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = crate::capability::open_root(tmp.path()).unwrap();
+        for (report, renames) in DIALECTS {
+            let group = Group::open_dialect(&root, GROUP | report, MASK | renames, true).unwrap();
+            std::fs::write(tmp.path().join("a"), b"").unwrap();
+            std::fs::rename(tmp.path().join("a"), tmp.path().join("b")).unwrap();
+            let mut buffer = vec![0; READ_LEN];
+            let len = rustix::io::read(&group.fd, &mut buffer[..]).unwrap();
+            let found = names(&buffer[..len]);
+            assert!(found.contains(&b"a".to_vec()) && found.contains(&b"b".to_vec()), "{found:?}");
+        }
+    }
 }

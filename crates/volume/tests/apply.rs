@@ -225,3 +225,98 @@ fn attributes_are_set_in_place_without_hiding_a_write() {
     v.write("f", b"22");
     assert_eq!(set(&done.fingerprint).unwrap_err().reason(), Reason::Raced);
 }
+
+/// The real test runs in a mount name space of its own, where the private directory is a bind mount: renames out of it
+/// are refused, as they are with project quotas, encryption and subvolumes.
+#[test]
+fn where_renames_are_refused_contents_are_copied() {
+    let tmp = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(tmp.path().join("volume/.driftless")).unwrap();
+    std::fs::create_dir(tmp.path().join("private")).unwrap();
+    let script = "mount --bind private volume/.driftless && exec \"$0\" --exact --ignored cross_device";
+    let done = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .current_dir(tmp.path())
+        .env(CROSS_DEVICE_DIR, tmp.path().join("volume"))
+        .output();
+    match done {
+        Ok(done) if done.status.success() => {
+            assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"), "{done:?}");
+        }
+        Ok(done) if String::from_utf8_lossy(&done.stderr).contains("unshare: ") => {
+            eprintln!("skipped: not permitted to mount");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+const CROSS_DEVICE_DIR: &str = "CROSS_DEVICE_DIR";
+
+#[test]
+#[ignore = "run by where_renames_are_refused_contents_are_copied"]
+fn cross_device() {
+    let dir = std::env::var_os(CROSS_DEVICE_DIR).unwrap();
+    let v = Volume::at_path(dir.into());
+    let root = v.root();
+    let mut attrs = plain();
+    attrs.mode = 0o4755;
+    let bytes = [&[1u8; 100][..], &[0; 100_000], &[2; 10]].concat();
+    let staged = v.volume.stage_small(v.id(), &bytes, &attrs, WHEN).unwrap();
+    let placed = v.volume.place(&staged, &root, &name("f"), None).unwrap();
+    let read = hashed(&root, "f").looked;
+    assert_eq!((&read.key, read.fingerprint), (&placed.key, placed.fingerprint));
+    assert_eq!((read.attrs, read.content), (attrs, Some(file_content(&bytes))));
+    // Replaced: the victim waits beside.
+    let old = victim(&root, "f");
+    let placed = v.volume.place(&v.stage(b"new"), &root, &name("f"), Some(&old)).unwrap();
+    let limbo = placed.limbo.unwrap();
+    assert_eq!(limbo.beside.as_ref(), Some(root.key()));
+    assert_eq!(kinds(&root), [("f".to_owned(), Kind::File)]);
+    assert_eq!(v.volume.drop_limbo(std::slice::from_ref(&limbo)).unwrap(), [limbo.clone()]);
+    assert!(root.drop_limbo(&limbo).unwrap());
+    // Removed: so does this one.
+    let limbo = v.volume.remove(&root, &name("f"), &victim(&root, "f"), v.id()).unwrap().unwrap();
+    assert!(root.drop_limbo(&limbo).unwrap());
+    // Other kinds are made again.
+    let link = v.volume.stage_symlink(v.id(), b"t", &driftless_core::Attrs { mode: 0o777, ..plain() }, WHEN);
+    let fifo = v.volume.stage_special(v.id(), Kind::Fifo, 0, &plain(), WHEN);
+    for (staged, at) in [(link.unwrap(), "link"), (fifo.unwrap(), "fifo")] {
+        v.volume.place(&staged, &root, &name(at), None).unwrap();
+        assert_eq!(seen(&root, at).fingerprint.mtime, WHEN);
+    }
+    // A new name is linked in place, with and without a victim.
+    v.write("a", b"1");
+    v.write("b", b"2");
+    let key = seen(&root, "a").key;
+    v.volume.link_node(&root, &name("a"), &root, &name("c"), &key, None, v.id()).unwrap();
+    let over = victim(&root, "b");
+    let linked = v.volume.link_node(&root, &name("a"), &root, &name("b"), &key, Some(&over), v.id()).unwrap();
+    assert!(root.drop_limbo(&linked.limbo.unwrap()).unwrap());
+    assert_eq!(seen(&root, "a").nlink, 3);
+    // Parking is done beside as well.
+    let parked = v.id();
+    v.volume.park(&root, &name("a"), &key, parked).unwrap();
+    v.volume.unpark(parked, &key, &root, &name("d"), None, v.id()).unwrap();
+    assert_eq!(seen(&root, "d").key, key);
+    assert_eq!(v.volume.list_private().unwrap(), []);
+    let left = names(v.tmp.path());
+    assert_eq!(left, [".driftless", "b", "c", "d", "fifo", "link"]);
+}
+
+#[test]
+fn read_only_directories_of_ours_are_written_to_and_stay_read_only() {
+    let v = Volume::new();
+    v.volume.make_dir(&v.root(), &name("d"), &driftless_core::Attrs { mode: 0o555, ..plain() }).unwrap();
+    let dir = v.dir("d");
+    v.volume.place(&v.stage(b"1"), &dir, &name("f"), None).unwrap();
+    v.volume.place(&v.stage(b"2"), &dir, &name("f"), Some(&victim(&dir, "f"))).unwrap();
+    v.volume.make_dir(&dir, &name("sub"), &driftless_core::Attrs { mode: 0o500, ..plain() }).unwrap();
+    let key = seen(&dir, "f").key;
+    v.volume.link_node(&dir, &name("f"), &dir, &name("g"), &key, None, v.id()).unwrap();
+    v.volume.rename_node(&dir, &name("g"), &v.root(), &name("g"), &key, None, v.id()).unwrap();
+    v.volume.remove(&dir, &name("sub"), &victim(&dir, "sub"), v.id()).unwrap();
+    v.volume.remove(&dir, &name("f"), &victim(&dir, "f"), v.id()).unwrap();
+    assert_eq!(names(&v.path("d")), Vec::<String>::new());
+    assert_eq!(std::fs::metadata(v.path("d")).unwrap().permissions().mode() & 0o777, 0o555);
+}

@@ -1,5 +1,5 @@
 //! What the tests share: a volume in a temporary directory, and short ways to look at it.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part")]
 
 use driftless_core::plan::Victim;
 use driftless_core::{Attrs, Content, Digest, Kind, Name, Time};
@@ -13,9 +13,24 @@ pub const KEEP: usize = 128 << 10;
 pub const WHEN: Time = Time { sec: 1_234_567_890, nsec: 123_456_789 };
 
 pub struct Volume {
-    pub tmp: tempfile::TempDir,
+    pub tmp: Tmp,
     pub volume: Directory,
     ids: AtomicU64,
+}
+
+/// A directory that goes with the volume, or one that somebody else cleans up.
+pub enum Tmp {
+    Owned(tempfile::TempDir),
+    Lent(PathBuf),
+}
+
+impl Tmp {
+    pub fn path(&self) -> &Path {
+        match self {
+            Tmp::Owned(tmp) => tmp.path(),
+            Tmp::Lent(path) => path,
+        }
+    }
 }
 
 impl Volume {
@@ -24,6 +39,14 @@ impl Volume {
     }
 
     pub fn at(tmp: tempfile::TempDir) -> Volume {
+        Volume::open(Tmp::Owned(tmp))
+    }
+
+    pub fn at_path(path: PathBuf) -> Volume {
+        Volume::open(Tmp::Lent(path))
+    }
+
+    fn open(tmp: Tmp) -> Volume {
         let volume = Directory::open(tmp.path(), OpenOptions { create_private: true }).unwrap();
         Volume { tmp, volume, ids: AtomicU64::new(1) }
     }
