@@ -60,6 +60,20 @@ struct Spot<'a> {
     name: &'a CStr,
     /// The directory, if it is one of the volume.
     open: Option<&'a DirFd>,
+    /// True for the victim's name in limbo: what an exchange brings out is where it belongs.
+    is_limbo: bool,
+}
+
+impl<'a> Spot<'a> {
+    /// A name in a directory of the volume.
+    fn in_volume(dir: &'a DirFd, name: &'a CStr) -> Spot<'a> {
+        Spot { dir: dir.as_fd(), name, open: Some(dir), is_limbo: false }
+    }
+
+    /// A name in a private directory.
+    fn in_private(dir: &'a OwnedFd, name: &'a CStr) -> Spot<'a> {
+        Spot { dir: dir.as_fd(), name, open: None, is_limbo: false }
+    }
 }
 
 impl Directory {
@@ -93,13 +107,9 @@ impl Directory {
         victim: Option<&Victim>,
     ) -> Result<Placed, ApplyError> {
         let private_name = staged.name();
-        let from = Spot {
-            dir: match &staged.beside {
-                Some(dir) => dir.as_fd(),
-                None => self.private()?.staging.as_fd(),
-            },
-            name: private_name.get(),
-            open: staged.beside.as_ref(),
+        let from = match &staged.beside {
+            Some(dir) => Spot::in_volume(dir, private_name.get()),
+            None => Spot::in_private(&self.private()?.staging, private_name.get()),
         };
         let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
         let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
@@ -142,7 +152,7 @@ impl Directory {
         }
         let guard = self.check_victim(dir, name, victim)?;
         let cname = CName::new(name);
-        let spot = Spot { dir: dir.as_fd(), name: cname.get(), open: Some(dir) };
+        let spot = Spot::in_volume(dir, cname.get());
         let (limbo_name, mut limbo) = self.to_limbo(spot, id, &victim.node)?;
         let private = self.private()?;
         let now_at = match limbo.beside {
@@ -155,7 +165,7 @@ impl Directory {
                 Ok(Some(limbo))
             }
             Err(out) => {
-                let back = self.rename(now_at, limbo_name.get(), dir.as_fd(), cname.get(), false);
+                let back = self.rename(now_at, limbo_name.get(), dir.as_fd(), cname.get());
                 let limbo = back.is_err().then(|| Limbo { key: out.unwrap_or(limbo.key), ..limbo });
                 Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
             }
@@ -200,7 +210,7 @@ impl Directory {
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
         let cname = CName::new(from_name);
-        let from = Spot { dir: from_dir.as_fd(), name: cname.get(), open: Some(from_dir) };
+        let from = Spot::in_volume(from_dir, cname.get());
         let limbo = self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)?;
         self.moved(key, &look.fingerprint(), to_dir, to_name, limbo)
     }
@@ -225,8 +235,8 @@ impl Directory {
         }
     }
 
-    /// Gives a leaf another name, in place of `victim` or, without one, at a free name. `id` names the new link in
-    /// staging, and then the victim in limbo.
+    /// Gives a leaf another name, in place of `victim` or, without one, at a free name. `id` names the new link, and then
+    /// the victim, in limbo.
     ///
     /// # Errors
     /// As [`Directory::rename_node`].
@@ -242,32 +252,55 @@ impl Directory {
         id: StageId,
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
-        let staging = self.private()?.staging.as_fd();
-        let (source, name) = (CName::new(from_name), id.name());
-        match rustix::fs::linkat(from_dir, source.get(), staging, name.get(), AtFlags::empty()) {
+        let source = CName::new(from_name);
+        let (name, beside) = (id.name(), id.beside(LIMBO_PART));
+        let (private, is_limbo) = (self.private()?, self.0.capabilities.exchange);
+        let dir = if is_limbo { &private.limbo } else { &private.staging };
+        let private = Spot { is_limbo, ..Spot::in_private(dir, name.get()) };
+        let link = |to: &Spot<'_>| {
+            let link = || rustix::fs::linkat(from_dir, source.get(), to.dir, to.name, AtFlags::empty());
+            self.in_writable(&[to.open], link)
+        };
+        let (temporary, linked) = match link(&private) {
+            Err(Errno::XDEV) => {
+                let beside = Spot { is_limbo, ..Spot::in_volume(to_dir, beside.get()) };
+                (beside, link(&beside))
+            }
+            other => (private, other),
+        };
+        match linked {
             Err(Errno::NOENT) => return Err(ApplyError::raced(from_name.as_bytes())),
             other => other.doing("link", from_name.as_bytes())?,
         }
-        let drop_link = || {
-            // The inode has another name, or is in limbo's care under this one; either way no content goes.
-            let kept = stat::stat_name(staging, name.get()).is_ok_and(|stat| stat.stx_nlink > 1);
-            if kept {
-                let _ = rustix::fs::unlinkat(staging, name.get(), AtFlags::empty());
+        self.show_link(temporary, key, to_dir, to_name, victim, id)
+            .and_then(|limbo| self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
+    }
+
+    /// Moves a link just made to its place; if that fails, takes it away again.
+    fn show_link(
+        &self,
+        from: Spot<'_>,
+        key: &NodeKey,
+        to_dir: &DirFd,
+        to_name: &Name,
+        victim: Option<&Victim>,
+        id: StageId,
+    ) -> Result<Option<Limbo>, ApplyError> {
+        let linked = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
+        let shown = match linked {
+            Ok(linked) if linked.key == *key => {
+                self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)
             }
+            _ => Err(ApplyError::raced(to_name.as_bytes())),
         };
-        let linked = stat::look_name(self.0.capabilities.identity, staging, name.get());
-        if !linked.is_ok_and(|linked| linked.key == *key) {
-            drop_link();
-            return Err(ApplyError::raced(from_name.as_bytes()));
-        }
-        let from = Spot { dir: staging, name: name.get(), open: None };
-        match self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id) {
-            Ok(limbo) => self.moved(key, &look.fingerprint(), to_dir, to_name, limbo),
-            Err(e) => {
-                drop_link();
-                Err(e)
+        if shown.is_err() {
+            let left = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
+            // Only a name that is one of several goes: never the last one of a user's file.
+            if left.is_ok_and(|left| left.key == *key && left.stat.stx_nlink > 1) {
+                let _ = rustix::fs::unlinkat(from.dir, from.name, AtFlags::empty());
             }
         }
+        shown
     }
 
     /// Makes a directory at a free name.
@@ -374,13 +407,13 @@ impl Directory {
         self.look_expected(dir, name, key)?;
         let limbo = self.private()?.limbo.as_fd();
         let (cname, parked) = (CName::new(name), parked_name(id));
-        self.in_writable(&[Some(dir)], || self.rename(dir.as_fd(), cname.get(), limbo, parked.get(), false))
+        self.in_writable(&[Some(dir)], || self.rename(dir.as_fd(), cname.get(), limbo, parked.get()))
             .doing("park", name.as_bytes())?;
         let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
         if look.is_ok_and(|look| look.key == *key) {
             return Ok(());
         }
-        let back = self.rename(limbo, parked.get(), dir.as_fd(), cname.get(), false);
+        let back = self.rename(limbo, parked.get(), dir.as_fd(), cname.get());
         let limbo =
             back.is_err().then(|| Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown });
         Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
@@ -398,7 +431,7 @@ impl Directory {
         limbo: StageId,
     ) -> Result<Placed, ApplyError> {
         let parked = parked_name(id);
-        let from = Spot { dir: self.private()?.limbo.as_fd(), name: parked.get(), open: None };
+        let from = Spot::in_private(&self.private()?.limbo, parked.get());
         let look = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
         let look = look.doing("unpark", name.as_bytes())?;
         if look.key != *key {
@@ -409,13 +442,19 @@ impl Directory {
     }
 
     /// Removes files from limbo for good; to be called after the seal. Those that are not what they should be are kept
-    /// and returned, as are those beside their directory (see [`DirFd::drop_limbo`]).
+    /// and returned, as are those beside their place if the directory is not open any more and cannot be opened by its
+    /// key (see [`DirFd::drop_limbo`]).
     pub fn drop_limbo(&self, limbo: &[Limbo]) -> Result<Vec<Limbo>, VolumeError> {
         let dir = self.private()?.limbo.as_fd();
         let mut kept = Vec::new();
         for one in limbo {
-            let gone = one.beside.is_none()
-                && self.unlink_verified(dir, one.id.name().get().to_bytes(), &one.key)?;
+            let gone = match &one.beside {
+                None => self.unlink_verified(dir, one.id.name().get().to_bytes(), &one.key)?,
+                Some(beside) => match self.known_dir(beside) {
+                    Some(dir) => dir.drop_limbo(one)?,
+                    None => false,
+                },
+            };
             if !gone {
                 kept.push(one.clone());
             }
@@ -458,7 +497,7 @@ impl Directory {
         name: &Name,
     ) -> Result<(), ApplyError> {
         let to = CName::new(name);
-        let rename = || self.rename(from.dir, from.name, dir.as_fd(), to.get(), false);
+        let rename = || self.rename(from.dir, from.name, dir.as_fd(), to.get());
         match self.in_writable(&[from.open, Some(dir)], rename) {
             Err(Errno::EXIST) => return Err(self.unexpected(dir, name)),
             Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
@@ -467,7 +506,7 @@ impl Directory {
         // From the private directory only we move; from the volume somebody may have been faster.
         if from.open.is_some() && !dir.look_raw(name).is_ok_and(|look| look.key == *moved.key) {
             // If it does not go back, it is still a user's file at a name of the volume: it is looked at.
-            let _ = self.rename(dir.as_fd(), to.get(), from.dir, from.name, false);
+            let _ = self.rename(dir.as_fd(), to.get(), from.dir, from.name);
             return Err(ApplyError::raced(name.as_bytes()));
         }
         Ok(())
@@ -625,14 +664,17 @@ impl Directory {
         let doing = "move into limbo";
         let limbo = Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown };
         let name = id.name();
+        if from.is_limbo {
+            let beside = from.open.map(|dir| dir.key().clone());
+            return Ok((name, Limbo { beside, ..limbo }));
+        }
         let private = self.private()?.limbo.as_fd();
-        let rename = || self.rename(from.dir, from.name, private, name.get(), false);
+        let rename = || self.rename(from.dir, from.name, private, name.get());
         match (self.in_writable(&[from.open], rename), from.open) {
             (Ok(()), _) => Ok((name, limbo)),
             (Err(Errno::XDEV), Some(dir)) => {
                 let name = id.beside(LIMBO_PART);
-                self.rename(from.dir, from.name, from.dir, name.get(), false)
-                    .doing(doing, from.name.to_bytes())?;
+                self.rename(from.dir, from.name, from.dir, name.get()).doing(doing, from.name.to_bytes())?;
                 Ok((name, Limbo { beside: Some(dir.key().clone()), ..limbo }))
             }
             (Err(Errno::NOENT), _) => Err(ApplyError::raced(from.name.to_bytes())),
@@ -640,18 +682,14 @@ impl Directory {
         }
     }
 
-    /// Renames; over nothing unless `replace`.
+    /// Renames, over nothing.
     fn rename(
         &self,
         from_dir: BorrowedFd<'_>,
         from: &CStr,
         to_dir: BorrowedFd<'_>,
         to: &CStr,
-        replace: bool,
     ) -> Result<(), Errno> {
-        if replace {
-            return rustix::fs::renameat(from_dir, from, to_dir, to);
-        }
         if self.0.capabilities.noreplace {
             return rustix::fs::renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE);
         }

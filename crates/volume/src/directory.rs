@@ -209,6 +209,16 @@ impl Directory {
         Ok(DirFd::new(self.clone(), open))
     }
 
+    /// The directory with this key, if it is open or can be opened by its key.
+    pub(crate) fn known_dir(&self, key: &NodeKey) -> Option<DirFd> {
+        if let Some(open) = self.dirs().get(key) {
+            return Some(DirFd::new(self.clone(), Arc::clone(open)));
+        }
+        let fd = self.open_by_key(key).ok()?;
+        let mount = stat::mount_of(&stat::stat_fd(&fd).ok()?);
+        Some(DirFd::new(self.clone(), Arc::new(OpenDir { fd, key: key.clone(), mount })))
+    }
+
     /// Forgets the directories kept open. To be called when a directory was moved or removed by somebody else:
     /// an open one may lie outside the root by now.
     pub fn invalidate_dirs(&self) {
