@@ -201,8 +201,10 @@ pub fn link(tx: &mut Tx<'_>, node: &NodeKey, to: Spot<'_>) -> Result<()> {
     };
     names::make_firm(tx, node)?;
     let owner = records::owner_at(tx, (&dir, &name))?;
-    // A new name may be the lowest one, which is where extra siblings are shown.
-    settle::extras_of(tx, owner, None)?;
+    if names::would_be_lowest(tx, owner)? {
+        // Extra siblings are shown at the lowest name: they would move there.
+        settle::extras_of(tx, owner, None)?;
+    }
     let claim = names::add_link(tx, owner, node, to)?;
     records::add_place(tx, to, Place { node: node.clone(), claims: vec![claim], conflict_of: None })?;
     names::follow_version(tx, node, owner, claim.version)
@@ -231,10 +233,6 @@ fn rename_dir(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> R
 fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: Option<Place>) -> Result<()> {
     let claim = records::owner_at(tx, from)?;
     settle::other_names(tx, from)?;
-    let place = must_place(tx, from)?;
-    if names::is_whole(tx, &place)? {
-        settle::extras_of(tx, claim, Some(claim.link))?;
-    }
     // Replacing another version of the same entry chooses among siblings.
     let mut chosen = false;
     if over.is_some() {

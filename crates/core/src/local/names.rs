@@ -140,6 +140,8 @@ pub(super) fn retitle(
     let owner = lowest_twin(place, first);
     drop_claims(tx, from, place, Some(owner))?;
     if is_whole(tx, place)? {
+        // Siblings shown beside the name would follow it.
+        settle::extras_of(tx, owner, Some(owner.link))?;
         set_at(tx, owner, &place.node, to, chosen)
     } else {
         split(tx, owner, &place.node, to)
@@ -221,6 +223,14 @@ pub(super) fn add_link(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'
         Ok(())
     })?;
     Ok(Claim { entry: owner.entry, link: LinkId(dot), name_dot: dot, version })
+}
+
+/// True if a new name of the entry would come before those that are shown.
+pub(super) fn would_be_lowest(tx: &mut Tx<'_>, owner: Claim) -> Result<bool> {
+    let row = tx.entry_must(owner.entry)?;
+    let lowest = row.entry.shown_links().iter().map(|l| l.id.0.replica).min();
+    // Of this replica's own names the new one is the last.
+    Ok(lowest.is_none_or(|r| tx.me() < r))
 }
 
 fn insert_link(e: &mut Entry, link: Link) {

@@ -66,7 +66,7 @@ pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> 
         let extra = |c: &Claim| {
             c.entry == claim.entry && c.version != claim.version && link.is_none_or(|l| l == c.link)
         };
-        if place.conflict_of.is_some() && place.claims.first().is_some_and(extra) {
+        if place.claims.first().is_some_and(extra) && !names::is_whole(tx, &place)? {
             settle(tx, (&dir, &name), &place)?;
         }
     }

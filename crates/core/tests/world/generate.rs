@@ -21,6 +21,8 @@ struct Maker {
     /// Share of acts among the steps: one in so many.
     acts: usize,
     collect: bool,
+    /// Indexes get lost.
+    forget: bool,
     next_token: u64,
 }
 
@@ -32,7 +34,8 @@ pub fn world(seed: u64) -> (Rules, Vec<Step>, Verdict) {
     let (hard_links, collect) = (rng.one_in(2), rng.one_in(3));
     let acts = 1 + rng.below(3);
     let count = 20 + rng.below(60);
-    let mut m = Maker { rng, habit, hard_links, acts, collect, next_token: 1 };
+    let forget = !rules.serial && !rules.own_dirs && rng.one_in(8);
+    let mut m = Maker { rng, habit, hard_links, acts, collect, forget, next_token: 1 };
     let mut steps: Vec<Step> = Vec::new();
     let mut w = World::new(rules.clone());
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -87,6 +90,17 @@ impl Maker {
     /// Some things are there from the start, everywhere.
     fn begin(&mut self, w: &mut World, steps: &mut Vec<Step>) -> Verdict {
         let mut start = Vec::new();
+        if !w.rules.serial && !w.rules.own_dirs && w.rules.sites > 1 && self.rng.one_in(8) {
+            let i = 1 + self.rng.below(w.rules.sites - 1);
+            start.push(Step::Blind(i));
+            for f in ["x", "y", "a/x"] {
+                if f == "a/x" {
+                    start.push(Step::Act(i, Op::Mkdir("a".into())));
+                }
+                let token = 1_000_000 + self.rng.next() % 3;
+                start.push(Step::Act(i, Op::Create(f.into(), token)));
+            }
+        }
         if w.rules.own_dirs {
             for i in 0..w.rules.sites {
                 start.push(Step::Act(i, Op::Mkdir(format!("s{i}"))));
@@ -135,6 +149,8 @@ impl Maker {
             4 if w.wire_len() > 0 && self.rng.one_in(2) => Step::Lose(self.rng.below(w.wire_len())),
             5..=6 => Step::Sync(a, b),
             7 if self.collect => Step::Collect(i),
+            8 if w.sites[i].blind => Step::Join(i),
+            8 if self.forget && self.rng.one_in(8) => Step::Forget(i),
             _ => Step::Show(i),
         }
     }

@@ -1,6 +1,7 @@
 //! One replica: an index in memory, a simulated disk, and a user who works on that disk.
 
 use crate::disk::{Disk, ROOT, Seen, Tree};
+use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Origin};
 use driftless_core::rows::{MemStore, Store};
 use driftless_core::tree;
@@ -16,12 +17,12 @@ pub struct Site {
     /// Added to the world's clock.
     pub skew_ns: u64,
     pub clock_ns: u64,
-    /// Where this site is in the feeds of others.
-    pub cursors: BTreeMap<usize, u64>,
     /// Greatest feed position ever sent.
     pub shipped_n: u64,
     /// The planner has looked at the feed up to here.
     pub plan_cursor: u64,
+    /// The user works, but nobody watches: there is no index of this disk yet.
+    pub blind: bool,
     /// What its disk shows everything of.
     pub shown: VersionVector,
 }
@@ -59,14 +60,48 @@ impl Site {
             epoch,
             skew_ns,
             clock_ns: 0,
-            cursors: BTreeMap::new(),
             shipped_n: 0,
             plan_cursor: 0,
+            blind: false,
             shown: VersionVector::new(),
         };
         let root = site.disk.looked(ROOT);
         site.tx(|tx| local::init_root(tx, &root));
         site
+    }
+
+    /// Forgets the index and goes on as another replica, with what is on the disk.
+    pub fn forget(&mut self, number: usize) {
+        let mut fresh = Site::new(number, self.epoch, self.skew_ns);
+        fresh.clock_ns = self.clock_ns;
+        fresh.disk = std::mem::replace(&mut self.disk, Disk::new());
+        fresh.blind = true;
+        *self = fresh;
+    }
+
+    /// Takes the disk into the index, after all that peers know has been read.
+    pub fn scan(&mut self, lost_index: bool) -> Vec<(Vec<Name>, Adopted)> {
+        self.blind = false;
+        let adoption = self.tx(|tx| Adoption::new(tx, lost_index));
+        let mut out = Vec::new();
+        for (path, ino) in self.disk.paths() {
+            let Some((name, above)) = path.split_last() else { continue };
+            let dir = self.ino(above);
+            let looked = self.disk.looked(ino);
+            let adopted = self.tx(|tx| adoption.adopt(tx, (&Disk::key(dir), name), &looked));
+            if adopted == Adopted::RemovedElsewhere {
+                self.disk.take(dir, name);
+            }
+            out.push((path, adopted));
+        }
+        out
+    }
+
+    /// Runs the translation of what the user did.
+    fn translate(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<()>) {
+        if !self.blind {
+            self.tx(f);
+        }
     }
 
     /// Runs a transaction and commits it.
@@ -110,8 +145,9 @@ impl Site {
     fn component(&self, dir: u64, text: &str) -> Option<Name> {
         let Some((base, k)) = text.split_once('~') else { return Name::new(text.as_bytes()).ok() };
         let k: usize = k.parse().ok()?;
-        let copies = self.disk.inodes.get(&dir)?.names.keys().filter(|n| base_of(n).as_deref() == Some(base));
-        copies.skip(k).next().cloned()
+        let mut copies =
+            self.disk.inodes.get(&dir)?.names.keys().filter(|n| base_of(n).as_deref() == Some(base));
+        copies.nth(k).cloned()
     }
 
     /// Directory and name of a path; the name need not exist.
@@ -189,7 +225,7 @@ impl Site {
         let ino = self.disk.new_inode(kind, content, if kind.is_dir() { 0o755 } else { 0o644 });
         self.disk.put(dir, &name, ino);
         let looked = self.disk.looked(ino);
-        self.tx(|tx| local::create(tx, (&Disk::key(dir), &name), &looked, Origin::User));
+        self.translate(|tx| local::create(tx, (&Disk::key(dir), &name), &looked, Origin::User));
         Some(())
     }
 
@@ -202,7 +238,7 @@ impl Site {
         }
         inode.content = Some(content);
         let looked = self.disk.looked(ino);
-        self.tx(|tx| local::write(tx, &looked));
+        self.translate(|tx| local::write(tx, &looked));
         Some(())
     }
 
@@ -215,7 +251,7 @@ impl Site {
         self.disk.take(dir, &name);
         self.disk.put(dir, &name, ino);
         let looked = self.disk.looked(ino);
-        self.tx(|tx| local::replace(tx, (&Disk::key(dir), &name), &looked));
+        self.translate(|tx| local::replace(tx, (&Disk::key(dir), &name), &looked));
         Some(())
     }
 
@@ -229,10 +265,10 @@ impl Site {
         self.disk.put(dir, &temp, ino);
         let looked = self.disk.looked(ino);
         let dir_key = Disk::key(dir);
-        self.tx(|tx| local::create(tx, (&dir_key, &temp), &looked, Origin::User));
+        self.translate(|tx| local::create(tx, (&dir_key, &temp), &looked, Origin::User));
         self.disk.rename((dir, &temp), (dir, &name));
         let shipped_n = self.shipped_n;
-        self.tx(|tx| local::rename(tx, (&dir_key, &temp), (&dir_key, &name), shipped_n));
+        self.translate(|tx| local::rename(tx, (&dir_key, &temp), (&dir_key, &name), shipped_n));
         Some(())
     }
 
@@ -253,7 +289,7 @@ impl Site {
         }
         self.disk.rename((dir, &name), (to_dir, &to_name));
         let shipped_n = self.shipped_n;
-        self.tx(|tx| local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n));
+        self.translate(|tx| local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n));
         Some(())
     }
 
@@ -264,7 +300,7 @@ impl Site {
             return None;
         }
         self.disk.put(to_dir, &to_name, ino);
-        self.tx(|tx| local::link(tx, &Disk::key(ino), (&Disk::key(to_dir), &to_name)));
+        self.translate(|tx| local::link(tx, &Disk::key(ino), (&Disk::key(to_dir), &to_name)));
         Some(())
     }
 
@@ -274,7 +310,7 @@ impl Site {
             return None;
         }
         self.disk.take(dir, &name);
-        self.tx(|tx| local::unlink(tx, (&Disk::key(dir), &name)));
+        self.translate(|tx| local::unlink(tx, (&Disk::key(dir), &name)));
         Some(())
     }
 
@@ -284,7 +320,7 @@ impl Site {
             return None;
         }
         self.disk.take(dir, &name);
-        self.tx(|tx| local::rmdir(tx, (&Disk::key(dir), &name)));
+        self.translate(|tx| local::rmdir(tx, (&Disk::key(dir), &name)));
         Some(())
     }
 
@@ -292,7 +328,7 @@ impl Site {
         let (_, _, ino) = self.existing(path)?;
         self.disk.inodes.get_mut(&ino)?.mode = mode;
         let looked = self.disk.looked(ino);
-        self.tx(|tx| local::attrs(tx, &looked));
+        self.translate(|tx| local::attrs(tx, &looked));
         Some(())
     }
 

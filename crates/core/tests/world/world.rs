@@ -3,9 +3,9 @@
 use crate::disk::{Disk, Seen, Tree};
 use crate::naive;
 use crate::site::{Op, Site, base_of, same, same_at_once};
+use driftless_core::link::{Batch, Receiver, SendLimits, Sender, peer_row};
 use driftless_core::rows::Table;
 use driftless_core::tree;
-use driftless_core::tx::{Known, Tx};
 use driftless_core::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +26,12 @@ pub enum Step {
     Show(usize),
     /// Tombstones that nobody needs go.
     Collect(usize),
+    /// The index is lost: the site goes on as another replica, reads what all others know and takes its disk in.
+    Forget(usize),
+    /// A site has no index yet.
+    Blind(usize),
+    /// A site that worked without an index gets one, reads what all others know and takes its disk in.
+    Join(usize),
 }
 
 /// What kind of world it is.
@@ -48,10 +54,7 @@ pub struct Rules {
 struct Message {
     from: usize,
     to: usize,
-    after: u64,
-    upto: u64,
-    entries: Vec<Entry>,
-    knowledge: Option<VersionVector>,
+    batch: Batch,
 }
 
 /// What is known about one content.
@@ -70,6 +73,8 @@ pub struct World {
     pub sites: Vec<Site>,
     wire: Vec<Message>,
     clock_ns: u64,
+    /// How often an index was lost.
+    pub forgotten: usize,
     tokens: BTreeMap<Digest, Token>,
     /// One state per merge seen, for the algebra.
     samples: Vec<Entry>,
@@ -88,6 +93,7 @@ impl World {
             sites,
             wire: Vec::new(),
             clock_ns: TICK_NS,
+            forgotten: 0,
             tokens: BTreeMap::new(),
             samples: Vec::new(),
         }
@@ -109,10 +115,7 @@ impl World {
     }
 
     pub fn step(&mut self, step: &Step) -> Verdict {
-        self.clock_ns += TICK_NS;
-        for s in &mut self.sites {
-            s.clock_ns = self.clock_ns;
-        }
+        self.tick();
         match step {
             Step::Act(i, op) => {
                 let done = self.act(*i, op)?;
@@ -136,16 +139,37 @@ impl World {
                 }
             }
             Step::Sync(a, b) => {
-                self.send(*a, *b, usize::MAX);
-                let m = self.wire.pop().unwrap();
-                self.deliver(&m)?;
+                self.sync(*a, *b)?;
             }
             Step::Show(i) => {
                 self.show(*i)?;
             }
             Step::Collect(i) => self.collect(*i)?,
+            Step::Forget(i) => {
+                self.forgotten += 1;
+                let number = self.sites.len() * 100 + self.forgotten;
+                self.sites[*i].forget(number);
+                self.wire.retain(|m| m.from != *i && m.to != *i);
+                self.adopt(*i, true)?;
+            }
+            Step::Blind(i) => self.sites[*i].blind = true,
+            Step::Join(i) => {
+                if self.sites[*i].blind {
+                    self.adopt(*i, false)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn adopt(&mut self, i: usize, lost_index: bool) -> Verdict {
+        for other in (0..self.sites.len()).filter(|o| *o != i) {
+            if !self.sites[other].blind {
+                self.sync(other, i)?;
+            }
+        }
+        self.sites[i].scan(lost_index);
+        self.check_records(i)
     }
 
     pub fn wire_len(&self) -> usize {
@@ -154,8 +178,29 @@ impl World {
 
     // ----- users
 
+    /// One act, a moment later.
+    pub fn act_at(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        self.tick();
+        self.act(i, op)
+    }
+
+    fn tick(&mut self) {
+        self.clock_ns += TICK_NS;
+        for s in &mut self.sites {
+            s.clock_ns = self.clock_ns;
+        }
+    }
+
     /// True if the user could do it.
-    pub fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+    fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        if self.sites[i].blind {
+            let before = self.sites[i].disk.tree();
+            let done = self.sites[i].act(op);
+            if done {
+                self.note(i, op, &before, Vec::new());
+            }
+            return Ok(done);
+        }
         let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
         let touched = self.touched(i, op);
@@ -211,11 +256,11 @@ impl World {
             let Some((dir, name)) = site.spot(p) else { continue };
             let Some(ino) = site.disk.get(dir, &name) else { continue };
             out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
-            // Settling gives new names to the copies beside it.
-            for (other, ino) in &site.disk.inodes[&dir].names {
-                if base_of(other).is_some() {
-                    out.extend(site.disk.inodes[ino].content.as_ref().map(Content::identity));
-                }
+        }
+        // Settling gives entries of their own to copies, here and beside other names of the same file.
+        for (path, ino) in site.disk.paths() {
+            if base_of(&path[path.len() - 1]).is_some() {
+                out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
             }
         }
         out
@@ -248,50 +293,37 @@ impl World {
 
     // ----- the network
 
+    /// Builds the next batch of a new connection, if there is anything to tell.
     fn send(&mut self, a: usize, b: usize, limit: usize) {
-        let theirs = self.sites[b].knowledge();
-        let after = self.sites[b].cursors.get(&a).copied().unwrap_or(0);
-        let m = self.sites[a].read(|tx| {
-            let rows = tx.feed_after(after, limit)?;
-            let upto = rows.last().map_or(after, |r| r.0);
-            let mut entries = Vec::new();
-            let mut sent = BTreeSet::new();
-            for (_, id) in rows {
-                close(tx, id, &theirs, &mut sent, &mut entries)?;
-            }
-            let head = tx.feed_after(upto, 1)?.is_empty();
-            let knowledge =
-                if head { Some(driftless_core::tx::knowledge_vv(&tx.knowledge()?)) } else { None };
-            Ok(Message { from: a, to: b, after, upto, entries, knowledge })
-        });
+        let (peer, theirs) = (self.sites[b].me, self.sites[b].knowledge());
+        let from = self.sites[a].me;
+        let cursor = self.sites[b].read(|tx| Ok(peer_row(tx, from)?.cursor));
+        let limits = SendLimits {
+            batch_bytes: u64::MAX,
+            first_batch_bytes: u64::MAX,
+            batch_entries: limit,
+            relay_delay_ms: 0,
+            inline: false,
+            ..SendLimits::default()
+        };
+        let mut sender = Sender::new(peer, cursor, theirs, limits);
+        let out = self.sites[a].read(|tx| sender.poll(tx, 0));
         self.sites[a].shipped_n = self.sites[a].head();
-        self.wire.push(m);
+        self.wire.extend(out.map(|o| Message { from: a, to: b, batch: o.batch }));
     }
 
     fn deliver(&mut self, m: &Message) -> Verdict {
         if self.samples.len() < 200 {
-            self.samples.extend(m.entries.iter().take(3).cloned());
+            self.samples.extend(m.batch.entries.iter().take(3).cloned());
         }
-        let knowledge = self.sites[m.to].knowledge();
-        let cursor = self.sites[m.to].cursors.get(&m.from).copied().unwrap_or(0);
-        self.sites[m.to].tx(|tx| {
-            for e in &m.entries {
-                tree::receive(tx, e, &knowledge)?;
-            }
-            if m.after <= cursor
-                && let Some(k) = &m.knowledge
-            {
-                let mine = tx.knowledge()?;
-                for (r, n) in k.iter() {
-                    if r != tx.me() && mine.get(&r).is_none_or(|k| k.n < n) {
-                        tx.set_known(r, Known { n, tag: 0 });
-                    }
-                }
-            }
-            Ok(())
-        });
-        if m.after <= cursor {
-            self.sites[m.to].cursors.insert(m.from, cursor.max(m.upto));
+        let from = self.sites[m.from].me;
+        let merged = self.sites[m.to].tx(|tx| Ok(Receiver::new(from).handle_batch(tx, &m.batch)));
+        let merged = merged.map_err(|e| e.to_string())?;
+        if !merged.receipt.refused.is_empty() {
+            return Err(format!("refused: {:?}", merged.receipt.refused));
+        }
+        if !merged.anomalies.is_empty() {
+            return Err(format!("{:?}", merged.anomalies));
         }
         self.check_records(m.to)
     }
@@ -300,6 +332,9 @@ impl World {
 
     /// False if some content is nowhere to be had.
     fn show(&mut self, i: usize) -> Result<bool, String> {
+        if self.sites[i].blind {
+            return Ok(true);
+        }
         let available: BTreeSet<Digest> = self.sites.iter().flat_map(|s| s.disk.identities()).collect();
         let shown = self.sites[i].knowledge();
         let done = if self.rules.planner {
@@ -337,8 +372,8 @@ impl World {
         for _ in 0..200 {
             let before: Vec<u64> = self.sites.iter().map(Site::head).collect();
             for (a, b) in self.rules.edges.clone() {
-                self.step_quietly(a, b)?;
-                self.step_quietly(b, a)?;
+                self.sync(a, b)?;
+                self.sync(b, a)?;
             }
             if before == self.sites.iter().map(Site::head).collect::<Vec<_>>() {
                 let mut missing: Vec<usize> = (0..self.sites.len()).collect();
@@ -351,7 +386,8 @@ impl World {
                     }
                     missing = still;
                 }
-                if !missing.is_empty() {
+                // What only a lost index said to be overwritten nobody has.
+                if !missing.is_empty() && self.forgotten == 0 {
                     return Err(format!("a content that {missing:?} want is nowhere"));
                 }
                 return Ok(());
@@ -360,8 +396,12 @@ impl World {
         Err("no rest after 200 rounds".into())
     }
 
-    fn step_quietly(&mut self, a: usize, b: usize) -> Verdict {
+    fn sync(&mut self, a: usize, b: usize) -> Verdict {
+        let before = self.wire.len();
         self.send(a, b, usize::MAX);
+        if self.wire.len() == before {
+            return Ok(());
+        }
         let m = self.wire.pop().unwrap();
         self.deliver(&m)
     }
@@ -371,6 +411,11 @@ impl World {
         // What is still on its way arrives, in any order.
         while let Some(m) = self.wire.pop() {
             self.deliver(&m)?;
+        }
+        for i in 0..self.sites.len() {
+            if self.sites[i].blind {
+                self.adopt(i, false)?;
+            }
         }
         self.heal()?;
         self.check_converged()?;
@@ -441,7 +486,8 @@ impl World {
             }
             let known = |seen: &VersionVector| t.touched.iter().all(|(r, n)| seen.get(*r) >= *n);
             let causal = t.born <= 1 && t.dropped.iter().any(known);
-            if causal && shown.contains(d) && !self.rules.equal_contents {
+            let sure = self.forgotten == 0 && !self.rules.equal_contents;
+            if causal && sure && shown.contains(d) {
                 return Err(format!("resurrection of {d:?} in {}", print(&tree)));
             }
         }
@@ -479,6 +525,9 @@ impl World {
     /// Places, nodes and bound lists agree with each other and with the disk.
     fn check_records(&self, i: usize) -> Verdict {
         let site = &self.sites[i];
+        if site.blind {
+            return Ok(());
+        }
         let mut places = BTreeMap::new();
         let mut bound: BTreeMap<EntryId, BTreeSet<NodeKey>> = BTreeMap::new();
         let paths = site.disk.paths();
@@ -543,25 +592,6 @@ fn are_recorded(site: &Site) -> bool {
             .iter()
             .zip(&recorded)
             .all(|((p, s), (q, r))| p == q && s.0 == r.0 && s.1.iter().all(|m| r.1.contains(m)))
-}
-
-/// Ancestors that the receiver does not know come first.
-fn close(
-    tx: &mut Tx<'_>,
-    id: EntryId,
-    theirs: &VersionVector,
-    sent: &mut BTreeSet<EntryId>,
-    out: &mut Vec<Entry>,
-) -> driftless_core::Result<()> {
-    let Some(row) = tx.entry(id)? else { return Ok(()) };
-    if theirs.covers_all(&row.entry.ctx) || !sent.insert(id) {
-        return Ok(());
-    }
-    for l in &row.entry.links {
-        close(tx, l.at.parent, theirs, sent, out)?;
-    }
-    out.push(row.entry.clone());
-    Ok(())
 }
 
 pub fn print(tree: &Tree) -> String {
