@@ -13,34 +13,56 @@ pub(crate) struct Terminal {
     about: About,
     tally: Tally,
     bar: ProgressBar,
-    with_bar: bool,
+    drawn: Look,
+    text: String,
+}
+
+/// What the line looks like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// How much there is to do is not known yet.
+    Spinner,
+    /// It is.
+    Bar,
+    /// Nothing moves while nothing is done.
+    Still,
 }
 
 impl Terminal {
     /// Draws the first line on the standard error output.
     pub(crate) fn new(about: About, now: Instant) -> Terminal {
         let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(DRAWS_PER_S));
-        bar.set_style(line_style());
-        let mut terminal = Terminal { about, tally: Tally::new(now), bar, with_bar: false };
+        bar.set_style(style(Look::Spinner));
+        let tally = Tally::new(now);
+        let mut terminal = Terminal { about, tally, bar, drawn: Look::Spinner, text: String::new() };
         terminal.redraw(now);
         terminal
     }
 
     fn redraw(&mut self, now: Instant) {
         let (done, all) = self.tally.progress().work;
-        let with_bar = !self.tally.in_sync && all > 0;
-        if with_bar != self.with_bar {
-            self.bar.set_style(if with_bar { bar_style() } else { line_style() });
-            self.with_bar = with_bar;
+        let look = match (self.tally.in_sync, all) {
+            (true, _) => Look::Still,
+            (false, 0) => Look::Spinner,
+            (false, _) => Look::Bar,
+        };
+        let text = match look {
+            Look::Still => words::status(&self.tally, now),
+            _ => words::progress(&self.tally),
+        };
+        if look == Look::Still && self.drawn == look && self.text == text {
+            return;
         }
-        if with_bar {
+        if look != self.drawn {
+            self.bar.set_style(style(look));
+            self.drawn = look;
+        }
+        if look == Look::Bar {
             self.bar.set_length(all);
             self.bar.set_position(done);
         }
-        let text =
-            if self.tally.in_sync { words::status(&self.tally, now) } else { words::progress(&self.tally) };
-        self.bar.set_message(text);
-        self.bar.tick();
+        self.bar.set_message(text.clone());
+        self.text = text;
     }
 
     fn above(&self, text: &str) {
@@ -48,15 +70,16 @@ impl Terminal {
     }
 }
 
-// The templates are constants that indicatif accepts; if one did not, its own default would show.
-fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} [{bar:24}] {percent:>3}% {wide_msg}")
+fn style(look: Look) -> ProgressStyle {
+    let template = match look {
+        Look::Spinner => "{spinner} {wide_msg}",
+        Look::Bar => "{spinner} [{bar:24}] {percent:>3}% {wide_msg}",
+        Look::Still => "{wide_msg}",
+    };
+    // Constants that indicatif accepts; if it did not accept one, its own default would show.
+    ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
-}
-
-fn line_style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 impl Printer for Terminal {
