@@ -11,7 +11,7 @@ use crate::print::terminal::Terminal;
 use crate::print::{About, End, Printer, Verbosity};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use driftless_node::api::{Endpoint, Event, MaxDelete, Outcome, SessionError, Shared, SyncOptions};
-use driftless_node::roots;
+use driftless_node::filter::Filter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::{self, IsTerminal as _};
@@ -29,7 +29,6 @@ pub(crate) fn run(args: SyncArgs) -> Result<ExitCode, CliError> {
     let verbosity = Verbosity::of(args.verbose);
     let json = args.json;
     let options = options(args)?;
-    check_roots(&options)?;
     let about = About {
         ends: (endpoint::shown(&options.a), endpoint::shown(&options.b)),
         dry_run: options.shared.dry_run,
@@ -45,6 +44,9 @@ pub(crate) fn run(args: SyncArgs) -> Result<ExitCode, CliError> {
 fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
     let end = |text| endpoint::parse(text).map_err(|e| CliError::usage(e, "see driftless sync --help"));
     let (a, b) = (end(&args.a)?, end(&args.b)?);
+    Filter::new(&args.filters.0).map_err(|e| {
+        CliError::usage(e.to_string(), "correct the glob: * and ? match within a name, ** across names")
+    })?;
     let site_names = args.site_names.unwrap_or_else(|| site_names(&a, &b));
     Ok(SyncOptions {
         a,
@@ -80,18 +82,6 @@ fn site_names(a: &Endpoint, b: &Endpoint) -> (String, String) {
         ("A".into(), "B".into())
     } else {
         names
-    }
-}
-
-/// Checks local ends. The remote ones are checked where they are.
-fn check_roots(options: &SyncOptions) -> Result<(), SessionError> {
-    let local = |end: &Endpoint| match end {
-        Endpoint::Local(path) => roots::check_root(path).map(Some),
-        Endpoint::Ssh { .. } => Ok(None),
-    };
-    match (local(&options.a)?, local(&options.b)?) {
-        (Some(a), Some(b)) => roots::check_pair(&a, &b),
-        _ => Ok(()),
     }
 }
 
