@@ -681,7 +681,7 @@ fn a_long_chain_of_renames_needs_no_deep_stack() {
 
 #[test]
 fn what_a_filter_leaves_out_is_not_made() {
-    let (mut a, mut v) = (Author::new(1), Volume::new());
+    let (mut a, v) = (Author::new(1), Volume::new());
     let d = a.dir(ROOT, "out");
     a.file(d, "f", "x");
     a.file(ROOT, "in", "y");
@@ -756,8 +756,14 @@ impl Author {
         let name = |n: u8| ["a", "b", "c", "d"][usize::from(n)];
         let body = |n: u8| ["one", "two", "three", "four"][usize::from(n)];
         let (file, n) = match act {
-            Act::File(d, n, c) => return drop(self.file(self.pick_dir(*d), name(*n), body(*c))),
-            Act::Dir(d, n) => return drop(self.dir(self.pick_dir(*d), name(*n))),
+            Act::File(d, n, c) => {
+                self.file(self.pick_dir(*d), name(*n), body(*c));
+                return;
+            }
+            Act::Dir(d, n) => {
+                self.dir(self.pick_dir(*d), name(*n));
+                return;
+            }
             Act::Write(f, c) => (f, *c),
             Act::Rename(f, _, _, n) | Act::Link(f, _, n) | Act::Chmod(f, n) => (f, *n),
             Act::Unlink(f, _) | Act::Remove(f) => (f, 0),
