@@ -13,7 +13,7 @@ use crate::dirfd::DirFd;
 use crate::error::{ApplyError, Context, VolumeError};
 use crate::stage::{PrivateName, StageId, Staged};
 use crate::stat::{self, CName, Look, only_mtime};
-use crate::sys::{self, Writers};
+use crate::sys::Writers;
 use driftless_core::plan::{Outcome, Victim};
 use driftless_core::{Attrs, Fingerprint, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
@@ -363,7 +363,7 @@ impl Directory {
         if let Some(fd) = &open
             && kind == Kind::File
             && mtime.is_some()
-            && sys::writers(fd) == Writers::Some
+            && self.writers(fd) == Writers::Some
         {
             return Err(ApplyError::Busy { name: name.as_bytes().to_vec() });
         }
@@ -568,7 +568,7 @@ impl Directory {
         let open = rustix::fs::openat(from.dir, from.name, flags, Mode::empty());
         look.key == *moved.key
             && (now.size, now.mtime) == (ours.size, ours.mtime)
-            && open.is_ok_and(|fd| sys::writers(fd) != Writers::Some)
+            && open.is_ok_and(|fd| self.writers(fd) != Writers::Some)
     }
 
     /// Without `RENAME_EXCHANGE`: a second name in limbo keeps the victim, then a plain rename replaces it. Between
@@ -616,7 +616,7 @@ impl Directory {
             return Ok(None);
         }
         let open = self.reopen_to_read(&path, Kind::File);
-        match open.as_ref().map(sys::writers) {
+        match open.as_ref().map(|fd| self.writers(fd)) {
             Some(Writers::Some) => Err(ApplyError::Busy { name: name.as_bytes().to_vec() }),
             _ => Ok(open),
         }
@@ -635,7 +635,7 @@ impl Directory {
         let same = look.key == victim.node
             && (now.size, now.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime);
         let writers = match guard {
-            Some(fd) => sys::writers(fd),
+            Some(fd) => self.writers(fd),
             None if victim.kind == Kind::File => Writers::Unknown,
             None => Writers::None,
         };

@@ -14,12 +14,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// POSIX ACLs as the kernel names them.
 pub(crate) const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
-/// Kept by the kernel for itself, bound to this machine's key or to the inode: not to be carried elsewhere.
-const NOT_CARRIED: [&[u8]; 2] = [b"security.evm", b"security.ima"];
+/// Kept by the kernel for itself, bound to this machine's key or to the inode; or another view of the ACLs (XFS): not
+/// to be carried elsewhere.
+const NOT_CARRIED: [&[u8]; 4] =
+    [b"security.evm", b"security.ima", b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
 /// Tried first for names and values; most fit.
 const XATTR_BUFFER_LEN: usize = 1024;
 /// No value and no list of names is longer (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_LEN_MAX: usize = 65536;
+
+/// An attribute needs one block at most on most file systems, and another for the tree it is in.
+const SPARE_BLOCKS: u64 = 16;
 
 /// An inode whose attributes are read and set.
 pub(crate) enum Target<'a> {
@@ -235,14 +240,14 @@ fn set_xattrs(target: &Target<'_>, attrs: &Attrs, now: &Xattrs) -> Result<bool, 
         // Labels that the system puts on every inode are not taken away, only replaced.
         if !wanted && !name.starts_with(b"security.selinux") {
             changed = true;
-            allow_write_once(target, || target.remove(name))?;
+            absent_is_fine(target, allow_write_once(target, || target.remove(name)))?;
         }
     }
     for (name, value) in &attrs.xattrs {
         let same = now.binary_search_by(|(n, _)| n.cmp(name)).is_ok_and(|at| now[at].1 == *value);
         if !same && is_carried(name) {
             changed = true;
-            allow_write_once(target, || target.set(name, value))?;
+            absent_is_fine(target, allow_write_once(target, || target.set(name, value)))?;
         }
     }
     Ok(changed)
@@ -255,18 +260,24 @@ fn allow_write_once(target: &Target<'_>, act: impl Fn() -> Result<(), Errno>) ->
         Err(Errno::ACCESS) => {
             let mode = u32::from(stat::stat_fd(target.fd())?.stx_mode) & 0o7777;
             tolerate(target.chmod(mode | 0o600))?;
-            missing_is_fine(act())
+            act()
         }
-        other => missing_is_fine(other),
+        other => other,
     }
 }
 
-/// Not possible here, or gone already. (A full file system is a failure.)
-fn missing_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+/// An attribute that cannot be held here, or is gone already, is no failure.
+fn absent_is_fine(target: &Target<'_>, result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::NODATA | Errno::RANGE | Errno::TOOBIG) => Ok(()),
+        // Said of a full file system, and of attributes too large for an inode.
+        Err(Errno::NOSPC) if has_space(target) => Ok(()),
         other => tolerate(other),
     }
+}
+
+fn has_space(target: &Target<'_>) -> bool {
+    rustix::fs::fstatvfs(target.fd()).is_ok_and(|fs| fs.f_bavail >= SPARE_BLOCKS)
 }
 
 /// Sets what is `wanted` on `target` as it is now, and returns how it is then.

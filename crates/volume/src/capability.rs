@@ -27,7 +27,8 @@ pub struct Capabilities {
     pub exchange: bool,
     /// `RENAME_NOREPLACE` works.
     pub noreplace: bool,
-    /// Read leases tell whether somebody writes (for our own files; others need CAP_LEASE).
+    /// Read leases tell whether somebody writes (for our own files; others need CAP_LEASE). Not on stacked file systems:
+    /// there a mapping belongs to the file below.
     pub leases: bool,
     /// User xattrs can be stored.
     pub xattrs: bool,
@@ -80,6 +81,9 @@ const KNOWN: [(u64, &str, bool); 13] = [
     (0x4d44, "vfat", false),
 ];
 
+/// Names of file systems that pass files of others through.
+const STACKED: [&str; 2] = ["overlay", "fuse"];
+
 impl Capabilities {
     /// Tries things out. Writes only inside `private`, the private directory; without it what would need
     /// writing counts as absent.
@@ -95,7 +99,7 @@ impl Capabilities {
             identity,
             exchange: false,
             noreplace: false,
-            leases: false,
+            leases: known.is_none_or(|(_, name, _)| !STACKED.contains(name)),
             xattrs: false,
             reflink: false,
             syncfs: known.is_some_and(|(.., trusted)| *trusted),
@@ -144,7 +148,7 @@ impl Capabilities {
         self.probe_times(&second)?;
         drop((first, second));
         let read = rustix::fs::openat(private, a, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        self.leases = sys::writers(&read) == Writers::None;
+        self.leases &= sys::writers(&read) == Writers::None;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
 use crate::stat::{self, MountId};
-use crate::sys;
+use crate::sys::{self, Writers};
 use driftless_core::{Name, NodeKey, ReplicaId};
 use lru::LruCache;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
@@ -265,6 +265,14 @@ impl Directory {
         let Some((last, parents)) = path.split_last() else { return *node == self.0.root_key };
         let seen = self.dir(parents, None).and_then(|dir| dir.look(last));
         seen.is_ok_and(|seen| seen.is_some_and(|seen| seen.key == *node))
+    }
+
+    /// What a lease says about writers of the file behind `fd`, as far as leases are to be believed here.
+    pub(crate) fn writers(&self, fd: impl AsFd) -> Writers {
+        match sys::writers(fd) {
+            Writers::None if !self.0.capabilities.leases => Writers::Unknown,
+            said => said,
+        }
     }
 
     pub(crate) fn private(&self) -> Result<&Private, VolumeError> {

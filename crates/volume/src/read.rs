@@ -8,7 +8,7 @@ use crate::attrs::{Target, attrs_of};
 use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
 use crate::stat::{self, CName, Look};
-use crate::sys::{self, Writers};
+use crate::sys::Writers;
 use driftless_core::local::Looked;
 use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey};
 use rustix::buffer::spare_capacity;
@@ -135,7 +135,7 @@ impl DirFd {
         }
         let mut writers = Writers::Unknown;
         if stat::is_near(first.fingerprint().ctime, stat::now(), FLUSH_AGE_NS) {
-            writers = sys::writers(&fd);
+            writers = self.volume().writers(&fd);
             if writers != Writers::None {
                 rustix::fs::fdatasync(&fd)?;
                 first.stat = stat::stat_fd(&fd)?;

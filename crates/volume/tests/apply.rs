@@ -1,4 +1,5 @@
 //! Placing, moving, linking, removing: what is shown afterwards, and that no version is lost on the way.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A volume that is let go leaves nothing open. Alone in its file: it counts this process's descriptors.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What is staged is what is read back, for every kind of entry and attribute the file system holds.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Stores through mappings: no event, no new time stamp into a dirty page. The flush before the look makes them show.
-#![allow(unsafe_code, reason = "mmap")]
+#![allow(unsafe_code, clippy::unwrap_used, reason = "mmap; and tests may panic")]
 
 mod common;
 
@@ -48,8 +48,9 @@ fn a_second_store_into_a_dirty_page_changes_the_fingerprint() {
     if v.volume.capabilities().fs == "tmpfs" {
         return eprintln!("skipped: tmpfs has nothing to flush to");
     }
-    assert_ne!(first.looked.fingerprint, second.looked.fingerprint);
-    assert_ne!(first.looked.fingerprint, seen(&v.root(), "f").fingerprint);
+    // Where times are coarse, it says that it has to be looked at again.
+    assert!(first.looked.racy || first.looked.fingerprint != second.looked.fingerprint);
+    assert!(first.looked.racy || first.looked.fingerprint != seen(&v.root(), "f").fingerprint);
 }
 
 #[test]

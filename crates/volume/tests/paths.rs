@@ -1,4 +1,5 @@
 //! The way to directories: nothing leads out of the volume, nothing follows a symlink.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Users who act in the middle of what we do: no version is lost, whoever wins.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 

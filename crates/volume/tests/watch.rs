@@ -1,4 +1,5 @@
 //! Hearing of changes: every kind of operation of another process, with either kind of mark.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
 
