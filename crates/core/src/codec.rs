@@ -671,14 +671,26 @@ pub(crate) fn well_formed(e: &Entry) -> bool {
                 | (Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev, Content::Special { .. })
         )
     };
-    !e.id.is_root()
-        && e.data.is_sorted_by(|a, b| a.dot < b.dot)
+    if e.id.is_root() {
+        return root_well_formed(e);
+    }
+    e.data.is_sorted_by(|a, b| a.dot < b.dot)
         && e.links.is_sorted_by(|a, b| a.id < b.id)
         && e.hist.is_sorted_by(|a, b| a.0 < b.0)
         && e.data.iter().all(|v| fits(&v.content))
         && !e.links.is_empty()
         && (!e.kind.is_dir() || (e.links.len() == 1 && e.data.is_empty()))
         && (e.kind.is_dir() || (e.hist.is_empty() && e.meta.1.dir_mtime.is_none()))
+        && e.meta.1.xattrs.is_sorted_by(|a, b| a.0 < b.0)
+}
+
+/// The root has attributes and nothing else: it cannot be moved, removed or written to.
+fn root_well_formed(e: &Entry) -> bool {
+    e.kind.is_dir()
+        && e.data.is_empty()
+        && e.links.is_empty()
+        && e.hist.is_empty()
+        && e.removed.is_empty()
         && e.meta.1.xattrs.is_sorted_by(|a, b| a.0 < b.0)
 }
 

@@ -96,11 +96,7 @@ impl Stamp {
     /// A stamp of `replica` that is greater than `seen` and not before the wall clock `now_ns`
     /// (model finding G1).
     pub fn above(seen: Stamp, epoch: u64, now_ns: u64, replica: ReplicaId) -> Stamp {
-        Stamp {
-            epoch: epoch.max(seen.epoch),
-            clock_ns: now_ns.max(seen.clock_ns.saturating_add(1)),
-            replica,
-        }
+        Stamp { epoch: epoch.max(seen.epoch), clock_ns: now_ns.max(seen.clock_ns.saturating_add(1)), replica }
     }
 }
 impl fmt::Debug for Stamp {

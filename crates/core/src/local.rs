@@ -66,6 +66,33 @@ pub fn init_root(tx: &mut Tx<'_>, root: &Looked) -> Result<()> {
     Ok(())
 }
 
+/// The root's attributes become part of the state: by the first replica's scan. Its id is known to all, so it
+/// is the one entry that is not born by a dot.
+pub fn import_root(tx: &mut Tx<'_>) -> Result<()> {
+    let Some(key) = tx.root_node()? else { return Ok(()) };
+    if tx.entry(EntryId::ROOT)?.is_some() {
+        return Ok(());
+    }
+    let given = tx.node_must(&key)?.given.clone();
+    first_root_attrs(tx, Stamp::MIN, &given)
+}
+
+fn first_root_attrs(tx: &mut Tx<'_>, seen: Stamp, attrs: &Attrs) -> Result<()> {
+    let dot = tx.new_dot();
+    let stamp = tx.stamp_above(seen);
+    let root = Entry {
+        id: EntryId::ROOT,
+        kind: Kind::Dir,
+        ctx: VersionVector::from_dot(dot),
+        removed: VersionVector::new(),
+        data: Default::default(),
+        links: Default::default(),
+        meta: (stamp, attrs.clone()),
+        hist: Vec::new(),
+    };
+    tree::put_state(tx, root, dot.n)
+}
+
 /// A new inode (of any kind) at a free name. Whatever was recorded at that name is gone.
 pub fn create(tx: &mut Tx<'_>, at: Spot<'_>, new: &Looked, origin: Origin) -> Result<()> {
     let parent = chain::use_dir(tx, at.0)?;
@@ -342,7 +369,7 @@ fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()>
 fn attrs_owners(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
     let node = tx.node_must(key)?;
     if let Bind::Dir(members) = &node.bind {
-        return Ok(members.iter().copied().filter(|m| !m.is_root()).collect());
+        return Ok(members.clone());
     }
     // Attributes belong to the entry: a copy that is one of its siblings has to become an entry first.
     settle::extra_names(tx, key)?;
@@ -351,6 +378,9 @@ fn attrs_owners(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
 }
 
 fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, looked: &Attrs) -> Result<()> {
+    if id.is_root() && tx.entry(id)?.is_none() {
+        return first_root_attrs(tx, Stamp::MIN, looked);
+    }
     let row = tx.entry_must(id)?;
     let old = &row.entry.meta.1;
     let new = departures(old, given, looked);

@@ -74,7 +74,9 @@ impl Content {
     /// Modification time.
     pub fn mtime(&self) -> Time {
         match self {
-            Content::File { mtime, .. } | Content::Symlink { mtime, .. } | Content::Special { mtime, .. } => *mtime,
+            Content::File { mtime, .. } | Content::Symlink { mtime, .. } | Content::Special { mtime, .. } => {
+                *mtime
+            }
         }
     }
 

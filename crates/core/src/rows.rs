@@ -103,7 +103,13 @@ pub trait Read: Send {
     /// The value at `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
     /// At most `limit` rows with `from <= key` and `key < to` (`None` = to the end), in key order.
-    fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, StoreError>;
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError>;
     /// The last row of `table`.
     fn last(&self, table: Table) -> Result<Option<Row>, StoreError>;
 }
@@ -166,7 +172,13 @@ impl Read for MemSnapshot {
         Ok(self.0.get(&table).and_then(|t| t.get(key)).cloned())
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, StoreError> {
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
         if to.is_some_and(|to| to <= from) {
             return Ok(Vec::new());
         }

@@ -60,9 +60,7 @@ impl VersionVector {
 
     /// What both cover.
     pub fn meet(&self, other: &VersionVector) -> VersionVector {
-        VersionVector(
-            self.0.iter().map(|&(r, n)| (r, n.min(other.get(r)))).filter(|e| e.1 > 0).collect(),
-        )
+        VersionVector(self.0.iter().map(|&(r, n)| (r, n.min(other.get(r)))).filter(|e| e.1 > 0).collect())
     }
 
     /// Replicas with their n, ordered by replica.

@@ -303,7 +303,8 @@ fn own_dots(e: &Entry) -> impl Iterator<Item = Dot> {
     let data = e.data.iter().map(|v| v.dot);
     let links = e.links.iter().flat_map(|l| [l.id.0, l.at.dot]);
     let holds = e.links.iter().map(|l| l.at.holds).filter(|d| *d != Dot::default());
-    data.chain(links).chain(holds).chain([e.id.0])
+    // The root is the one entry without a birth.
+    data.chain(links).chain(holds).chain((!e.id.is_root()).then_some(e.id.0))
 }
 
 fn removals(e: &Entry) -> impl Iterator<Item = &VersionVector> {

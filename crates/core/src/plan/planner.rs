@@ -131,8 +131,11 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// Plans one entry unless it is being planned already.
     fn visit(&mut self, id: EntryId) -> Result<()> {
-        if id.is_root() || self.busy.contains(&id) {
+        if self.busy.contains(&id) {
             return Ok(());
+        }
+        if id.is_root() {
+            return self.plan_root();
         }
         if self.depth >= DEPTH_MAX {
             self.again(id);
@@ -143,6 +146,14 @@ impl<'p, 't> Planner<'p, 't> {
         let done = if row.entry.kind.is_dir() { self.plan_dir(id) } else { self.plan_leaf(id) };
         self.depth -= 1;
         done
+    }
+
+    /// The root is always there; only its attributes may have to be set.
+    fn plan_root(&mut self) -> Result<()> {
+        match (self.tx.root_node()?, self.tx.entry(EntryId::ROOT)?) {
+            (Some(key), Some(_)) => self.set_dir_attrs(&vec![EntryId::ROOT].into(), &key),
+            _ => Ok(()),
+        }
     }
 
     /// Plans the entry (again) when nothing is busy.

@@ -26,6 +26,11 @@ pub fn put_state(tx: &mut Tx<'_>, new: Entry, n: u64) -> Result<()> {
     if old.as_ref().is_some_and(|o| o.entry.kind.is_dir() != new.kind.is_dir()) {
         return Err(Error::Inconsistent(format!("entry {} changes its kind", new.id)));
     }
+    if new.id.is_root() {
+        // It is always live, always there, below nothing: only its attributes can change.
+        let bound = old.map(|o| o.bound.clone()).unwrap_or_default();
+        return tx.put_entry(EntryRow { n, bound, entry: new });
+    }
     if new.kind.is_dir() { put_directory(tx, old, new, n) } else { put_leaf(tx, old, new, n) }
 }
 
@@ -61,6 +66,9 @@ pub fn receive(tx: &mut Tx<'_>, incoming: &Entry, knowledge: &VersionVector) -> 
 /// shown, or waits for its parent), or if directories (dead ones too) still have it as parent.
 pub fn remove_state(tx: &mut Tx<'_>, id: EntryId) -> Result<bool> {
     let Some(row) = tx.entry(id)? else { return Ok(false) };
+    if id.is_root() {
+        return Ok(false);
+    }
     if let Some(link) = row.entry.dir_link().filter(|_| row.entry.kind.is_dir()) {
         if is_live(tx, id)? || !tx.dir_kids(id)?.is_empty() {
             return Ok(false);
@@ -79,7 +87,7 @@ pub fn remove_state(tx: &mut Tx<'_>, id: EntryId) -> Result<bool> {
 /// Why a state from a peer cannot be taken, whatever we hold.
 fn refusal(tx: &Tx<'_>, e: &Entry) -> Option<&'static str> {
     let fits = |id: EntryId| id.0.n <= N_MAX;
-    if e.id.is_root() || e.id.0.n == 0 {
+    if e.id.0.n == 0 && !e.id.is_root() {
         return Some("no entry can have this id");
     }
     if !fits(e.id) || !e.links.iter().all(|l| fits(l.at.parent)) || !e.hist.iter().all(|h| fits(h.0)) {

@@ -24,6 +24,7 @@ use driftless_core::adopt::Adoption;
 use driftless_core::link::{
     self, Batch, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
 };
+use driftless_core::local;
 use driftless_core::plan::At;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Env;
@@ -440,7 +441,7 @@ impl Engine {
                     head: 0,
                     inline: hello.inline,
                 });
-                self.decide_first_scan(hello)
+                self.decide_first_scan(tx, hello)
             }
             HelloVerdict::PeerRolledBack => Ok(()),
             HelloVerdict::WeAreRolledBack | HelloVerdict::OwnReplicaId => self.take_new_replica_id(),
@@ -460,7 +461,7 @@ impl Engine {
     }
 
     /// The first replica of a volume imports its tree; all others receive before they scan.
-    fn decide_first_scan(&mut self, hello: &link::Hello) -> Result<(), Fail> {
+    fn decide_first_scan(&mut self, mut tx: Tx<'_>, hello: &link::Hello) -> Result<(), Fail> {
         if self.scanned {
             return Ok(());
         }
@@ -468,6 +469,8 @@ impl Engine {
         let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
         if import {
             self.taking = Taking::Import;
+            local::import_root(&mut tx)?;
+            self.commit(tx)?;
             self.start_crawl();
         } else {
             self.taking = Taking::Adopt;
@@ -869,6 +872,9 @@ impl Engine {
     }
 
     fn look_again_after(&mut self, path: &RelPath, pause: Duration) {
+        if self.shared.dry_run {
+            return; // records then say what would be, the disk what is: no look may compare the two
+        }
         self.later.entry(Instant::now() + pause).or_default().push(path.clone());
     }
 
