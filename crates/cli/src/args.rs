@@ -313,6 +313,12 @@ pub(crate) struct AgentArgs {
     /// Speak on the standard input and output.
     #[arg(long, required = true)]
     pub(crate) stdio: bool,
+    /// Most bytes per second that are sent.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) bwlimit: Option<u64>,
+    /// Where state lives; the default place unless given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<std::path::PathBuf>,
 }
 
 #[cfg(test)]

@@ -175,8 +175,9 @@ pub(crate) fn exit_code(outcome: &Outcome, dry_run: bool) -> ExitCode {
 }
 
 /// Runs the remote end of a session on the standard input and output.
-pub(crate) fn agent(_args: &AgentArgs) -> Result<ExitCode, CliError> {
-    Err(CliError::failed("this build has no engine yet", "use a later one"))
+pub(crate) fn agent(args: &AgentArgs) -> Result<ExitCode, CliError> {
+    driftless_node::remote::run_agent(args.state.clone(), args.bwlimit)?;
+    Ok(ExitCode::InSync)
 }
 
 #[cfg(test)]

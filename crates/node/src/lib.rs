@@ -7,7 +7,7 @@ pub mod filter;
 pub mod needs;
 mod overlay;
 pub mod query;
-mod remote;
+pub mod remote;
 pub mod roots;
 pub mod session;
 pub mod sites;

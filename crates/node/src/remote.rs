@@ -9,7 +9,8 @@ use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
 use crate::roots;
 use crate::session::{End, guard_state, state_dir};
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, select, unbounded};
-use driftless_net::{Carrier, CarrierOptions, Frame, Incoming, Remote, Session, spawn};
+use driftless_net::ssh::{self, Remote, Session};
+use driftless_net::{Carrier, CarrierOptions, Frame, Incoming};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -58,10 +59,10 @@ pub(crate) fn open(
         target,
         remote_bin: &options.remote_bin,
         args: &args,
-        ssh_command: std::env::var_os(driftless_net::SSH_ENV),
+        ssh_command: std::env::var_os(ssh::SSH_ENV),
     };
     let carrier = CarrierOptions { bytes_per_s_max: options.bwlimit_bytes_per_s, compress: true };
-    let session = spawn(&remote, carrier).map_err(|e| SessionError {
+    let session = ssh::spawn(&remote, carrier).map_err(|e| SessionError {
         what: e.to_string(),
         advice:
             "check that `ssh` to that host works without a password prompt in scripts, and that driftless is \

@@ -18,6 +18,7 @@ mod open;
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
 use crate::filter::Filter;
 use crate::needs::{self, Need, Waiter};
+use crate::sites;
 use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
@@ -274,12 +275,14 @@ impl Engine {
             self.waiting.insert(w, n);
         }
         let own = self.own_hello();
+        let me = tx.me();
+        sites::set_name(&mut tx, me, &own.site)?;
         let hello = link::hello(&mut tx, &own)?;
         self.backlog_from = Some(self.planned);
         for id in tx.pending(usize::MAX)? {
             self.enqueue(id);
         }
-        drop(tx);
+        self.commit(tx)?;
         self.send(Message::Hello(hello))?;
         if self.scanned {
             self.start_crawl();
@@ -441,6 +444,7 @@ impl Engine {
                     head: 0,
                     inline: hello.inline,
                 });
+                sites::set_name(&mut tx, hello.replica, &hello.site)?;
                 self.decide_first_scan(tx, hello)
             }
             HelloVerdict::PeerRolledBack => Ok(()),
@@ -463,7 +467,7 @@ impl Engine {
     /// The first replica of a volume imports its tree; all others receive before they scan.
     fn decide_first_scan(&mut self, mut tx: Tx<'_>, hello: &link::Hello) -> Result<(), Fail> {
         if self.scanned {
-            return Ok(());
+            return self.commit(tx);
         }
         let peer_has_states = !hello.knowledge.is_empty() || hello.inline;
         let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
@@ -474,6 +478,7 @@ impl Engine {
             self.start_crawl();
         } else {
             self.taking = Taking::Adopt;
+            self.commit(tx)?;
             self.set_phase(Phase::Receiving);
         }
         Ok(())

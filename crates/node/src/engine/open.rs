@@ -3,8 +3,10 @@
 use super::content::{self, Contents};
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
+use crate::control::ControlServer;
 use crate::filter::Filter;
 use crate::overlay::OverlayStore;
+use crate::query;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
 use driftless_core::intent;
 use driftless_core::link::{FetchLimits, Fetcher, Role};
@@ -32,6 +34,12 @@ const SETTING_LOST: &[u8] = b"lost_index";
 /// Batches of hints between the watcher and the engine; beyond it the watcher says overflow and the tree is crawled.
 const HINT_BATCHES_MAX: usize = 1024;
 
+/// What an engine holds while it runs: the lock, and the socket that answers queries on its index.
+struct Held {
+    _control: Option<ControlServer>,
+    _lock: Lock,
+}
+
 /// What an engine is started with.
 pub(crate) struct EngineOptions {
     pub(crate) side: Side,
@@ -49,8 +57,13 @@ pub(crate) fn start(
     let name = format!("engine-{:?}", options.side);
     std::thread::Builder::new().name(name).spawn(move || {
         let whose = options.root.display().to_string();
-        let result = Engine::open(options, inbox, out.clone())
-            .and_then(|(mut engine, _lock)| engine.run().map(|()| engine.counts));
+        let result = Engine::open(options, inbox, out.clone()).and_then(|(mut engine, held)| {
+            let result = engine.run().map(|()| engine.counts);
+            // The index is closed before the lock goes: who gets the lock next finds it closed.
+            drop(engine);
+            drop(held);
+            result
+        });
         // Nobody listens any more if this fails: the session has ended.
         let _ = out.send(FromEngine::Ended(result.map_err(|e| e.into_error(&whose))));
     })
@@ -61,7 +74,7 @@ impl Engine {
         options: EngineOptions,
         inbox: Channel<ToEngine>,
         out: ChannelSender<FromEngine>,
-    ) -> Result<(Engine, Option<Lock>), Fail> {
+    ) -> Result<(Engine, Option<Held>), Fail> {
         let EngineOptions { side, root, state, shared } = options;
         let create_private = !shared.dry_run;
         let volume =
@@ -69,7 +82,7 @@ impl Engine {
         let filter = Filter::new(&shared.filters)
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
         let marker = volume.marker().map_err(Fail::Volume)?;
-        let (store, lock) = open_store(&root, &state, &shared)?;
+        let (store, held) = open_store(&root, &state, &shared)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
@@ -155,7 +168,7 @@ impl Engine {
             shared,
         };
         engine.prepare(me, marker, lost)?;
-        Ok((engine, lock))
+        Ok((engine, held))
     }
 
     /// Records the root, writes the marker, sweeps what a crash left.
@@ -279,7 +292,7 @@ fn open_store(
     root: &std::path::Path,
     state: &StateDir,
     shared: &Shared,
-) -> Result<(Arc<dyn Store>, Option<Lock>), Fail> {
+) -> Result<(Arc<dyn Store>, Option<Held>), Fail> {
     let refused = |what: String, advice: &str| Fail::Refused { what, advice: advice.into() };
     if shared.dry_run {
         let known = find_state(state, root);
@@ -289,15 +302,26 @@ fn open_store(
         let lock = Lock::acquire(dir.path(), "sync --dry-run")
             .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
         let base = Arc::new(open_index(&dir.index(), false)?);
-        return Ok((Arc::new(OverlayStore::new(base)), Some(lock)));
+        return Ok((Arc::new(OverlayStore::new(base)), Some(Held { _control: None, _lock: lock })));
     }
     let dir = state.replica(root).map_err(|e| {
         refused(e.to_string(), "name another place with --state, or correct the directory's owner")
     })?;
     let lock = Lock::acquire(dir.path(), "sync")
         .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
-    let index = open_index(&dir.index(), true)?;
-    Ok((Arc::new(index), Some(lock)))
+    let index: Arc<dyn Store> = Arc::new(open_index(&dir.index(), true)?);
+    let queried = index.clone();
+    let control = ControlServer::start(&dir.control(), move |request| match queried.snapshot() {
+        Ok(snapshot) => query::answer(&*snapshot, request),
+        Err(e) => query::Response::Failed(e.to_string()),
+    });
+    let control = control.map_err(|e| {
+        refused(
+            format!("cannot listen at {}: {e}", dir.control().display()),
+            "put the state on a file system that can hold sockets (--state)",
+        )
+    })?;
+    Ok((index, Some(Held { _control: Some(control), _lock: lock })))
 }
 
 /// The state of a root if it has any. Makes nothing.
