@@ -446,6 +446,44 @@ fn what_the_peer_hears_meanwhile_is_not_relayed() {
 }
 
 #[test]
+fn what_came_from_the_peer_does_not_go_back() {
+    let (mut c, mut a, mut b) = (Site::new(3), Site::new(1), Site::new(2));
+    for n in ["x", "y", "z"] {
+        c.create(Kind::File, EntryId::ROOT, n);
+    }
+    let mut ca = c.sender_to(&a, eager());
+    bring(&c, &mut ca, &mut a, 0);
+    let (mut ab, mut ba) = (a.sender_to(&b, one_entry()), b.sender_to(&a, eager()));
+    let half = a.poll(&mut ab, 0).unwrap().batch;
+    assert!(half.knowledge.is_none());
+    let merged = b.receive(a.me, &half);
+    ba.handle_merged(&merged.echoes);
+    assert_eq!(b.poll(&mut ba, 0), None, "though a has not said that it knows c's changes");
+    let mut ab = a.sender_to(&b, one_entry());
+    let mut ba = Sender::new(a.me, 0, VersionVector::new(), SendLimits::default());
+    let more = a.poll(&mut ab, 0).unwrap().batch;
+    let merged = b.receive(a.me, &more);
+    assert_eq!(b.poll(&mut ba, 0), None, "held");
+    ba.handle_merged(&merged.echoes);
+    assert_eq!(b.poll(&mut ba, 2_000).map(|o| o.batch.entries.len()), Some(1), "only what came before");
+}
+
+#[test]
+fn knowledge_that_was_lost_is_told_again() {
+    let (mut a, mut b) = (Site::new(1), Site::new(2));
+    a.create(Kind::File, EntryId::ROOT, "f");
+    let limits = SendLimits { resend_after_ms: Some(5_000), ..eager() };
+    let mut s = a.sender_to(&b, limits);
+    bring(&a, &mut s, &mut b, 0);
+    a.commit(|tx| tx.set_known(ReplicaId(3), Known { n: 4, tag: 1 }));
+    let lost = a.poll(&mut s, 0).unwrap().batch;
+    assert!(lost.entries.is_empty() && lost.knowledge.is_some());
+    assert_eq!(a.poll(&mut s, 4_999), None);
+    bring(&a, &mut s, &mut b, 5_000);
+    assert_eq!(b.knows(), vv(&[(1, 1), (3, 4)]));
+}
+
+#[test]
 fn no_knowledge_while_a_row_sent_ahead_has_no_receipt() {
     let (mut a, mut b, mut c) = (Site::new(1), Site::new(2), Site::new(3));
     a.create(Kind::File, EntryId::ROOT, "f");
