@@ -93,7 +93,10 @@ impl Directory {
         match self.place_from(staged, dir, name, victim) {
             Err(ApplyError::CrossDevice { .. }) if staged.beside.is_none() => {
                 let beside = self.restage_beside(staged, dir)?;
-                self.place_from(&beside, dir, name, victim)
+                let placed = self.place_from(&beside, dir, name, victim);
+                // One of the two is left: the first if the second is shown, else the second.
+                self.unstage(if placed.is_ok() { staged } else { &beside })?;
+                placed
             }
             other => other,
         }
@@ -113,27 +116,18 @@ impl Directory {
         };
         let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
         let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
-        let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint)?;
+        let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint);
         Ok(Placed { key: staged.key.clone(), fingerprint, limbo })
     }
 
     /// The fingerprint of what was just moved to `name`. Its new ctime counts only if size and mtime are those it had:
-    /// else somebody has written already, and must be seen to have.
-    fn fingerprint_after(
-        &self,
-        dir: &DirFd,
-        name: &Name,
-        before: &Fingerprint,
-    ) -> Result<Fingerprint, VolumeError> {
-        match stat::stat_name(dir, CName::new(name).get()) {
-            Ok(stat) => {
-                let now = stat::fingerprint_of(&stat);
-                Ok(if (now.size, now.mtime) == (before.size, before.mtime) { now } else { *before })
-            }
-            // Taken away already.
-            Err(Errno::NOENT) => Ok(*before),
-            Err(e) => Err(VolumeError::sys("look at", name.as_bytes(), e)),
-        }
+    /// else somebody has written already, or taken it away, and must be seen to have.
+    fn fingerprint_after(&self, dir: &DirFd, name: &Name, before: &Fingerprint) -> Fingerprint {
+        stat::stat_name(dir, CName::new(name).get())
+            .map(|stat| stat::fingerprint_of(&stat))
+            .ok()
+            .filter(|now| (now.size, now.mtime) == (before.size, before.mtime))
+            .unwrap_or(*before)
     }
 
     /// Removes a name: a leaf into limbo, an empty directory for good (then there is no limbo).
@@ -212,7 +206,7 @@ impl Directory {
         let cname = CName::new(from_name);
         let from = Spot::in_volume(from_dir, cname.get());
         let limbo = self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)?;
-        self.moved(key, &look.fingerprint(), to_dir, to_name, limbo)
+        Ok(self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
     }
 
     fn moved(
@@ -222,9 +216,9 @@ impl Directory {
         dir: &DirFd,
         name: &Name,
         limbo: Option<Limbo>,
-    ) -> Result<Placed, ApplyError> {
-        let fingerprint = self.fingerprint_after(dir, name, before)?;
-        Ok(Placed { key: key.clone(), fingerprint, limbo })
+    ) -> Placed {
+        let fingerprint = self.fingerprint_after(dir, name, before);
+        Placed { key: key.clone(), fingerprint, limbo }
     }
 
     fn look_expected(&self, dir: &DirFd, name: &Name, key: &NodeKey) -> Result<Look, ApplyError> {
@@ -272,8 +266,8 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(from_name.as_bytes())),
             other => other.doing("link", from_name.as_bytes())?,
         }
-        self.show_link(temporary, key, to_dir, to_name, victim, id)
-            .and_then(|limbo| self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
+        let limbo = self.show_link(temporary, key, to_dir, to_name, victim, id)?;
+        Ok(self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
     }
 
     /// Moves a link just made to its place; if that fails, takes it away again.
@@ -438,7 +432,7 @@ impl Directory {
             return Err(ApplyError::raced(name.as_bytes()));
         }
         let limbo = self.take_over(from, Moved { key, ours: None }, dir, name, victim, limbo)?;
-        self.moved(key, &look.fingerprint(), dir, name, limbo)
+        Ok(self.moved(key, &look.fingerprint(), dir, name, limbo))
     }
 
     /// Removes files from limbo for good; to be called after the seal. Those that are not what they should be are kept
@@ -530,10 +524,13 @@ impl Directory {
             other => other.doing("replace", name.as_bytes())?,
         }
         match self.check_out(from.dir, from.name, victim, guard) {
-            Ok(writers) => {
-                let (_, limbo) = self.to_limbo(from, id, &victim.node)?;
-                Ok(Limbo { writers, ..limbo })
-            }
+            Ok(writers) => match self.to_limbo(from, id, &victim.node) {
+                Ok((_, limbo)) => Ok(Limbo { writers, ..limbo }),
+                Err(e) => {
+                    self.put_back(swap, from, moved, name, id);
+                    Err(e)
+                }
+            },
             Err(_) => Err(self.put_back(swap, from, moved, name, id)),
         }
     }

@@ -7,6 +7,7 @@
 use crate::attrs::{Target, attrs_of};
 use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
+use crate::key;
 use crate::stat::{self, CName, Look};
 use crate::sys::Writers;
 use driftless_core::local::Looked;
@@ -54,7 +55,7 @@ impl DirFd {
     /// If it cannot be opened or read.
     pub fn hash(&self, name: &Name, seen: &Seen, keep_small: usize) -> Result<HashOutcome, VolumeError> {
         let found = match seen.kind {
-            Kind::File => self.hash_file(name, &seen.key, keep_small),
+            Kind::File => self.hash_file(name, seen, keep_small),
             _ => self.read_other(name, &seen.key),
         };
         match found {
@@ -127,12 +128,20 @@ impl DirFd {
         }
     }
 
-    fn hash_file(&self, name: &Name, expect: &NodeKey, keep_small: usize) -> Result<HashOutcome, Errno> {
-        let fd = self.open_file(name)?;
-        let mut first = self.look_at(&fd)?;
-        if first.key != *expect || first.kind() != Kind::File {
-            return Ok(HashOutcome::Gone);
+    /// Looks at an open file that should be the one `seen`; `None` if it is another one.
+    fn look_again(&self, fd: &OwnedFd, seen: &Seen) -> Result<Option<Look>, Errno> {
+        let stat = stat::stat_fd(fd)?;
+        if stat::fingerprint_of(&stat) == seen.fingerprint && key::is_same_inode(&seen.key, &stat) {
+            return Ok(Some(Look { key: seen.key.clone(), stat }));
         }
+        Ok(Some(self.look_at(fd)?).filter(|look| look.key == seen.key))
+    }
+
+    fn hash_file(&self, name: &Name, seen: &Seen, keep_small: usize) -> Result<HashOutcome, Errno> {
+        let fd = self.open_file(name)?;
+        let Some(mut first) = self.look_again(&fd, seen)?.filter(|look| look.kind() == Kind::File) else {
+            return Ok(HashOutcome::Gone);
+        };
         let mut writers = Writers::Unknown;
         if stat::is_near(first.fingerprint().ctime, stat::now(), FLUSH_AGE_NS) {
             writers = self.volume().writers(&fd);

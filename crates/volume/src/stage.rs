@@ -288,8 +288,10 @@ impl Directory {
             return self.sync();
         }
         let files: Vec<&Staged> = staged.iter().filter(|s| s.kind == Kind::File).collect();
+        // These file systems log a new name no later than the sync of its file.
+        let staging = files.len() < staged.len() || (!files.is_empty() && !self.0.capabilities.syncfs);
         let synced = in_parallel(&files, |s| self.sync_staged(s))
-            .and_then(|()| rustix::fs::fsync(self.private_staging()?))
+            .and_then(|()| if staging { rustix::fs::fsync(self.private_staging()?) } else { Ok(()) })
             .and_then(|()| in_parallel(dirs, |dir| rustix::fs::fsync(dir)));
         synced.map_err(sync_failed)
     }
@@ -320,7 +322,7 @@ impl Directory {
         }
     }
 
-    /// Makes a copy of a staged inode in `dir` under a reserved name, durable like the first, and drops the first.
+    /// Makes a copy of a staged inode in `dir` under a reserved name, durable like the first.
     pub(crate) fn restage_beside(&self, first: &Staged, dir: &DirFd) -> Result<Staged, VolumeError> {
         let name = first.id.beside("");
         let subject = first.id.to_string();
@@ -338,7 +340,6 @@ impl Directory {
             self.sync_staged(&second).map_err(sync_failed)?;
         }
         rustix::fs::fsync(dir).map_err(sync_failed)?;
-        self.unstage(first)?;
         Ok(second)
     }
 

@@ -278,6 +278,13 @@ fn cross_device() {
     // Removed: so does this one.
     let limbo = v.volume.remove(&root, &name("f"), &victim(&root, "f"), v.id()).unwrap().unwrap();
     assert!(root.drop_limbo(&limbo).unwrap());
+    // Refused: nothing of ours is left behind.
+    v.write("taken", b"user");
+    let staged = v.stage(b"ours");
+    let refused = v.volume.place(&staged, &root, &name("taken"), None).unwrap_err();
+    assert_eq!(refused.reason(), Reason::Unexpected);
+    assert!(v.volume.unstage(&staged).unwrap());
+    std::fs::remove_file(v.path("taken")).unwrap();
     // Other kinds are made again.
     let link = v.volume.stage_symlink(v.id(), b"t", &driftless_core::Attrs { mode: 0o777, ..plain() }, WHEN);
     let fifo = v.volume.stage_special(v.id(), Kind::Fifo, 0, &plain(), WHEN);
