@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_core::Entry;
 use driftless_core::link::{Message, Piece};
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,6 +73,15 @@ pub enum End {
     Closed(String),
     /// Without a word, or by an error.
     Broken(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Closed(reason) => write!(f, "the other end closed the connection: {reason}"),
+            End::Broken(why) => write!(f, "the connection broke: {why}"),
+        }
+    }
 }
 
 /// What comes out of a carrier.

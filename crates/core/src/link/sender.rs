@@ -236,6 +236,7 @@ impl Sender {
     /// The next batch, if one should leave now. `tx` must be a fresh transaction without changes: what
     /// it shows is the snapshot that the batch speaks of, and all of it is durable.
     pub fn poll(&mut self, tx: &mut Tx<'_>, now_ms: u64) -> Result<Option<Outgoing>> {
+        debug_assert!(!tx.has_new_dots(), "what is not durable must not leave");
         self.go_back_if_unanswered(now_ms);
         if self.in_flight.len() >= self.limits.window {
             return Ok(None);
