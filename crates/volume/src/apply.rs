@@ -28,10 +28,21 @@ pub struct Limbo {
     pub id: StageId,
     /// Its identity.
     pub key: NodeKey,
+    /// Its length in bytes when it came here ...
+    pub size: u64,
+    /// ... and its time: if somebody had it open after all and writes, it is not dropped.
+    pub mtime: Time,
     /// Set if it is not in the private directory but, under a reserved name, in this directory.
     pub beside: Option<NodeKey>,
-    /// What leases said about writers. Unknown: look at it again before it goes for good.
+    /// What leases said about writers. Where they said nothing, it is worth waiting before it goes for good.
     pub writers: Writers,
+}
+
+impl Limbo {
+    fn of(id: StageId, look: Look, beside: Option<NodeKey>) -> Limbo {
+        let Fingerprint { size, mtime, .. } = look.fingerprint();
+        Limbo { id, key: look.key, size, mtime, beside, writers: Writers::Unknown }
+    }
 }
 
 /// What placing or moving gave.
@@ -147,20 +158,17 @@ impl Directory {
         let guard = self.check_victim(dir, name, victim)?;
         let cname = CName::new(name);
         let spot = Spot::in_volume(dir, cname.get());
-        let (limbo_name, mut limbo) = self.to_limbo(spot, id, &victim.node)?;
+        let (limbo_name, limbo) = self.to_limbo(spot, id)?;
         let private = self.private()?;
         let now_at = match limbo.beside {
             Some(_) => dir.as_fd(),
             None => private.limbo.as_fd(),
         };
         match self.check_out(now_at, limbo_name.get(), victim, guard.as_ref()) {
-            Ok(writers) => {
-                limbo.writers = writers;
-                Ok(Some(limbo))
-            }
-            Err(out) => {
+            Ok(writers) => Ok(Some(Limbo { writers, ..limbo })),
+            Err(()) => {
                 let back = self.rename(now_at, limbo_name.get(), dir.as_fd(), cname.get());
-                let limbo = back.is_err().then(|| Limbo { key: out.unwrap_or(limbo.key), ..limbo });
+                let limbo = back.is_err().then(|| Box::new(limbo));
                 Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
             }
         }
@@ -407,10 +415,9 @@ impl Directory {
         if look.is_ok_and(|look| look.key == *key) {
             return Ok(());
         }
-        let back = self.rename(limbo, parked.get(), dir.as_fd(), cname.get());
-        let limbo =
-            back.is_err().then(|| Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown });
-        Err(ApplyError::Raced { name: name.as_bytes().to_vec(), limbo })
+        // If its name was taken meanwhile, it stays parked, where it is listed.
+        let _ = self.rename(limbo, parked.get(), dir.as_fd(), cname.get());
+        Err(ApplyError::raced(name.as_bytes()))
     }
 
     /// Moves a parked inode to its place, over `victim` or, without one, to a free name. `limbo` names the victim in
@@ -443,7 +450,7 @@ impl Directory {
         let mut kept = Vec::new();
         for one in limbo {
             let gone = match &one.beside {
-                None => self.unlink_verified(dir, one.id.name().get().to_bytes(), &one.key)?,
+                None => self.drop_limbo_in(dir, one.id.name(), one)?,
                 Some(beside) => match self.known_dir(beside) {
                     Some(dir) => dir.drop_limbo(one)?,
                     None => false,
@@ -454,6 +461,20 @@ impl Directory {
             }
         }
         Ok(kept)
+    }
+
+    fn drop_limbo_in(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: PrivateName,
+        limbo: &Limbo,
+    ) -> Result<bool, VolumeError> {
+        self.unlink_if(dir, name.get().to_bytes(), |look| {
+            let now = look.fingerprint();
+            let untouched = (now.size, now.mtime) == (limbo.size, limbo.mtime);
+            // What has other names does not go, whoever writes to it.
+            look.key == limbo.key && (untouched || look.stat.stx_nlink > 1)
+        })
     }
 
     /// Puts what `from` is (`moved`) to `name`, and the victim, if any, into limbo.
@@ -524,7 +545,7 @@ impl Directory {
             other => other.doing("replace", name.as_bytes())?,
         }
         match self.check_out(from.dir, from.name, victim, guard) {
-            Ok(writers) => match self.to_limbo(from, id, &victim.node) {
+            Ok(writers) => match self.to_limbo(from, id) {
                 Ok((_, limbo)) => Ok(Limbo { writers, ..limbo }),
                 Err(e) => {
                     self.put_back(swap, from, moved, name, id);
@@ -550,7 +571,7 @@ impl Directory {
         let raced = |limbo| ApplyError::Raced { name: name.as_bytes().to_vec(), limbo };
         match (swapped, out) {
             (Ok(()), Ok(look)) if self.is_untouched(&from, moved, &look) => raced(None),
-            (_, Ok(look)) => raced(self.to_limbo(from, id, &look.key).ok().map(|(_, limbo)| limbo)),
+            (_, Ok(_)) => raced(self.to_limbo(from, id).ok().map(|(_, limbo)| Box::new(limbo))),
             (_, Err(_)) => raced(None),
         }
     }
@@ -582,8 +603,8 @@ impl Directory {
         let (to, kept) = (CName::new(name), id.name());
         rustix::fs::linkat(dir, to.get(), limbo, kept.get(), AtFlags::empty())
             .doing("keep", name.as_bytes())?;
-        let key = match stat::look_name(self.0.capabilities.identity, limbo, kept.get()) {
-            Ok(look) if look.key == victim.node => look.key,
+        let look = match stat::look_name(self.0.capabilities.identity, limbo, kept.get()) {
+            Ok(look) if look.key == victim.node => look,
             _ => {
                 // A second name of what is still at `name`.
                 let _ = rustix::fs::unlinkat(limbo, kept.get(), AtFlags::empty());
@@ -592,7 +613,7 @@ impl Directory {
         };
         let rename = || rustix::fs::renameat(from.dir, from.name, dir, to.get());
         self.in_writable(&[from.open, Some(dir)], rename).doing("replace", name.as_bytes())?;
-        Ok(Limbo { id, key, beside: None, writers: Writers::Unknown })
+        Ok(Limbo::of(id, look, None))
     }
 
     /// Compares what is at `name` with the victim expected, and asks whether somebody writes to it. Gives the open file
@@ -619,15 +640,15 @@ impl Directory {
         }
     }
 
-    /// Compares what came out with the victim: not the ctime. `Err` says what it is instead, if that can be seen.
+    /// Compares what came out with the victim: not the ctime. `Err` if it is something else or somebody writes to it.
     fn check_out(
         &self,
         dir: BorrowedFd<'_>,
         name: &CStr,
         victim: &Victim,
         guard: Option<&OwnedFd>,
-    ) -> Result<Writers, Option<NodeKey>> {
-        let look = stat::look_name(self.0.capabilities.identity, dir, name).map_err(|_| None)?;
+    ) -> Result<Writers, ()> {
+        let look = stat::look_name(self.0.capabilities.identity, dir, name).map_err(drop)?;
         let now = look.fingerprint();
         let same = look.key == victim.node
             && (now.size, now.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime);
@@ -636,7 +657,7 @@ impl Directory {
             None if victim.kind == Kind::File => Writers::Unknown,
             None => Writers::None,
         };
-        if same && writers != Writers::Some { Ok(writers) } else { Err(Some(look.key)) }
+        if same && writers != Writers::Some { Ok(writers) } else { Err(()) }
     }
 
     /// The same inode, opened for reading; `None` where that is not allowed or has no meaning.
@@ -652,31 +673,29 @@ impl Directory {
     }
 
     /// Renames into limbo; beside itself, under a reserved name, where the file system does not rename there.
-    fn to_limbo(
-        &self,
-        from: Spot<'_>,
-        id: StageId,
-        key: &NodeKey,
-    ) -> Result<(PrivateName, Limbo), ApplyError> {
+    fn to_limbo(&self, from: Spot<'_>, id: StageId) -> Result<(PrivateName, Limbo), ApplyError> {
         let doing = "move into limbo";
-        let limbo = Limbo { id, key: key.clone(), beside: None, writers: Writers::Unknown };
-        let name = id.name();
-        if from.is_limbo {
-            let beside = from.open.map(|dir| dir.key().clone());
-            return Ok((name, Limbo { beside, ..limbo }));
-        }
         let private = self.private()?.limbo.as_fd();
-        let rename = || self.rename(from.dir, from.name, private, name.get());
-        match (self.in_writable(&[from.open], rename), from.open) {
-            (Ok(()), _) => Ok((name, limbo)),
-            (Err(Errno::XDEV), Some(dir)) => {
-                let name = id.beside(LIMBO_PART);
-                self.rename(from.dir, from.name, from.dir, name.get()).doing(doing, from.name.to_bytes())?;
-                Ok((name, Limbo { beside: Some(dir.key().clone()), ..limbo }))
+        let rename = || self.rename(from.dir, from.name, private, id.name().get());
+        let (dir, name, beside) = if from.is_limbo {
+            let name = from.open.map_or(id.name(), |_| id.beside(LIMBO_PART));
+            (from.dir, name, from.open)
+        } else {
+            match (self.in_writable(&[from.open], rename), from.open) {
+                (Ok(()), _) => (private, id.name(), None),
+                (Err(Errno::XDEV), Some(dir)) => {
+                    let name = id.beside(LIMBO_PART);
+                    let renamed = self.rename(from.dir, from.name, from.dir, name.get());
+                    renamed.doing(doing, from.name.to_bytes())?;
+                    (from.dir, name, Some(dir))
+                }
+                (Err(Errno::NOENT), _) => return Err(ApplyError::raced(from.name.to_bytes())),
+                (Err(e), _) => return Err(VolumeError::sys(doing, from.name.to_bytes(), e).into()),
             }
-            (Err(Errno::NOENT), _) => Err(ApplyError::raced(from.name.to_bytes())),
-            (Err(e), _) => Err(VolumeError::sys(doing, from.name.to_bytes(), e).into()),
-        }
+        };
+        let look = stat::look_name(self.0.capabilities.identity, dir, name.get());
+        let look = look.doing("look at in limbo", from.name.to_bytes())?;
+        Ok((name, Limbo::of(id, look, beside.map(|dir| dir.key().clone()))))
     }
 
     /// Renames, over nothing.
@@ -734,8 +753,7 @@ impl Directory {
 impl DirFd {
     /// Removes a file for good that waits beside its place, in this directory. True if it is gone.
     pub fn drop_limbo(&self, limbo: &Limbo) -> Result<bool, VolumeError> {
-        let name = limbo.id.beside(LIMBO_PART);
-        self.volume().unlink_verified(self, name.get().to_bytes(), &limbo.key)
+        self.volume().drop_limbo_in(self.as_fd(), limbo.id.beside(LIMBO_PART), limbo)
     }
 }
 

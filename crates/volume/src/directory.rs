@@ -8,7 +8,7 @@ use crate::capability::{self, Capabilities};
 use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
-use crate::stat::{self, MountId};
+use crate::stat::{self, Look, MountId};
 use crate::sys::{self, Writers};
 use driftless_core::{Name, NodeKey, ReplicaId};
 use lru::LruCache;
@@ -484,6 +484,16 @@ impl Directory {
         name: &[u8],
         key: &NodeKey,
     ) -> Result<bool, VolumeError> {
+        self.unlink_if(dir, name, |look| look.key == *key)
+    }
+
+    /// Unlinks `name` if `may_go` says so of it. True if it is gone afterwards.
+    pub(crate) fn unlink_if(
+        &self,
+        dir: impl AsFd,
+        name: &[u8],
+        may_go: impl FnOnce(&Look) -> bool,
+    ) -> Result<bool, VolumeError> {
         let doing = "remove the private file";
         let cname =
             std::ffi::CString::new(name).map_err(|_| VolumeError::own(doing, name, Reason::NotFound))?;
@@ -491,7 +501,7 @@ impl Directory {
             Err(Errno::NOENT) => return Ok(true),
             other => other.doing(doing, name)?,
         };
-        if look.key != *key {
+        if !may_go(&look) {
             return Ok(false);
         }
         let flags = if look.kind().is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };

@@ -206,7 +206,7 @@ pub enum ApplyError {
         /// The name.
         name: Vec<u8>,
         /// Where a version waits that could not be put back.
-        limbo: Option<Limbo>,
+        limbo: Option<Box<Limbo>>,
     },
     /// Something is at a name that was expected to be free.
     Unexpected {

@@ -56,6 +56,20 @@ fn a_victim_goes_to_limbo_and_from_there_only_when_told() {
 }
 
 #[test]
+fn what_is_written_to_in_limbo_is_kept() {
+    let v = Volume::new();
+    v.write("f", b"old");
+    let limbo = v.volume.remove(&v.root(), &name("f"), &victim(&v.root(), "f"), v.id()).unwrap().unwrap();
+    std::fs::write(v.limbo(limbo.id), b"by a late writer").unwrap();
+    assert_eq!(v.volume.drop_limbo(std::slice::from_ref(&limbo)).unwrap(), std::slice::from_ref(&limbo));
+    assert_eq!(std::fs::read(v.limbo(limbo.id)).unwrap(), b"by a late writer");
+    // With another name, only the name goes.
+    std::fs::hard_link(v.limbo(limbo.id), v.path("other")).unwrap();
+    assert_eq!(v.volume.drop_limbo(std::slice::from_ref(&limbo)).unwrap(), []);
+    assert_eq!(std::fs::read(v.path("other")).unwrap(), b"by a late writer");
+}
+
+#[test]
 fn a_changed_victim_stays() {
     let v = Volume::new();
     v.write("f", b"old");
