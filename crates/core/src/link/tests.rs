@@ -505,6 +505,46 @@ fn no_knowledge_while_a_row_sent_ahead_has_no_receipt() {
     assert_eq!(c.knows(), vv(&[(1, 1), (2, 2)]));
 }
 
+/// A site with so many files that replica 9 made.
+fn with_foreign_files(count: u64) -> Site {
+    let mut a = Site::new(1);
+    a.commit(|tx| {
+        for i in 1..=count {
+            let n = tx.take_n();
+            let e = entry(Dot::new(ReplicaId(9), i), Kind::File, EntryId::ROOT, &i.to_string());
+            tree::put_state(tx, e, n).unwrap();
+        }
+        tx.set_known(ReplicaId(9), Known { n: count, tag: 1 });
+    });
+    a
+}
+
+#[test]
+fn a_long_walk_over_what_the_peer_knows_goes_in_steps() {
+    let (a, mut b) = (with_foreign_files(9_000), Site::new(2));
+    let mut s = Sender::new(b.me, 0, vv(&[(9, 9_000)]), eager());
+    let step = a.poll(&mut s, 0).unwrap().batch;
+    assert_eq!((step.entries.len(), step.to, step.knowledge.is_some()), (0, 8_192, false));
+    let merged = b.receive(a.me, &step);
+    s.handle_receipt(&merged.receipt);
+    assert_eq!(b.cursor(a.me), 8_192);
+    assert_eq!(s.poll_at_ms(), Some(0), "there is more to walk over");
+    assert_eq!(a.poll(&mut s, 0), None);
+    assert!(a.read(|tx| s.at_head(tx)));
+}
+
+#[test]
+fn more_relayed_rows_than_can_wait_go_in_turns() {
+    let (a, mut b) = (with_foreign_files(9_000), Site::new(2));
+    let mut s = a.sender_to(&b, SendLimits::default());
+    assert_eq!((a.poll(&mut s, 0), s.poll_at_ms()), (None, Some(0)));
+    assert_eq!((a.poll(&mut s, 0), s.poll_at_ms()), (None, Some(2_000)), "no room for more");
+    let first: usize = bring(&a, &mut s, &mut b, 2_000).iter().map(|b| b.entries.len()).sum();
+    assert_eq!((first, b.cursor(a.me)), (8_192, 8_192));
+    bring(&a, &mut s, &mut b, 4_000);
+    assert_eq!((b.cursor(a.me), b.knows()), (9_000, vv(&[(9, 9_000)])));
+}
+
 // ----- receipts
 
 #[test]
