@@ -23,6 +23,8 @@ const EXIT_WAIT: Duration = Duration::from_secs(5);
 const STDERR_WAIT: Duration = Duration::from_millis(500);
 /// Time between two looks at a process that is about to end.
 const EXIT_LOOK: Duration = Duration::from_millis(5);
+/// Longer than anybody waits, and short enough to be added to any clock.
+const PATIENCE_MAX: Duration = Duration::from_secs(86_400);
 /// ssh's own failures.
 const STATUS_SSH: i32 = 255;
 /// The remote shell did not find the command, or could not run it.
@@ -234,7 +236,7 @@ impl Process {
 
     /// Waits for the end of the process; kills it after `patience`.
     fn wait(&mut self, patience: Duration) -> io::Result<ExitStatus> {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + patience.min(PATIENCE_MAX);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 // What it said last may still be on its way.

@@ -136,7 +136,7 @@ impl Receiver {
 
     /// When [`Receiver::poll`] should be called at the latest though nothing happened.
     pub fn poll_at_ms(&self) -> Option<u64> {
-        self.news_since_ms.map(|t| t + NEWS_DELAY_MS)
+        self.news_since_ms.map(|t| t.saturating_add(NEWS_DELAY_MS))
     }
 
     /// Merges a batch. After an error the transaction must be dropped.

@@ -298,10 +298,13 @@ impl Sender {
             return Some(0);
         }
         let held_since = self.held.first_key_value().map(|(_, (_, since))| *since);
-        let due =
-            held_since.into_iter().chain(self.news_since_ms).map(|t| t + self.limits.relay_delay_ms).min();
-        let aged = self.waiting_since_ms.map(|t| t + self.limits.age_limit_ms);
-        let idle = self.idle_since_ms.map(|t| t + self.limits.age_limit_ms);
+        let due = held_since
+            .into_iter()
+            .chain(self.news_since_ms)
+            .map(|t| t.saturating_add(self.limits.relay_delay_ms))
+            .min();
+        let aged = self.waiting_since_ms.map(|t| t.saturating_add(self.limits.age_limit_ms));
+        let idle = self.idle_since_ms.map(|t| t.saturating_add(self.limits.age_limit_ms));
         [due, aged, idle, self.unanswered_at_ms()].into_iter().flatten().min()
     }
 
@@ -390,7 +393,7 @@ impl Sender {
 
     fn unanswered_at_ms(&self) -> Option<u64> {
         let after = self.limits.resend_after_ms?;
-        self.in_flight.front().map(|f| f.sent_ms + after)
+        self.in_flight.front().map(|f| f.sent_ms.saturating_add(after))
     }
 
     fn go_back_if_unanswered(&mut self, now_ms: u64) {
