@@ -409,7 +409,7 @@ impl Directory {
         self.look_expected(dir, name, key)?;
         let limbo = self.private()?.limbo.as_fd();
         let (cname, parked) = (CName::new(name), parked_name(id));
-        self.in_writable(&[Some(dir)], || self.rename(dir.as_fd(), cname.get(), limbo, parked.get()))
+        self.in_writable(&[Some(dir)], || self.rename_away(dir.as_fd(), cname.get(), limbo, parked.get()))
             .doing("park", name.as_bytes())?;
         let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
         if look.is_ok_and(|look| look.key == *key) {
@@ -676,7 +676,7 @@ impl Directory {
     fn to_limbo(&self, from: Spot<'_>, id: StageId) -> Result<(PrivateName, Limbo), ApplyError> {
         let doing = "move into limbo";
         let private = self.private()?.limbo.as_fd();
-        let rename = || self.rename(from.dir, from.name, private, id.name().get());
+        let rename = || self.rename_away(from.dir, from.name, private, id.name().get());
         let (dir, name, beside) = if from.is_limbo {
             let name = from.open.map_or(id.name(), |_| id.beside(LIMBO_PART));
             (from.dir, name, from.open)
@@ -685,7 +685,7 @@ impl Directory {
                 (Ok(()), _) => (private, id.name(), None),
                 (Err(Errno::XDEV), Some(dir)) => {
                     let name = id.beside(LIMBO_PART);
-                    let renamed = self.rename(from.dir, from.name, from.dir, name.get());
+                    let renamed = self.rename_away(from.dir, from.name, from.dir, name.get());
                     renamed.doing(doing, from.name.to_bytes())?;
                     (from.dir, name, Some(dir))
                 }
@@ -696,6 +696,25 @@ impl Directory {
         let look = stat::look_name(self.0.capabilities.identity, dir, name.get());
         let look = look.doing("look at in limbo", from.name.to_bytes())?;
         Ok((name, Limbo::of(id, look, beside.map(|dir| dir.key().clone()))))
+    }
+
+    /// Renames to a name that only we use, over nothing.
+    fn rename_away(
+        &self,
+        from_dir: BorrowedFd<'_>,
+        from: &CStr,
+        to_dir: BorrowedFd<'_>,
+        to: &CStr,
+    ) -> Result<(), Errno> {
+        if self.0.capabilities.noreplace {
+            return self.rename(from_dir, from, to_dir, to);
+        }
+        // Nobody can take the name between the two.
+        match stat::stat_name(to_dir, to) {
+            Err(Errno::NOENT) => rustix::fs::renameat(from_dir, from, to_dir, to),
+            Err(e) => Err(e),
+            Ok(_) => Err(Errno::EXIST),
+        }
     }
 
     /// Renames, over nothing.

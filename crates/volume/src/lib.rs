@@ -16,6 +16,8 @@ mod capability;
 mod directory;
 mod dirfd;
 mod error;
+#[cfg(test)]
+mod fallbacks;
 mod key;
 mod read;
 mod stage;

@@ -245,34 +245,13 @@ fn attributes_are_set_in_place_without_hiding_a_write() {
 /// are refused, as they are with project quotas, encryption and subvolumes.
 #[test]
 fn where_renames_are_refused_contents_are_copied() {
-    let tmp = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(tmp.path().join("volume/.driftless")).unwrap();
-    std::fs::create_dir(tmp.path().join("private")).unwrap();
-    let script = "mount --bind private volume/.driftless && exec \"$0\" --exact --ignored cross_device";
-    let done = std::process::Command::new("unshare")
-        .args(["-m", "sh", "-c", script])
-        .arg(std::env::current_exe().unwrap())
-        .current_dir(tmp.path())
-        .env(CROSS_DEVICE_DIR, tmp.path().join("volume"))
-        .output();
-    match done {
-        Ok(done) if done.status.success() => {
-            assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"), "{done:?}");
-        }
-        Ok(done) if String::from_utf8_lossy(&done.stderr).contains("unshare: ") => {
-            eprintln!("skipped: not permitted to mount");
-        }
-        other => panic!("{other:?}"),
-    }
+    in_mount_namespace("mount --bind other volume/.driftless", "cross_device");
 }
-
-const CROSS_DEVICE_DIR: &str = "CROSS_DEVICE_DIR";
 
 #[test]
 #[ignore = "run by where_renames_are_refused_contents_are_copied"]
 fn cross_device() {
-    let dir = std::env::var_os(CROSS_DEVICE_DIR).unwrap();
-    let v = Volume::at_path(dir.into());
+    let v = mounted();
     let root = v.root();
     let mut attrs = plain();
     attrs.mode = 0o4755;

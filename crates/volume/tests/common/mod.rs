@@ -85,6 +85,37 @@ impl Volume {
     }
 }
 
+/// Where [`in_mount_namespace`] says the volume is.
+const MOUNTED_DIR: &str = "DRIFTLESS_TEST_MOUNTED_DIR";
+
+/// Makes the directories `volume` and `other` in a new directory, runs `mount` there in a mount name space of its own,
+/// and in that the ignored test `test` of this file.
+pub fn in_mount_namespace(mount: &str, test: &str) {
+    let tmp = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(tmp.path().join("volume/.driftless")).unwrap();
+    std::fs::create_dir(tmp.path().join("other")).unwrap();
+    let done = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-ec", &format!("{mount}; exec \"$0\" --exact --ignored {test}")])
+        .arg(std::env::current_exe().unwrap())
+        .current_dir(tmp.path())
+        .env(MOUNTED_DIR, tmp.path().join("volume"))
+        .output();
+    match done {
+        Ok(done) if done.status.success() => {
+            assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"), "{done:?}");
+        }
+        Ok(done) if String::from_utf8_lossy(&done.stderr).contains("unshare: ") => {
+            eprintln!("skipped: not permitted to mount");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The volume of [`in_mount_namespace`].
+pub fn mounted() -> Volume {
+    Volume::at_path(std::env::var_os(MOUNTED_DIR).unwrap().into())
+}
+
 pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
