@@ -169,23 +169,13 @@ fn an_end_without_a_word_is_seen_by_both_directions() {
 
 #[test]
 fn closing_does_not_wait_for_ever() {
-    let (a, b) = pair(CarrierOptions { compress: false, ..CarrierOptions::default() });
-    for _ in 0..8 {
-        a.send(Frame::Control(vec![0; 8 << 20])).unwrap_or(());
-        if !a.has_room() {
-            break;
-        }
-    }
-    for _ in 0..4 {
-        b.send(Frame::Control(vec![0; 8 << 20])).unwrap();
-    }
-    // Nobody takes anything: the bounds of both sides fill up.
-    let filled =
-        (0..20).take_while(|_| a.has_room() && a.send(Frame::Control(vec![0; 8 << 20])).is_ok()).count();
+    let (a, peer) = with_lazy_peer();
+    a.send(Frame::Control(piece(8 << 20).bytes)).unwrap();
     let start = Instant::now();
-    let closed = a.close("enough", Duration::from_millis(100));
+    let closed = a.close("enough", Duration::from_millis(100)).unwrap_err();
+    assert!(closed.to_string().contains("does not read"), "{closed}");
     assert!(start.elapsed() < PATIENCE);
-    assert!(closed.is_err() || filled == 0, "{closed:?}");
+    drop(peer);
 }
 
 #[test]
@@ -243,6 +233,6 @@ fn the_rate_limit_holds_and_lets_small_messages_through() {
     let seconds = start.elapsed().as_secs_f64();
     let expected = len as f64 / rate as f64;
     assert!(seconds > expected * 0.85, "{seconds} s instead of {expected}");
-    assert!(seconds < expected * 2.0, "{seconds} s instead of {expected}");
+    assert!(seconds < expected * 4.0, "{seconds} s instead of {expected}");
     assert!(beat_after.unwrap() < len / 2, "the heartbeat came after {beat_after:?} bytes");
 }
