@@ -101,7 +101,8 @@ const ENTRY_BITS: u8 = KIND_BITS | CTX_IS_BIRTH | NOTHING_REMOVED | HIST_IS_LINK
 
 fn entry_flags(e: &Entry) -> u8 {
     let mut flags = 0;
-    if e.ctx.len() == 1 && e.ctx.get(e.id.0.replica) == e.id.0.n {
+    // The root has no birth: its n of 0 is what every vector has for replica 0.
+    if e.ctx.len() == 1 && e.id.0.n > 0 && e.ctx.get(e.id.0.replica) == e.id.0.n {
         flags |= CTX_IS_BIRTH;
     }
     if e.removed.is_empty() {

@@ -4,8 +4,8 @@
 use driftless_core::rows::{MemStore, Store};
 use driftless_core::tx::{Env, Known};
 use driftless_core::{
-    At, Attrs, Bind, Claim, Content, Digest, Dot, Entry, EntryId, Fingerprint, Kind, Link, LinkId, Name, Node,
-    NodeKey, Place, ReplicaId, Stamp, Time, Tx, VersionVector, tree,
+    At, Attrs, Bind, Claim, Content, Digest, Dot, Entry, EntryId, Fingerprint, Kind, Link, LinkId, Name,
+    Node, NodeKey, Place, ReplicaId, Stamp, Time, Tx, VersionVector, tree,
 };
 use driftless_index::{Index, OpenOptions};
 use std::time::Duration;

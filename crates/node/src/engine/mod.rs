@@ -202,6 +202,7 @@ pub(crate) struct Engine {
     backlog_from: Option<u64>,
     pass: Option<Pass>,
     want_crawl: bool,
+    inodes: BTreeSet<NodeKey>,
     lists: BTreeSet<NodeKey>,
     later: BTreeMap<Instant, Vec<RelPath>>,
 
@@ -491,7 +492,7 @@ impl Engine {
                     self.hints.insert((dir, name));
                 }
                 Hint::Inode { key } => {
-                    self.lists.insert(key);
+                    self.inodes.insert(key);
                 }
                 Hint::Overflow => self.want_crawl = true,
                 Hint::RootGone => {
@@ -516,7 +517,7 @@ impl Engine {
             self.merge_batch(batch)?;
             return Ok(true);
         }
-        if self.scanned && !self.hints.is_empty() {
+        if self.scanned && self.has_hints() {
             self.judge_hints()?;
             return Ok(true);
         }
@@ -615,10 +616,28 @@ impl Engine {
         Ok(())
     }
 
+    fn has_hints(&self) -> bool {
+        !(self.hints.is_empty() && self.inodes.is_empty() && self.lists.is_empty())
+    }
+
     fn judge_hints(&mut self) -> Result<(), Fail> {
         let mut pass = Pass::default();
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
+        for key in std::mem::take(&mut self.inodes) {
+            // An inode of ours whose attributes changed: by each of its names. The root has none.
+            let Some(node) = tx.node(&key)? else { continue };
+            if node.names.is_empty() {
+                pass.touch(key);
+            } else {
+                self.hints.extend(node.names.iter().cloned());
+            }
+        }
+        for key in std::mem::take(&mut self.lists) {
+            if tx.node(&key)?.is_some_and(|n| n.kind.is_dir()) {
+                pass.todo.push_back(key);
+            }
+        }
         let mut again = Vec::new();
         for _ in 0..LOOKS_PER_COMMIT {
             let Some((dir, name)) = self.hints.pop_first() else { break };
@@ -1144,8 +1163,7 @@ impl Engine {
             && self.scanned
             && self.crawled
             && self.pass.is_none()
-            && self.hints.is_empty()
-            && self.lists.is_empty()
+            && !self.has_hints()
             && self.batches.is_empty()
             && self.queue.is_empty()
             && self.backlog_from.is_none()

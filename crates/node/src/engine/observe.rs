@@ -54,6 +54,11 @@ impl Pass {
         Pass { todo: VecDeque::from([root]), complete: true, ..Pass::default() }
     }
 
+    /// Something changed in or about this directory.
+    pub(super) fn touch(&mut self, dir: NodeKey) {
+        self.touched.insert(dir);
+    }
+
     /// True if a directory is being compared.
     pub(super) fn listing(&self) -> bool {
         self.current.is_some()

@@ -127,6 +127,7 @@ impl Engine {
             backlog_from: None,
             pass: None,
             want_crawl: false,
+            inodes: BTreeSet::new(),
             lists: BTreeSet::new(),
             later: BTreeMap::new(),
             taking: super::Taking::Watch,
