@@ -6,6 +6,7 @@ mod engine;
 pub mod filter;
 pub mod needs;
 mod overlay;
+mod pace;
 pub mod query;
 pub mod remote;
 pub mod roots;

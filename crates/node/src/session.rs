@@ -7,11 +7,13 @@
 use crate::api::{Endpoint, Event, Outcome, SessionError, Side, SyncOptions};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
 use crate::filter::Filter;
+use crate::pace::Pacer;
 use crate::remote;
 use crate::roots;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, select, unbounded};
 use driftless_index::StateDir;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Asks a session to end: it finishes what it has begun and says what is left.
 #[derive(Clone)]
@@ -78,7 +80,26 @@ pub fn run(
             return Err(e);
         }
     };
-    Coordinator { a, b, events, once: options.shared.once, in_sync: false, stopping: false }.run(&stop)
+    let pacer = || Pacer::new(local_rate(&options));
+    Coordinator {
+        a,
+        b,
+        to_a: pacer(),
+        to_b: pacer(),
+        events,
+        once: options.shared.once,
+        in_sync: false,
+        stopping: false,
+    }
+    .run(&stop)
+}
+
+/// The rate to be kept here: none if a carrier keeps it already.
+fn local_rate(options: &SyncOptions) -> Option<u64> {
+    match (&options.a, &options.b) {
+        (Endpoint::Local(_), Endpoint::Local(_)) => options.bwlimit_bytes_per_s,
+        _ => None,
+    }
 }
 
 fn end(e: End) {
@@ -151,9 +172,14 @@ pub(crate) fn guard_state(root: &Path, state: &Path) -> Result<(), SessionError>
     Ok(())
 }
 
+/// Longest wait when nothing is to happen at a certain time.
+const REST: Duration = Duration::from_secs(3600);
+
 struct Coordinator {
     a: End,
     b: End,
+    to_a: Pacer,
+    to_b: Pacer,
     events: ChannelSender<Event>,
     once: bool,
     in_sync: bool,
@@ -168,7 +194,9 @@ impl Coordinator {
                 recv(from_a) -> m => self.take(Side::A, m.ok()),
                 recv(from_b) -> m => self.take(Side::B, m.ok()),
                 recv(stop.asked) -> _ => self.stop(),
+                default(self.rest()) => {}
             }
+            self.pass_on();
             self.check();
         }
         let (a, b) = (self.a.ended.take(), self.b.ended.take());
@@ -187,6 +215,22 @@ impl Coordinator {
         }
     }
 
+    /// Until a message that is held back may leave.
+    fn rest(&self) -> Duration {
+        let due = [&self.to_a, &self.to_b].into_iter().filter_map(Pacer::poll_at).min();
+        due.map_or(REST, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn pass_on(&mut self) {
+        let now = Instant::now();
+        for (pacer, end) in [(&mut self.to_a, &self.a), (&mut self.to_b, &self.b)] {
+            while let Some(message) = pacer.poll(now) {
+                // An engine that is gone takes nothing more; its end has been or will be told.
+                let _ = end.to.send(ToEngine::Link(message));
+            }
+        }
+    }
+
     fn end_of(&mut self, side: Side) -> &mut End {
         match side {
             Side::A => &mut self.a,
@@ -196,10 +240,10 @@ impl Coordinator {
 
     fn take(&mut self, side: Side, m: Option<FromEngine>) {
         match m {
-            Some(FromEngine::Link(message)) => {
-                // An engine that is gone takes nothing more; its end has been or will be told.
-                let _ = self.end_of(side.other()).to.send(ToEngine::Link(message));
-            }
+            Some(FromEngine::Link(message)) => match side {
+                Side::A => self.to_b.push(message),
+                Side::B => self.to_a.push(message),
+            },
             Some(FromEngine::Event(e)) => {
                 // Nobody listens any more: the session goes on all the same.
                 let _ = self.events.send(e);

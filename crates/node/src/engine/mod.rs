@@ -29,7 +29,7 @@ use driftless_core::local;
 use driftless_core::plan::At;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Env;
-use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tx};
+use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, VolumeError, Watcher};
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
@@ -374,7 +374,7 @@ impl Engine {
                 Ok(())
             }
             ToEngine::Link(message) => {
-                self.messages_in += 1;
+                self.messages_in += u64::from(counts(&message));
                 self.send_blocked_at = None;
                 self.handle_message(message)
             }
@@ -728,21 +728,48 @@ impl Engine {
             if self.planned < self.head && self.backlog_from.is_none() {
                 self.backlog_from = Some(self.planned);
             }
-            self.tell_join();
+            self.tell_join()?;
         }
         self.beat()
     }
 
-    fn tell_join(&mut self) {
-        if self.side != Side::B && self.join.equal + self.join.only_here + self.join.different == 0 {
-            return;
-        }
+    /// How the two trees compare, if this one had anything of its own.
+    fn tell_join(&mut self) -> Result<(), Fail> {
         let j = self.join;
-        let counts = match self.side {
-            Side::A => JoinCounts { equal: j.equal, only_a: j.only_here, only_b: 0, different: j.different },
-            Side::B => JoinCounts { equal: j.equal, only_a: 0, only_b: j.only_here, different: j.different },
+        if j.equal + j.only_here + j.different == 0 {
+            return Ok(());
+        }
+        let only_there = self.count_unbound()?;
+        let (only_a, only_b) = match self.side {
+            Side::A => (j.only_here, only_there),
+            Side::B => (only_there, j.only_here),
         };
-        self.say(Event::Join { counts });
+        self.say(Event::Join {
+            counts: JoinCounts { equal: j.equal, only_a, only_b, different: j.different },
+        });
+        Ok(())
+    }
+
+    /// Entries that the tree shows and this disk does not have.
+    fn count_unbound(&mut self) -> Result<u64, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let (mut after, mut count) = (0, 0);
+        loop {
+            // A transaction for each page: what it has read it keeps.
+            let mut tx = Tx::open(&*snapshot, self.env())?;
+            let rows = tx.feed_after(after, ENTRIES_PER_BATCH)?;
+            let Some((last, _)) = rows.last() else { return Ok(count) };
+            after = *last;
+            for (_, id) in rows {
+                let row = tx.entry_must(id)?;
+                if row.bound.is_empty()
+                    && let Some(path) = tree::path_of(&mut tx, id)?
+                    && !self.filter.hides(&path, row.entry.kind.is_dir())
+                {
+                    count += 1;
+                }
+            }
+        }
     }
 
     /// The peer's states have been read to the head of a complete scan.
@@ -807,7 +834,7 @@ impl Engine {
     }
 
     fn send(&mut self, m: Message) -> Result<(), Fail> {
-        self.messages_out += 1;
+        self.messages_out += u64::from(counts(&m));
         self.post(FromEngine::Link(m))
     }
 
@@ -1195,6 +1222,11 @@ impl Engine {
         self.status = new;
         self.post(FromEngine::Status(new))
     }
+}
+
+/// Heartbeats start no work, so one on its way does not mean that the ends differ.
+fn counts(message: &Message) -> bool {
+    !matches!(message, Message::Heartbeat { .. })
 }
 
 /// Entries of one batch: bounds what a receiver merges in one transaction.
