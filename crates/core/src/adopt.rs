@@ -97,7 +97,10 @@ impl Adoption {
             return Err(Error::Inconsistent(format!("{:?} was found without content", at.1)));
         };
         match equal_group(tx, &class, at.1, &shown, found.kind, content)? {
-            Some((group, base)) => bind_leaf(tx, at, found, content, &group, base),
+            Some((group, base)) => match claims_for(tx, found, &group)? {
+                Some(claims) => bind_leaf(tx, at, found, content, claims, base),
+                None => Ok(Adopted::Different),
+            },
             None if shown.dir.is_empty() && shown.groups.is_empty() => Ok(Adopted::OnlyHere),
             None => Ok(Adopted::Different),
         }
@@ -113,7 +116,9 @@ impl Adoption {
         shown: Shown,
     ) -> Result<Adopted> {
         if let Some((group, base)) = equal_group(tx, class, at.1, &shown, found.kind, content)? {
-            return bind_leaf(tx, at, found, content, &group, base);
+            if let Some(claims) = claims_for(tx, found, &group)? {
+                return bind_leaf(tx, at, found, content, claims, base);
+            }
         }
         if tx.node(&found.key)?.is_some() {
             local::link(tx, &found.key, at)?;
@@ -215,29 +220,31 @@ fn claims_of(group: &Group) -> Vec<Claim> {
     group.claims.iter().map(claim).collect()
 }
 
-/// Binds a leaf to what the tree shows. All names of an inode belong to one entry: if the tree shows another one
-/// there, the name is a new one of the inode's own entry.
+/// The claims of a group for a name of the inode that was found, owner first. All names of an inode belong to one
+/// entry: `None` if the inode was taken before for one that the group has not.
+fn claims_for(tx: &mut Tx<'_>, found: &Looked, group: &Group) -> Result<Option<Vec<Claim>>> {
+    let mut claims = claims_of(group);
+    let Some(node) = tx.node(&found.key)? else { return Ok(Some(claims)) };
+    let owner = match node.names.first() {
+        Some((dir, name)) => tx.place(dir, name)?.and_then(|p| p.claims.first().copied()),
+        None => None,
+    };
+    let same = |c: &Claim| owner.is_some_and(|o| o.entry == c.entry && o.version == c.version);
+    let Some(i) = claims.iter().position(same) else { return Ok(None) };
+    claims[..=i].rotate_right(1);
+    Ok(Some(claims))
+}
+
+/// Binds a leaf to what the tree shows.
 fn bind_leaf(
     tx: &mut Tx<'_>,
     at: Spot<'_>,
     found: &Looked,
     content: &Content,
-    group: &Group,
+    claims: Vec<Claim>,
     base: Option<Name>,
 ) -> Result<Adopted> {
-    let mut claims = claims_of(group);
-    if let Some(node) = tx.node(&found.key)? {
-        let owner = match node.names.first() {
-            Some((dir, name)) => tx.place(dir, name)?.and_then(|p| p.claims.first().copied()),
-            None => None,
-        };
-        let same = |c: &Claim| owner.is_some_and(|o| o.entry == c.entry && o.version == c.version);
-        let Some(i) = claims.iter().position(same) else {
-            local::link(tx, &found.key, at)?;
-            return Ok(Adopted::LinkOnlyHere);
-        };
-        claims[..=i].rotate_right(1);
-    } else {
+    if tx.node(&found.key)?.is_none() {
         let bind = Bind::Leaf { identity: content.identity() };
         tx.put_node(&found.key, Node { names: Vec::new(), ..node_of(found, at, bind) });
     }

@@ -564,3 +564,6 @@ fn must_place(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Place> {
     tx.place(at.0, at.1)?
         .ok_or_else(|| Error::Inconsistent(format!("nothing is recorded at {:?} in {:?}", at.1, at.0)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,6 +149,10 @@ impl World {
                 self.forgotten += 1;
                 let number = self.sites.len() * 100 + self.forgotten;
                 self.sites[*i].forget(number);
+                // What was renamed elsewhere meanwhile is there twice now, and each of the two may go alone.
+                for d in self.sites[*i].disk.identities() {
+                    self.tokens.entry(d).or_default().born += 1;
+                }
                 self.wire.retain(|m| m.from != *i && m.to != *i);
                 self.adopt(*i, true)?;
             }
