@@ -13,11 +13,11 @@
 mod planner;
 mod record;
 
-use crate::disk::{Claim, Fingerprint, NodeKey};
+use crate::disk::{Bind, Claim, Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name};
 use crate::meta::{Attrs, Content, Digest};
 use crate::tx::{Result, Tx};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 pub use record::record;
@@ -367,6 +367,44 @@ impl Step {
             f(&mut v.node);
         }
     }
+}
+
+/// The entries that are not done if `step` is not: those that it shows, and those recorded at the names that
+/// it would take or take over. They have to be planned again. Keys in `step` must be real, `tx` must not
+/// have the step recorded.
+pub fn concerned(tx: &mut Tx<'_>, step: &Step) -> Result<Vec<EntryId>> {
+    let mut out = Vec::new();
+    let (places, binding) = match step {
+        Step::MakeDir { at, binding, .. } | Step::Rebind { at, binding, .. } => {
+            (vec![at.clone()], Some(binding))
+        }
+        Step::Put { at, entry, binding, .. } => {
+            out.push(*entry);
+            (vec![at.clone()], Some(binding))
+        }
+        Step::Link { to, binding, .. } => (vec![to.clone()], Some(binding)),
+        Step::Move { from, to, binding, .. } => (vec![to.clone(), from.clone()], Some(binding)),
+        Step::Unpark { to, node, binding, .. } => (vec![to.clone(), Plan::parked(node)], Some(binding)),
+        Step::Park { from, .. } => (vec![from.clone()], None),
+        Step::Remove { at, .. } => (vec![at.clone()], None),
+        Step::SetAttrs { path, entry, .. } => {
+            out.push(*entry);
+            (path.iter().cloned().collect(), None)
+        }
+    };
+    if let Some(binding) = binding {
+        out.extend(binding.claims.iter().map(|c| c.entry).chain(binding.members.iter().copied()));
+    }
+    for at in places {
+        let Some(place) = tx.place(&at.dir, &at.name)? else { continue };
+        out.extend(place.claims.iter().map(|c| c.entry));
+        if let Some(Bind::Dir(members)) = tx.node(&place.node)?.as_ref().map(|n| &n.bind) {
+            out.extend(members);
+        }
+    }
+    let mut seen = HashSet::new();
+    out.retain(|e| !e.is_root() && seen.insert(*e));
+    Ok(out)
 }
 
 /// A step in words, for people: `create file docs/a.txt (4096 bytes)`.

@@ -55,7 +55,17 @@ pub fn record(tx: &mut Tx<'_>, step: &Step, outcome: Option<&Outcome>) -> Result
             tx.put_node(node, n);
             Ok(())
         }
-        Step::Rebind { at, node, binding } => settle(tx, node, at, binding),
+        Step::Rebind { at, node, binding } => {
+            // What should have brought the inode here may have failed. A directory stands for its members
+            // wherever it is; of a leaf's place there is nothing to say then.
+            let Some(n) = tx.node(node)? else { return Ok(()) };
+            let at = match n.names.first() {
+                Some((dir, name)) if n.kind.is_dir() => At { dir: dir.clone(), name: name.clone() },
+                _ => at.clone(),
+            };
+            let there = tx.place(&at.dir, &at.name)?.is_some_and(|p| p.node == *node);
+            if there { settle(tx, node, &at, binding) } else { Ok(()) }
+        }
     }
 }
 
