@@ -258,8 +258,8 @@ impl Engine {
                 Ok(())
             }
             Done::No(reason, detail) => {
-                if let Some(id) = owner_of(tx, &step)? {
-                    run.failed.entry(id).or_insert((reason, detail));
+                for id in plan::concerned(tx, &step)? {
+                    run.failed.entry(id).or_insert((reason, detail.clone()));
                 }
                 Ok(())
             }
@@ -578,31 +578,6 @@ fn unresolved(step: &Step) -> bool {
     let makes = matches!(step, Step::MakeDir { .. } | Step::Put { .. });
     dirs.into_iter().flatten().any(|at| Plan::is_provisional(&at.dir))
         || (!makes && Plan::is_provisional(step.node()))
-}
-
-/// The entry that a step is done for, to put on the needs list if it fails.
-fn owner_of(tx: &mut Tx<'_>, step: &Step) -> Result<Option<EntryId>, Fail> {
-    let at = match step {
-        Step::Put { entry, .. } | Step::SetAttrs { entry, .. } => return Ok(Some(*entry)),
-        Step::MakeDir { binding, .. }
-        | Step::Link { binding, .. }
-        | Step::Move { binding, .. }
-        | Step::Unpark { binding, .. }
-        | Step::Rebind { binding, .. } => {
-            let claimed = binding.claims.first().map(|c| c.entry);
-            return Ok(claimed.or(binding.members.first().copied()));
-        }
-        Step::Park { from, .. } => from,
-        Step::Remove { at, .. } => at,
-    };
-    let Some(place) = tx.place(&at.dir, &at.name)? else { return Ok(None) };
-    if let Some(c) = place.claims.first() {
-        return Ok(Some(c.entry));
-    }
-    Ok(match tx.node(&place.node)?.map(|n| n.bind.clone()) {
-        Some(Bind::Dir(members)) => members.first().copied(),
-        _ => None,
-    })
 }
 
 /// The name an inode waits under while parked: follows from its key, so that it is found after a restart.
