@@ -762,7 +762,8 @@ impl Engine {
             after = *last;
             for (_, id) in rows {
                 let row = tx.entry_must(id)?;
-                if row.bound.is_empty()
+                if !id.is_root()
+                    && row.bound.is_empty()
                     && let Some(path) = tree::path_of(&mut tx, id)?
                     && !self.filter.hides(&path, row.entry.kind.is_dir())
                 {

@@ -34,10 +34,12 @@ const SETTING_LOST: &[u8] = b"lost_index";
 /// Batches of hints between the watcher and the engine; beyond it the watcher says overflow and the tree is crawled.
 const HINT_BATCHES_MAX: usize = 1024;
 
-/// What an engine holds while it runs: the lock, and the socket that answers queries on its index.
+/// What an engine holds while it runs: the locks, and the socket that answers queries on its index.
 struct Held {
     _control: Option<ControlServer>,
     _lock: Lock,
+    /// On the tree itself: another process may have it with a state directory of its own.
+    _tree: Option<Lock>,
 }
 
 /// What an engine is started with.
@@ -81,8 +83,9 @@ impl Engine {
             Directory::open(&root, driftless_volume::OpenOptions { create_private }).map_err(Fail::Volume)?;
         let filter = Filter::new(&shared.filters)
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
+        let tree = if create_private { Some(take(&root.join(PRIVATE), "sync")?) } else { None };
         let marker = volume.marker().map_err(Fail::Volume)?;
-        let (store, held) = open_store(&root, &state, &shared)?;
+        let (store, held) = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
@@ -288,11 +291,23 @@ impl Engine {
     }
 }
 
+/// The private directory as a path; its names are ASCII.
+const PRIVATE: &str = ".driftless";
+
+/// Locks a directory of ours, or says who has it.
+fn take(dir: &std::path::Path, purpose: &str) -> Result<Lock, Fail> {
+    Lock::acquire(dir, purpose).map_err(|e| Fail::Refused {
+        what: e.to_string(),
+        advice: "end that process first, or leave the work to it".into(),
+    })
+}
+
 /// The store and its lock: on disk, or for a dry run a copy that forgets.
 fn open_store(
     root: &std::path::Path,
     state: &StateDir,
     shared: &Shared,
+    tree: Option<Lock>,
 ) -> Result<(Arc<dyn Store>, Option<Held>), Fail> {
     let refused = |what: String, advice: &str| Fail::Refused { what, advice: advice.into() };
     if shared.dry_run {
@@ -300,16 +315,17 @@ fn open_store(
         let Some(dir) = known else {
             return Ok((Arc::new(OverlayStore::new(Arc::new(MemStore::new()))), None));
         };
-        let lock = Lock::acquire(dir.path(), "sync --dry-run")
-            .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
+        let lock = take(dir.path(), "sync --dry-run")?;
         let base = Arc::new(open_index(&dir.index(), false)?);
-        return Ok((Arc::new(OverlayStore::new(base)), Some(Held { _control: None, _lock: lock })));
+        return Ok((
+            Arc::new(OverlayStore::new(base)),
+            Some(Held { _control: None, _lock: lock, _tree: tree }),
+        ));
     }
     let dir = state.replica(root).map_err(|e| {
         refused(e.to_string(), "name another place with --state, or correct the directory's owner")
     })?;
-    let lock = Lock::acquire(dir.path(), "sync")
-        .map_err(|e| refused(e.to_string(), "end that process first, or leave it to it"))?;
+    let lock = take(dir.path(), "sync")?;
     let index: Arc<dyn Store> = Arc::new(open_index(&dir.index(), true)?);
     let queried = index.clone();
     let control = ControlServer::start(&dir.control(), move |request| match queried.snapshot() {
@@ -322,7 +338,7 @@ fn open_store(
             "put the state on a file system that can hold sockets (--state)",
         )
     })?;
-    Ok((index, Some(Held { _control: Some(control), _lock: lock })))
+    Ok((index, Some(Held { _control: Some(control), _lock: lock, _tree: tree })))
 }
 
 /// The state of a root if it has any. Makes nothing.

@@ -21,14 +21,14 @@ fn row(tx: &mut Tx<'_>, id: EntryId) -> Result<ChangeRow> {
     let path = tree::path_of(tx, id)?.map(|names| PathText::new(&text::join(&names)));
     Ok(ChangeRow {
         seq: row.n,
-        entry: id.to_string(),
+        entry: entry_text(id),
         class,
         kind: entry.kind.word().to_owned(),
         mode: format!("{:04o}", entry.meta.1.mode),
         uid: entry.meta.1.uid,
         gid: entry.meta.1.gid,
         present: path.is_some(),
-        parent: link.map(|l| parent_text(l.at.parent)).unwrap_or_default(),
+        parent: link.map(|l| entry_text(l.at.parent)).unwrap_or_default(),
         name: link.map(|l| PathText::new(l.at.name.as_bytes())).unwrap_or_default(),
         path,
         by: text::site(tx, author.replica)?,
@@ -36,8 +36,8 @@ fn row(tx: &mut Tx<'_>, id: EntryId) -> Result<ChangeRow> {
 }
 
 /// The root has no dot of its own that would mean anything to a reader.
-pub(super) fn parent_text(parent: EntryId) -> String {
-    if parent.is_root() { "root".into() } else { parent.to_string() }
+pub(super) fn entry_text(id: EntryId) -> String {
+    if id.is_root() { "root".into() } else { id.to_string() }
 }
 
 /// The name to show: a present one before an absent one, then the newest.

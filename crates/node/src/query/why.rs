@@ -1,6 +1,6 @@
 //! Why a path is as it is: what this disk shows there, which entries are behind it, what waits.
 
-use super::changes::parent_text;
+use super::changes::entry_text;
 use super::{FailureRow, failure_row, text};
 use crate::api::PathText;
 use crate::needs::{self, Waiter};
@@ -223,7 +223,7 @@ fn claimant(tx: &mut Tx<'_>, entry: &Entry, seq: u64, claimed: &[Dot]) -> Result
     let mut names = Vec::new();
     for link in &entry.links {
         names.push(NameRow {
-            parent: parent_text(link.at.parent),
+            parent: entry_text(link.at.parent),
             name: PathText::new(link.at.name.as_bytes()),
             present: link.present(),
             by: text::site(tx, link.at.dot.replica)?,
