@@ -89,6 +89,7 @@ pub fn run(
         events,
         once: options.shared.once,
         in_sync: false,
+        drain_until: None,
         stopping: false,
     }
     .run(&stop)
@@ -172,6 +173,10 @@ pub(crate) fn guard_state(root: &Path, state: &Path) -> Result<(), SessionError>
     Ok(())
 }
 
+/// How long a session that was asked to end goes on with what is under way: enough for single changes, not for a
+/// large transfer, which goes on with the next run.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
 /// Longest wait when nothing is to happen at a certain time.
 const REST: Duration = Duration::from_secs(3600);
 
@@ -183,6 +188,8 @@ struct Coordinator {
     events: ChannelSender<Event>,
     once: bool,
     in_sync: bool,
+    /// When draining ends, once it was asked to end.
+    drain_until: Option<Instant>,
     stopping: bool,
 }
 
@@ -193,7 +200,7 @@ impl Coordinator {
             select! {
                 recv(from_a) -> m => self.take(Side::A, m.ok()),
                 recv(from_b) -> m => self.take(Side::B, m.ok()),
-                recv(stop.asked) -> _ => self.stop(),
+                recv(stop.asked) -> _ => self.drain_until = Some(Instant::now() + DRAIN_MAX),
                 default(self.rest()) => {}
             }
             self.pass_on();
@@ -215,9 +222,10 @@ impl Coordinator {
         }
     }
 
-    /// Until a message that is held back may leave.
+    /// Until a message that is held back may leave, or draining ends.
     fn rest(&self) -> Duration {
-        let due = [&self.to_a, &self.to_b].into_iter().filter_map(Pacer::poll_at).min();
+        let drained = self.drain_until.filter(|_| !self.stopping);
+        let due = [self.to_a.poll_at(), self.to_b.poll_at(), drained].into_iter().flatten().min();
         due.map_or(REST, |at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -287,7 +295,8 @@ impl Coordinator {
             // Nobody listens any more: the session goes on all the same.
             let _ = self.events.send(if now { Event::InSync } else { Event::Syncing });
         }
-        if now && self.once {
+        let drained = self.drain_until.is_some_and(|at| now || at <= Instant::now());
+        if drained || (now && self.once) {
             self.stop();
         }
     }

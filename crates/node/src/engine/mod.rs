@@ -470,7 +470,9 @@ impl Engine {
         if self.scanned {
             return self.commit(tx);
         }
-        let peer_has_states = !hello.knowledge.is_empty() || hello.inline;
+        // A first scan that was interrupted may have told the peer a part of itself: that is no state of others.
+        let me = self.me()?;
+        let peer_has_states = hello.inline || hello.knowledge.keys().any(|r| *r != me);
         let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
         if import {
             self.taking = Taking::Import;
@@ -483,6 +485,11 @@ impl Engine {
             self.set_phase(Phase::Receiving);
         }
         Ok(())
+    }
+
+    fn me(&self) -> Result<ReplicaId, Fail> {
+        let snapshot = self.store.snapshot()?;
+        Ok(Tx::open(&*snapshot, self.env())?.me())
     }
 
     fn take_hints(&mut self, hints: Vec<Hint>) {
