@@ -198,7 +198,7 @@ pub fn children(tx: &mut Tx<'_>, class: &[EntryId], after: Option<&Name>, limit:
 /// The (parent entry, real name) pairs an entry is shown at: a live directory's one, a leaf's shown links.
 /// Empty if not shown. An extra sibling's place is the lowest shown link's.
 pub fn shown_names(tx: &mut Tx<'_>, entry: EntryId) -> Result<Vec<(EntryId, Name)>> {
-    let Some(row) = tx.entry(entry)? else { return Ok(Vec::new()) };
+    let Some(row) = tx.entry(entry)?.filter(|_| !entry.is_root()) else { return Ok(Vec::new()) };
     if row.entry.kind.is_dir() {
         return Ok(if is_live(tx, entry)? { vec![stored_spot(tx, entry)?] } else { Vec::new() });
     }

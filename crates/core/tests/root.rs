@@ -4,6 +4,7 @@ use driftless_core::link::{Receiver, SendLimits, Sender};
 use driftless_core::local::{self, Looked};
 use driftless_core::plan::{self, Plan, PlanOptions, Step};
 use driftless_core::rows::{MemStore, Store};
+use driftless_core::tree;
 use driftless_core::tx::Env;
 use driftless_core::{Attrs, EntryId, Fingerprint, Kind, NodeKey, ReplicaId, Time, Tx, VersionVector};
 
@@ -48,6 +49,8 @@ fn the_roots_attributes_reach_the_other_root() {
     let snapshot = b.snapshot().unwrap();
     let mut tx = Tx::open(&*snapshot, ENV).unwrap();
     assert!(tx.entry(EntryId::ROOT).unwrap().is_some());
+    assert_eq!(tree::path_of(&mut tx, EntryId::ROOT).unwrap(), Some(vec![]));
+    assert!(tree::shown_names(&mut tx, EntryId::ROOT).unwrap().is_empty());
     let mut plan = Plan::new();
     plan::plan_entry(&mut tx, EntryId::ROOT, &mut plan, &PlanOptions::default()).unwrap();
     let [Step::SetAttrs { path: None, attrs, .. }] = &plan.steps[..] else { panic!("{:?}", plan.steps) };

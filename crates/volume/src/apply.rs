@@ -32,6 +32,8 @@ pub struct Limbo {
     pub size: u64,
     /// ... and its time: if somebody had it open after all and writes, it is not dropped.
     pub mtime: Time,
+    /// Its change time once it was here: what its other names, if it has any, show now.
+    pub ctime: Time,
     /// Set if it is not in the private directory but, under a reserved name, in this directory.
     pub beside: Option<NodeKey>,
     /// What leases said about writers. Where they said nothing, it is worth waiting before it goes for good.
@@ -40,8 +42,8 @@ pub struct Limbo {
 
 impl Limbo {
     fn of(id: StageId, look: Look, beside: Option<NodeKey>) -> Limbo {
-        let Fingerprint { size, mtime, .. } = look.fingerprint();
-        Limbo { id, key: look.key, size, mtime, beside, writers: Writers::Unknown }
+        let Fingerprint { size, mtime, ctime } = look.fingerprint();
+        Limbo { id, key: look.key, size, mtime, ctime, beside, writers: Writers::Unknown }
     }
 }
 

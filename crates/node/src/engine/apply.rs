@@ -111,6 +111,9 @@ impl Engine {
         }
         for (id, (reason, detail)) in std::mem::take(&mut run.failed) {
             tx.add_pending(id);
+            if matches!(reason, Reason::Raced | Reason::NotEmpty | Reason::ParentWaits) {
+                self.after_looks.insert(id);
+            }
             self.entry_waits(&mut tx, id, reason, detail)?;
         }
         for at in std::mem::take(&mut run.relook) {
@@ -236,6 +239,7 @@ impl Engine {
 
     fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, run: &mut Run) -> Result<(), Fail> {
         let provisional = step.node().clone();
+        let limbo_before = run.limbo.len();
         step.resolve(&run.real);
         let result = match unresolved(&step) {
             true => Done::No(Reason::ParentWaits, String::new()),
@@ -255,6 +259,9 @@ impl Engine {
                     self.say_step(tx, &step, true)?;
                 }
                 plan::record(tx, &step, outcome.as_ref())?;
+                for victim in &run.limbo[limbo_before..] {
+                    note_change_time(tx, victim)?;
+                }
                 Ok(())
             }
             Done::No(reason, detail) => {
@@ -561,6 +568,16 @@ impl Engine {
 
 fn parent_waits() -> Done {
     Done::No(Reason::ParentWaits, String::new())
+}
+
+/// A file that went to limbo by one of its names has another change time by the others.
+fn note_change_time(tx: &mut Tx<'_>, limbo: &Limbo) -> Result<(), Fail> {
+    if let Some(node) = tx.node(&limbo.key)? {
+        let mut node = (*node).clone();
+        node.fingerprint.ctime = limbo.ctime;
+        tx.put_node(&limbo.key, node);
+    }
+    Ok(())
 }
 
 /// True if the step builds on something that an earlier step should have made and did not.

@@ -58,6 +58,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 /// Attempts before a session that is to end (`--once`) stops waiting for an entry.
 const TRIES_BEFORE_GIVING_UP: u64 = 3;
+/// Attempts that follow at once when what was in the way has been looked at; then pauses begin.
+const RACES_MAX: u64 = 6;
 /// A window of removals ends after this quiet time.
 const REMOVAL_WINDOW: Duration = Duration::from_secs(10);
 
@@ -203,6 +205,7 @@ pub(crate) struct Engine {
     pass: Option<Pass>,
     want_crawl: bool,
     inodes: BTreeSet<NodeKey>,
+    after_looks: BTreeSet<EntryId>,
     lists: BTreeSet<NodeKey>,
     later: BTreeMap<Instant, Vec<RelPath>>,
 
@@ -272,7 +275,9 @@ impl Engine {
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         self.head = tx.head();
-        for (w, n) in needs::list(&mut tx, None, usize::MAX)? {
+        for (w, mut n) in needs::list(&mut tx, None, usize::MAX)? {
+            // A new process tries everything at once: whatever it was may be gone.
+            (n.tries, n.retry_ns) = (0, 0);
             self.waiting.insert(w, n);
         }
         let own = self.own_hello();
@@ -655,6 +660,13 @@ impl Engine {
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
         }
         self.run_small_pass(tx, pass)?;
+        // What was in the way has been looked at: the plans that met it may fit now.
+        for id in std::mem::take(&mut self.after_looks) {
+            let tries = self.waiting.get(&Waiter::Entry(id)).map_or(0, |n| n.tries);
+            if tries < RACES_MAX {
+                self.enqueue(id);
+            }
+        }
         // Names in directories that were not known before: known now, or not ours.
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
@@ -901,10 +913,15 @@ impl Engine {
                     if let Some(n) = self.waiting.get_mut(&w) {
                         n.retry_ns = now_ns + retry_pause_ns(n.tries);
                     }
-                    if let Some(names) = names {
-                        self.look_at_path_soon(&RelPath(names))?;
-                        worked = true;
+                    if let Some(n) = self.waiting.get_mut(&w) {
+                        n.tries += 1;
                     }
+                    match names {
+                        Some(names) => self.look_at_path_soon(&RelPath(names))?,
+                        // The root: held removals are judged again by a crawl.
+                        None => self.want_crawl = true,
+                    }
+                    worked = true;
                 }
             }
         }
@@ -1021,6 +1038,38 @@ impl Engine {
         for kept in self.volume.drop_limbo(&limbo).map_err(Fail::Volume)? {
             self.log(Level::Warn, format!("{kept:?} was kept in .driftless: it is not what was put there"));
         }
+        self.unsealed = false;
+        self.note_dropped(&limbo)
+    }
+
+    /// What went for good by one of its names has another change time by the others: not a user's change.
+    fn note_dropped(&mut self, limbo: &[Limbo]) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut changed = false;
+        for l in limbo {
+            let Some(node) = tx.node(&l.key)? else { continue };
+            let Some((dir, name)) = node.names.first() else { continue };
+            let Some(path) = self.path_of_node(&mut tx, dir)? else { continue };
+            let Ok(fd) = self.volume.dir(&path, Some(dir)) else { continue };
+            if let Ok(Some(seen)) = fd.look(name)
+                && seen.key == l.key
+                && (seen.fingerprint.size, seen.fingerprint.mtime)
+                    == (node.fingerprint.size, node.fingerprint.mtime)
+                && node.fingerprint.ctime == l.ctime
+            {
+                let mut node = (*node).clone();
+                node.fingerprint = seen.fingerprint;
+                tx.put_node(&l.key, node);
+                changed = true;
+            }
+        }
+        if changed { self.commit_sealed(tx) } else { Ok(()) }
+    }
+
+    /// Commits records only: there is nothing in them to be sealed.
+    fn commit_sealed(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        self.commit(tx)?;
         self.unsealed = false;
         Ok(())
     }
@@ -1153,6 +1202,14 @@ impl Engine {
         self.path_waits(tx, b".".to_vec(), Reason::MassRemoval, text)
     }
 
+    /// A whole crawl held nothing back.
+    fn settle_held(&mut self, tx: &mut Tx<'_>) {
+        let who = Waiter::Path(b".".to_vec());
+        if self.waiting.get(&who).is_some_and(|n| n.reason == Reason::MassRemoval) {
+            self.resolved(tx, &who, b".");
+        }
+    }
+
     // ----- drift of a follower
 
     fn follows(&self) -> bool {
@@ -1193,7 +1250,11 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        let tried = |n: &Need| n.tries >= TRIES_BEFORE_GIVING_UP || n.reason == Reason::MassRemoval;
+        let tried = |n: &Need| match n.reason {
+            Reason::MassRemoval => n.tries > 0,
+            Reason::Raced | Reason::NotEmpty | Reason::ParentWaits => n.tries >= RACES_MAX,
+            _ => n.tries >= TRIES_BEFORE_GIVING_UP,
+        };
         self.peer.is_some()
             && self.scanned
             && self.crawled

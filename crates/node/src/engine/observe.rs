@@ -44,6 +44,8 @@ pub(super) struct Pass {
     pub(super) todo: VecDeque<NodeKey>,
     /// True if every directory was listed: what was not found nowhere is nowhere.
     pub(super) complete: bool,
+    /// True if removals were held by the guard.
+    held: bool,
     /// Changes recorded in this pass.
     pub(super) recorded: u64,
 }
@@ -476,6 +478,9 @@ impl Engine {
         self.record_moves(tx, pass)?;
         self.record_taken(tx, pass)?;
         self.record_missing(tx, pass)?;
+        if pass.complete && !pass.held {
+            self.settle_held(tx);
+        }
         self.record_dir_times(tx, pass)
     }
 
@@ -753,32 +758,31 @@ impl Engine {
     ) -> Result<bool, Fail> {
         let total = self.count_places()?;
         let limit = removal_limit(self.shared.max_delete, total);
-        let mut count = 0u64;
+        let mut counted: HashSet<(NodeKey, Name)> = HashSet::new();
         let mut stack: Vec<(NodeKey, Name)> = gone.to_vec();
-        while let Some((dir, name)) = stack.pop() {
-            let Some(place) = tx.place(&dir, &name)? else { continue };
-            count += 1;
-            if count > limit {
+        while let Some(at) = stack.pop() {
+            let Some(place) = tx.place(&at.0, &at.1)? else { continue };
+            if !counted.insert(at) {
+                continue;
+            }
+            if counted.len() as u64 > limit {
                 let text = format!(
                     "more than {limit} of {total} entries are gone at once; nothing of that was recorded"
                 );
+                pass.held = true;
                 self.hold_removals(tx, text)?;
-                let _ = pass;
                 return Ok(false);
+            }
+            if !place.claims.is_empty() {
+                continue;
             }
             let mut after: Option<Name> = None;
             loop {
                 let below = tx.places_in(&place.node, after.as_ref(), PLACES_AT_ONCE)?;
                 let Some(last) = below.last().map(|p| p.0.clone()) else { break };
-                count += below.len() as u64;
-                for (n, p) in below {
-                    if p.claims.is_empty() {
-                        count -= 1; // a directory: counted when its own turn comes
-                        stack.push((place.node.clone(), n));
-                    }
-                }
-                if count > limit {
-                    break;
+                stack.extend(below.into_iter().map(|(n, _)| (place.node.clone(), n)));
+                if stack.len() as u64 > limit {
+                    break; // enough to know
                 }
                 after = Some(last);
             }
@@ -835,6 +839,7 @@ pub(super) fn removal_limit(max: MaxDelete, total: u64) -> u64 {
     match max {
         MaxDelete::Default => (total / 2).max(100),
         MaxDelete::Count(n) => n,
+        MaxDelete::Percent(p) if p >= 100.0 => u64::MAX,
         MaxDelete::Percent(p) => (total as f64 * p.clamp(0.0, 100.0) / 100.0) as u64,
     }
 }

@@ -131,6 +131,7 @@ impl Engine {
             pass: None,
             want_crawl: false,
             inodes: BTreeSet::new(),
+            after_looks: BTreeSet::new(),
             lists: BTreeSet::new(),
             later: BTreeMap::new(),
             taking: super::Taking::Watch,
