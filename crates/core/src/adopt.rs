@@ -115,10 +115,10 @@ impl Adoption {
         class: &[EntryId],
         shown: Shown,
     ) -> Result<Adopted> {
-        if let Some((group, base)) = equal_group(tx, class, at.1, &shown, found.kind, content)? {
-            if let Some(claims) = claims_for(tx, found, &group)? {
-                return bind_leaf(tx, at, found, content, claims, base);
-            }
+        if let Some((group, base)) = equal_group(tx, class, at.1, &shown, found.kind, content)?
+            && let Some(claims) = claims_for(tx, found, &group)?
+        {
+            return bind_leaf(tx, at, found, content, claims, base);
         }
         if tx.node(&found.key)?.is_some() {
             local::link(tx, &found.key, at)?;

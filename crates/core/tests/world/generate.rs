@@ -151,6 +151,9 @@ impl Maker {
             7 if self.collect => Step::Collect(i),
             8 if w.sites[i].blind => Step::Join(i),
             8 if self.forget && self.rng.one_in(8) => Step::Forget(i),
+            9 if w.rules.planner && self.rng.one_in(2) => {
+                Step::ShowSome(i, self.rng.below(20), 1 + self.rng.below(4))
+            }
             _ => Step::Show(i),
         }
     }

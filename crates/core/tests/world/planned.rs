@@ -2,8 +2,8 @@
 
 use crate::disk::{Disk, PARKED};
 use crate::site::Site;
-use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, plan_entry, record};
-use driftless_core::{Attrs, Content, Digest, Kind, NodeKey};
+use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
+use driftless_core::{Attrs, Content, Digest, EntryId, Kind, NodeKey};
 use std::collections::{BTreeSet, HashMap};
 
 /// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
@@ -12,23 +12,60 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> Result<bool, Strin
     if !wanted.is_subset(available) {
         return Ok(false);
     }
-    let cursor = site.plan_cursor;
-    let (plan, waits) = site.read(|tx| {
-        let mut todo = tx.pending(usize::MAX)?;
-        todo.extend(tx.feed_after(cursor, usize::MAX)?.into_iter().map(|r| r.1));
-        let mut plan = Plan::new();
-        let mut waits = Vec::new();
-        for id in todo {
-            waits.extend(plan_entry(tx, id, &mut plan, &PlanOptions::default())?);
-        }
-        Ok((plan, waits))
-    });
+    let todo = todo(site);
+    let (plan, waits) = plan(site, &todo);
     if !waits.is_empty() {
         return Err(format!("the planner waits for {waits:?}"));
     }
+    execute(site, &plan, &todo)?;
+    site.plan_cursor = site.head();
+    Ok(true)
+}
+
+/// Plans and does only some of what is to be done: others wait for contents, or their turn.
+pub fn show_some(
+    site: &mut Site,
+    available: &BTreeSet<Digest>,
+    skip: usize,
+    count: usize,
+) -> Result<(), String> {
+    let all = todo(site);
+    let some: Vec<EntryId> = all.iter().cycle().skip(skip).take(count.min(all.len())).copied().collect();
+    let (plan, _) = plan(site, &some);
+    let needs = |s: &Step| match s {
+        Step::Put { content, .. } => !available.contains(&content.identity()),
+        _ => false,
+    };
+    if plan.steps.iter().any(needs) {
+        return Ok(());
+    }
+    execute(site, &plan, &some)
+}
+
+/// What the planner has to look at.
+fn todo(site: &Site) -> Vec<EntryId> {
+    site.read(|tx| {
+        let mut todo = tx.pending(usize::MAX)?;
+        todo.extend(tx.feed_after(site.plan_cursor, usize::MAX)?.into_iter().map(|r| r.1));
+        Ok(todo)
+    })
+}
+
+fn plan(site: &Site, todo: &[EntryId]) -> (Plan, Vec<Wait>) {
+    site.read(|tx| {
+        let mut plan = Plan::new();
+        let mut waits = Vec::new();
+        for id in todo {
+            waits.extend(plan_entry(tx, *id, &mut plan, &PlanOptions::default())?);
+        }
+        Ok((plan, waits))
+    })
+}
+
+fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String> {
     let mut disk = site.disk.clone();
     let mut real = HashMap::new();
-    let done = site.tx(|tx| {
+    site.tx(|tx| {
         for step in &plan.steps {
             let mut step = step.clone();
             step.resolve(&real);
@@ -43,14 +80,13 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> Result<bool, Strin
             step.resolve(&real);
             record(tx, &step, outcome.as_ref())?;
         }
-        for id in tx.pending(usize::MAX)? {
-            tx.remove_pending(id);
+        for id in done {
+            tx.remove_pending(*id);
         }
-        Ok(Ok(tx.head()))
-    });
-    site.plan_cursor = done?;
+        Ok(Ok(()))
+    })?;
     site.disk = disk;
-    Ok(true)
+    Ok(())
 }
 
 fn ino(disk: &Disk, key: &NodeKey) -> Result<u64, String> {

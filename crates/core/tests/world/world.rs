@@ -24,6 +24,8 @@ pub enum Step {
     Sync(usize, usize),
     /// The disk is made to show the tree.
     Show(usize),
+    /// Some of what is to be done on the disk is done: so many entries, after so many others.
+    ShowSome(usize, usize, usize),
     /// Tombstones that nobody needs go.
     Collect(usize),
     /// The index is lost: the site goes on as another replica, reads what all others know and takes its disk in.
@@ -143,6 +145,13 @@ impl World {
             }
             Step::Show(i) => {
                 self.show(*i)?;
+            }
+            Step::ShowSome(i, skip, count) => {
+                if self.rules.planner && !self.sites[*i].blind {
+                    let available = self.available();
+                    crate::planned::show_some(&mut self.sites[*i], &available, *skip, *count)?;
+                    self.check_records(*i)?;
+                }
             }
             Step::Collect(i) => self.collect(*i)?,
             Step::Forget(i) => {
@@ -339,7 +348,7 @@ impl World {
         if self.sites[i].blind {
             return Ok(true);
         }
-        let available: BTreeSet<Digest> = self.sites.iter().flat_map(|s| s.disk.identities()).collect();
+        let available = self.available();
         let shown = self.sites[i].knowledge();
         let done = if self.rules.planner {
             crate::planned::show(&mut self.sites[i], &available)?
@@ -356,6 +365,11 @@ impl World {
             return Err(format!("shown at {i}:\n  tree {}\n  disk {}", print(&tree), print(&disk)));
         }
         Ok(true)
+    }
+
+    /// Contents that are on some disk.
+    fn available(&self) -> BTreeSet<Digest> {
+        self.sites.iter().flat_map(|s| s.disk.identities()).collect()
     }
 
     fn collect(&mut self, i: usize) -> Verdict {
