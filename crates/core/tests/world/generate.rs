@@ -10,6 +10,8 @@ enum Habit {
     General,
     /// Directories are made, moved and removed.
     Dirs,
+    /// Directories are moved into each other, mostly unseen.
+    Cycles,
     /// Two names for everything.
     Conflicts,
 }
@@ -30,7 +32,7 @@ struct Maker {
 pub fn world(seed: u64) -> (Rules, Vec<Step>, Verdict) {
     let mut rng = Prng::new(seed);
     let rules = rules(&mut rng);
-    let habit = [Habit::General, Habit::Dirs, Habit::Conflicts][rng.below(3)];
+    let habit = [Habit::General, Habit::Dirs, Habit::Cycles, Habit::Conflicts][rng.below(4)];
     let (hard_links, collect) = (rng.one_in(2), rng.one_in(3));
     let acts = 1 + rng.below(3);
     let count = 20 + rng.below(60);
@@ -169,7 +171,7 @@ impl Maker {
     fn name(&mut self) -> &'static str {
         let names: &[&str] = match self.habit {
             Habit::General => &["a", "b", "c", "d", "e", "x", "y"],
-            Habit::Dirs => &["a", "b", "c"],
+            Habit::Dirs | Habit::Cycles => &["a", "b", "c"],
             Habit::Conflicts => &["x", "y"],
         };
         self.rng.pick(names).unwrap()
@@ -219,7 +221,11 @@ impl Maker {
     }
 
     fn try_op(&mut self, w: &World, i: usize) -> Option<Op> {
-        let dirs = self.habit == Habit::Dirs;
+        let dirs = matches!(self.habit, Habit::Dirs | Habit::Cycles);
+        if self.habit == Habit::Cycles && !self.rng.one_in(3) {
+            let (from, into) = (self.existing(w, i, true)?, self.existing(w, i, true)?);
+            return Some(Op::Mv(from, format!("{into}/{}", self.name())));
+        }
         Some(match self.rng.below(if self.hard_links { 24 } else { 21 }) {
             0..=2 if dirs => Op::Mkdir(self.path(w, i)),
             0..=2 => Op::Create(self.path(w, i), self.token(w)),

@@ -158,6 +158,12 @@ fn g2_each_removes_the_name_the_other_relied_on() {
 }
 
 #[test]
+fn g2_a_name_that_is_relied_on_is_given_again() {
+    // R0 still sees f when it removes g.
+    trace(2, "0 create f 1; 0 ln f g; all; 1 rm f; sync 1 0; 0 rm g", "f=1");
+}
+
+#[test]
 fn g3_nothing_is_wanted_that_nobody_has() {
     trace(2, "0 create a 1; all; 0 write a 2; 0 rm a; 1 mv a c", "");
 }
@@ -319,6 +325,18 @@ fn g8_changes_inside_a_repaired_cycle_move_nothing_else() {
     w("0 mkdir DIR/x");
     w("0 create DIR/x 1");
     w("0 mv DIR TO");
+}
+
+#[test]
+fn g8_a_directory_that_leaves_a_repaired_cycle_goes_alone() {
+    trace(
+        2,
+        "0 mkdir a; 0 mkdir b; 0 mkdir a/b; all; 1 mv a b/e; 0 mv b a/b/b; sync 0 1; show 1; 1 mv b/e/b y",
+        "b/ b/e/ y/",
+    );
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir b/c; all; 1 mv a b/c/b; 0 mv b a/a; sync 1 0; 0 mkdir c; show 0; is 0 a/ a/c/ a/c/b/ c/; \
+                  0 mv a/c/b c/c";
+    trace(2, script, "a/ a/c/ c/ c/c/");
 }
 
 #[test]
