@@ -8,7 +8,7 @@ use crate::api::{Counts, Event, SessionError, Shared, Side, SyncOptions};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
 use crate::roots;
 use crate::session::{End, guard_state, state_dir};
-use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, select, unbounded};
+use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, select, unbounded};
 use driftless_net::ssh::{self, Remote, Session};
 use driftless_net::{Carrier, CarrierOptions, Frame, Incoming};
 use serde::{Deserialize, Serialize};
@@ -218,24 +218,20 @@ fn exchange(
     to: &ChannelSender<ToEngine>,
     from: &Channel<FromEngine>,
 ) -> Result<Counts, SessionError> {
-    let mut incoming = incoming.clone();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_reports(carrier, from));
+        // Closed, without a word, when the engine has ended by itself.
+        let (ends, ended) = bounded::<()>(0);
+        let writer = scope.spawn(move || {
+            let _ends = ends;
+            write_reports(carrier, from)
+        });
         loop {
-            let item = match incoming.recv() {
-                Ok(item) => item,
-                Err(_) => break,
-            };
-            let command = match item {
-                Incoming::Frame(f) => match f.into_frame() {
-                    Frame::Message(m) => ToEngine::Link(m),
-                    Frame::Control(body) => match decode::<Command>(&body) {
-                        Ok(Command::LinkDown) => ToEngine::LinkDown,
-                        _ => ToEngine::Stop,
-                    },
-                    Frame::Close(_) => ToEngine::Stop,
+            let command = select! {
+                recv(incoming) -> item => match item {
+                    Ok(item) => command_of(item),
+                    Err(_) => ToEngine::Stop,
                 },
-                Incoming::End(_) => ToEngine::Stop,
+                recv(ended) -> _ => break,
             };
             let stop = matches!(command, ToEngine::Stop);
             // An engine that has ended takes nothing more.
@@ -243,7 +239,6 @@ fn exchange(
                 break;
             }
         }
-        incoming = crossbeam_channel::never();
         match writer.join() {
             Ok(result) => result,
             Err(_) => Err(broken("the engine", "it panicked")),
@@ -251,10 +246,24 @@ fn exchange(
     })
 }
 
+/// What the session said, for the engine. Whatever is not understood, or the end of the pipe, ends it.
+fn command_of(item: Incoming) -> ToEngine {
+    match item {
+        Incoming::Frame(f) => match f.into_frame() {
+            Frame::Message(m) => ToEngine::Link(m),
+            Frame::Control(body) => match decode::<Command>(&body) {
+                Ok(Command::LinkDown) => ToEngine::LinkDown,
+                _ => ToEngine::Stop,
+            },
+            Frame::Close(_) => ToEngine::Stop,
+        },
+        Incoming::End(_) => ToEngine::Stop,
+    }
+}
+
 fn write_reports(carrier: &Carrier, from: &Channel<FromEngine>) -> Result<Counts, SessionError> {
     loop {
-        let message = select! { recv(from) -> m => m };
-        let frame = match message {
+        let frame = match from.recv() {
             Ok(FromEngine::Link(m)) => Frame::Message(m),
             Ok(FromEngine::Event(e)) => encode(&Report::Event(e))?,
             Ok(FromEngine::Status(s)) => encode(&Report::Status(s))?,

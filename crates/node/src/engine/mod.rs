@@ -156,7 +156,7 @@ pub(crate) struct Status {
     pub(crate) scanned: bool,
     /// The peer has acknowledged all of its feed.
     pub(crate) sent_all: bool,
-    /// Messages got from and given to the peer so far: nothing is on its way when both sides' numbers match.
+    /// Sums of what was got from and given to the peer so far: nothing is on its way when both sides' sums match.
     pub(crate) messages_in: u64,
     pub(crate) messages_out: u64,
     /// Entries that wait.
@@ -379,7 +379,7 @@ impl Engine {
                 Ok(())
             }
             ToEngine::Link(message) => {
-                self.messages_in += u64::from(counts(&message));
+                self.messages_in += weight(&message);
                 self.send_blocked_at = None;
                 self.handle_message(message)
             }
@@ -854,7 +854,7 @@ impl Engine {
     }
 
     fn send(&mut self, m: Message) -> Result<(), Fail> {
-        self.messages_out += u64::from(counts(&m));
+        self.messages_out += weight(&m);
         self.post(FromEngine::Link(m))
     }
 
@@ -1293,9 +1293,14 @@ impl Engine {
     }
 }
 
-/// Heartbeats start no work, so one on its way does not mean that the ends differ.
-fn counts(message: &Message) -> bool {
-    !matches!(message, Message::Heartbeat { .. })
+/// What a message adds to the sums that tell whether something is on its way. Heartbeats start no work; a
+/// carrier may cut a piece into several, so that only its bytes are the same at both ends.
+fn weight(message: &Message) -> u64 {
+    match message {
+        Message::Heartbeat { .. } => 0,
+        Message::Piece(piece) => piece.bytes.len() as u64,
+        _ => 1,
+    }
 }
 
 /// Entries of one batch: bounds what a receiver merges in one transaction.
