@@ -335,6 +335,7 @@ fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()>
             }
         }
     }
+    names::drop_hidden(tx, owner, key)?;
     let in_step = records::is_in_step(tx, key, owner)?;
     let identity = content.identity();
     let mtime = content.mtime();

@@ -485,6 +485,20 @@ impl<'a> Tx<'a> {
         Ok(out)
     }
 
+    /// All places in directory `dir` whose names begin with `prefix`, ordered by name.
+    pub fn places_beginning(&mut self, dir: &NodeKey, prefix: &[u8]) -> Result<Vec<(Name, Place)>> {
+        let skip = place_prefix(dir).len();
+        let from = [&place_prefix(dir)[..], prefix].concat();
+        let rows = self.scan(Table::Places, &from, successor(&from).as_deref(), usize::MAX)?;
+        let mut out = Vec::with_capacity(rows.len());
+        for (k, v) in rows {
+            let name = Name::new(&k[skip..])
+                .map_err(|_| damaged(Table::Places, Malformed { what: "name", at: skip }))?;
+            out.push((name, dec(Table::Places, &v, |d| d.place(&self.replicas))?));
+        }
+        Ok(out)
+    }
+
     // ----- knowledge
 
     /// What this replica knows.

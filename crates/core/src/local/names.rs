@@ -70,6 +70,23 @@ fn names_left(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<Vec<(NodeKe
     Ok(out)
 }
 
+/// Before the content of an entry changes at its inode `key`: where it is hidden behind an equal file of another entry,
+/// it loses its name, for that file stays as it is.
+pub(super) fn drop_hidden(tx: &mut Tx<'_>, owner: Claim, key: &NodeKey) -> Result<()> {
+    for (dir, name, mut place) in records::places_of(tx, owner.entry)? {
+        if place.node == *key || place.claims.first().is_none_or(|c| c.entry == owner.entry) {
+            continue;
+        }
+        let hidden = |c: &Claim| (c.entry, c.version) == (owner.entry, owner.version);
+        for &claim in place.claims.iter().filter(|c| hidden(c)) {
+            drop_claim(tx, (&dir, &name), claim)?;
+        }
+        place.claims.retain(|c| !hidden(c));
+        records::set_place(tx, (&dir, &name), place)?;
+    }
+    Ok(())
+}
+
 /// One of several names goes. The user relies on the others: if somebody else has removed all of them, one is
 /// given again.
 fn drop_name(tx: &mut Tx<'_>, claim: Claim, left: &[(NodeKey, Name, Claim)]) -> Result<()> {

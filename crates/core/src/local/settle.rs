@@ -99,30 +99,11 @@ fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
     names::follow_version(tx, &place.node, old, claim.version)
 }
 
-/// How many places are read at once.
-const STEP: usize = 64;
-
 /// The conflict copies of a name on this disk. They sort together, since they begin alike.
 fn copies(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
-    let prefix = copies_prefix(of.1);
-    let mut out = Vec::new();
-    let mut after = predecessor(&prefix);
-    loop {
-        let rows = tx.places_in(of.0, after.as_ref(), STEP)?;
-        let full = rows.len() == STEP;
-        for (name, place) in rows {
-            if !name.as_bytes().starts_with(&prefix) && name.as_bytes() > &prefix[..] {
-                return Ok(out);
-            }
-            after = Some(name.clone());
-            if place.conflict_of.as_ref() == Some(of.1) {
-                out.push((name, place));
-            }
-        }
-        if !full {
-            return Ok(out);
-        }
-    }
+    let mut found = tx.places_beginning(of.0, &copies_prefix(of.1))?;
+    found.retain(|(_, place)| place.conflict_of.as_ref() == Some(of.1));
+    Ok(found)
 }
 
 /// What all conflict names of `base` begin with.
@@ -139,13 +120,7 @@ fn copies_prefix(base: &Name) -> Vec<u8> {
     }
 }
 
-/// Names up to this many bytes are never cut to make room for a tag.
-const UNCUT_MAX: usize = 128;
-/// Conflict names keep at least this much of the beginning of a longer name.
-const PREFIX_MAX: usize = 64;
-
-/// A name that sorts before all names that begin with `prefix`, near them.
-fn predecessor(prefix: &[u8]) -> Option<Name> {
-    let (last, rest) = prefix.split_last()?;
-    (1..*last).rev().find_map(|b| Name::new(&[rest, &[b, 0xff]].concat()).ok())
-}
+/// Names up to this many bytes are never cut: mark, time and the longest tag take 59 of 255.
+const UNCUT_MAX: usize = 196;
+/// What is always left of the beginning of a longer name: an extension takes up to 16 more, half a character 3.
+const PREFIX_MAX: usize = 176;

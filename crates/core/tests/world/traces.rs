@@ -423,6 +423,9 @@ fn g12_only_what_is_on_this_disk_is_acted_on() {
 fn g12_a_hidden_name_is_lost_alone() {
     let two = "0 create f 1; 1 create g 1; 1 ln g f; all; is 0 f=1 g=1;";
     trace(2, &format!("{two} 0 rm f; all; 0 write g 2"), "g=2");
+    let three = "1 create y 1; 1 ln y x; 0 create x 1; 0 mkdir y; sync 1 0; show 0; is 0 x=1 y/ y~=1;";
+    trace(2, &format!("{three} 0 write y~0 2; is 0 x=1 y/ y~=2"), "x=1 y/ y~=2");
+    trace(2, &format!("{three} 0 savetmp y~0 2; is 0 x=1 y/ y~=2"), "x=1 y/ y~=2");
 }
 
 // ----- G13, G14
