@@ -4,6 +4,7 @@
 //! first move; the record of what was done comes after. A step that fails changes nothing else: its
 //! entry goes to the needs list with the reason, steps that build on it are skipped, and the rest goes on.
 
+use super::content::Lack;
 use super::{Engine, Fail, RelPath, volume_reason};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::Waiter;
@@ -38,6 +39,7 @@ struct Run {
     failed: BTreeMap<EntryId, (Reason, String)>,
     limbo: Vec<Limbo>,
     relook: Vec<At>,
+    lacking: Vec<(EntryId, Lack)>,
 }
 
 impl Engine {
@@ -74,6 +76,7 @@ impl Engine {
             failed: BTreeMap::new(),
             limbo: Vec::new(),
             relook: Vec::new(),
+            lacking: Vec::new(),
         };
         if let Some(text) = held {
             for id in entries {
@@ -96,6 +99,10 @@ impl Engine {
             self.volume.unstage(&staged).map_err(Fail::Volume)?;
         }
         self.restore_dir_times(&mut tx, &mut run)?;
+        for (id, lack) in std::mem::take(&mut run.lacking) {
+            run.failed.remove(&id);
+            missing.push((id, vec![lack]));
+        }
         let lacking: BTreeSet<EntryId> = missing.iter().map(|m| m.0).collect();
         for id in entries {
             if !lacking.contains(id) && !run.failed.contains_key(id) {
@@ -155,7 +162,8 @@ impl Engine {
                     run.staged.insert(node.clone(), staged);
                 }
                 Ok(None) => {
-                    run.failed.insert(*entry, (Reason::ContentMissing, String::new()));
+                    // The plan found that it needs it after all: asked for now, planned again when it is here.
+                    run.lacking.extend(Lack::of(*entry, *version, content, attrs));
                 }
                 Err(e) => {
                     run.failed.insert(*entry, (volume_reason(&e), e.to_string()));

@@ -34,6 +34,24 @@ pub(super) struct Lack {
     attrs: Attrs,
 }
 
+impl Lack {
+    /// The version's bytes, if it is a file's.
+    pub(super) fn of(
+        entry: EntryId,
+        version: Dot,
+        content: &Content,
+        attrs: &Attrs,
+    ) -> Option<(EntryId, Lack)> {
+        match content {
+            Content::File { size, mtime, digest } => {
+                let (size, mtime, digest, attrs) = (*size, *mtime, *digest, attrs.clone());
+                Some((entry, Lack { version, digest, size, mtime, attrs }))
+            }
+            _ => None,
+        }
+    }
+}
+
 enum Sink {
     Memory(Vec<u8>),
     Disk(StagedWriter),

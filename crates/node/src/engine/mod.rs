@@ -59,7 +59,9 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 /// Attempts before a session that is to end (`--once`) stops waiting for an entry.
 const TRIES_BEFORE_GIVING_UP: u64 = 3;
 /// Attempts that follow at once when what was in the way has been looked at; then pauses begin.
-const RACES_MAX: u64 = 6;
+const RACES_AT_ONCE_MAX: u64 = 3;
+/// Attempts before a session that is to end stops waiting for an entry that raced with a local change.
+const RACES_MAX: u64 = 8;
 /// A window of removals ends after this quiet time.
 const REMOVAL_WINDOW: Duration = Duration::from_secs(10);
 
@@ -272,8 +274,13 @@ impl Engine {
 
     fn begin(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Starting);
+        let new_and_empty = self.is_new_and_empty()?;
+        (self.scanned, self.crawled) = (self.scanned || new_and_empty, new_and_empty);
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
+        if new_and_empty {
+            tx.put(Table::Settings, open::SETTING_SCANNED.to_vec(), Some(vec![1]));
+        }
         self.head = tx.head();
         for (w, mut n) in needs::list(&mut tx, None, usize::MAX)? {
             // A new process tries everything at once: whatever it was may be gone.
@@ -284,16 +291,33 @@ impl Engine {
         let me = tx.me();
         sites::set_name(&mut tx, me, &own.site)?;
         let hello = link::hello(&mut tx, &own)?;
-        self.backlog_from = Some(self.planned);
+        self.backlog_from = (self.planned < self.head).then_some(self.planned);
         for id in tx.pending(usize::MAX)? {
             self.enqueue(id);
         }
         self.commit(tx)?;
         self.send(Message::Hello(hello))?;
-        if self.scanned {
+        if self.scanned && !self.crawled {
             self.start_crawl();
         }
         Ok(())
+    }
+
+    /// An empty tree has nothing to be scanned: what the peer has may be written at once, while it still scans.
+    fn is_new_and_empty(&self) -> Result<bool, Fail> {
+        if self.scanned || self.lost_index()? {
+            return Ok(false);
+        }
+        let mut empty = true;
+        let root = self.volume.dir(&[], None).map_err(Fail::Volume)?;
+        root.list(|_| empty = false).map_err(Fail::Volume)?;
+        Ok(empty)
+    }
+
+    /// True once the disk has been compared with the records since the start: before that, what a plan meets
+    /// may be changes nobody has looked at yet.
+    fn may_plan(&self) -> bool {
+        self.scanned && self.crawled
     }
 
     fn own_hello(&self) -> OwnHello {
@@ -535,7 +559,7 @@ impl Engine {
         }
         let mut worked = self.pump_send()?;
         worked |= self.pump_wants()?;
-        if self.scanned && self.plan_some()? {
+        if self.may_plan() && self.plan_some()? {
             return Ok(true);
         }
         worked |= self.retry_due()?;
@@ -581,7 +605,10 @@ impl Engine {
         {
             self.commit(tx)?;
         }
-        if self.scanned {
+        if !self.may_plan() {
+            // Found in the feed when the crawl is over: keeping them here would grow with the tree.
+            self.backlog_from.get_or_insert(self.planned);
+        } else {
             for chunk in changed.chunks(apply::ENTRIES_PER_PLAN) {
                 self.set_phase(Phase::Applying);
                 self.plan_and_apply(chunk)?;
@@ -663,7 +690,7 @@ impl Engine {
         // What was in the way has been looked at: the plans that met it may fit now.
         for id in std::mem::take(&mut self.after_looks) {
             let tries = self.waiting.get(&Waiter::Entry(id)).map_or(0, |n| n.tries);
-            if tries < RACES_MAX {
+            if tries < RACES_AT_ONCE_MAX {
                 self.enqueue(id);
             }
         }
@@ -745,7 +772,7 @@ impl Engine {
             rows.insert((Table::Settings, open::SETTING_SCANNED.to_vec()), Some(vec![1]));
             self.store.commit(rows)?;
             if self.planned < self.head && self.backlog_from.is_none() {
-                self.backlog_from = Some(self.planned);
+                self.backlog_from = (self.planned < self.head).then_some(self.planned);
             }
             self.tell_join()?;
         }
@@ -1157,7 +1184,7 @@ impl Engine {
         let tries = before.as_ref().map_or(0, |n| n.tries) + 1;
         let since_ns = before.as_ref().filter(|n| n.reason == reason).map_or(now, |n| n.since_ns);
         let need =
-            Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + retry_pause_ns(tries) };
+            Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + pause_ns(reason, tries) };
         needs::put(tx, &who, &need);
         if before.is_none_or(|b| b.reason != reason) {
             self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
@@ -1305,6 +1332,14 @@ fn weight(message: &Message) -> u64 {
 
 /// Entries of one batch: bounds what a receiver merges in one transaction.
 const ENTRIES_PER_BATCH: usize = 4096;
+
+/// Races are over soon; other causes take people or time.
+fn pause_ns(reason: Reason, tries: u64) -> u64 {
+    match reason {
+        Reason::Raced | Reason::NotEmpty | Reason::ParentWaits if tries < 10 => 100_000_000,
+        _ => retry_pause_ns(tries),
+    }
+}
 
 fn retry_pause_ns(tries: u64) -> u64 {
     const FIRST_NS: u64 = 200_000_000;
