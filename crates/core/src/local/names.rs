@@ -317,13 +317,21 @@ fn lost_content(claim: Claim) -> Error {
     Error::Inconsistent(format!("what {} holds at {} is not known any more", claim.entry, claim.version))
 }
 
-/// Replaces a claim at a place.
+/// Replaces a claim at a place whose name was given again where it is. Siblings shown beside it are there by the same
+/// name.
 pub(super) fn replace_claim(tx: &mut Tx<'_>, at: Spot<'_>, old: Claim, new: Claim) -> Result<()> {
-    let mut place = super::must_place(tx, at)?;
-    for c in place.claims.iter_mut().filter(|c| **c == old) {
-        *c = new;
+    for (dir, name, mut place) in records::places_of(tx, old.entry)? {
+        let here = (&dir, &name) == at;
+        let same = |c: &&mut Claim| (c.link, c.name_dot) == (old.link, old.name_dot);
+        for c in place.claims.iter_mut().filter(|c| c.entry == old.entry).filter(same) {
+            c.name_dot = new.name_dot;
+            if here && c.version == old.version {
+                c.version = new.version;
+            }
+        }
+        records::set_place(tx, (&dir, &name), place)?;
     }
-    records::set_place(tx, at, place)
+    Ok(())
 }
 
 /// All names of an inode on this disk show the same version: after the one that `old` names was written again
