@@ -479,7 +479,7 @@ pub fn same_at_once(a: &Tree, b: &Tree) -> bool {
     same_but_modes(a, b) && a.values().zip(b.values()).all(|(x, y)| x.extra || y.extra || x.mode == y.mode)
 }
 
-fn same_but_modes(a: &Tree, b: &Tree) -> bool {
+pub fn same_but_modes(a: &Tree, b: &Tree) -> bool {
     a.len() == b.len()
         && a.iter().zip(b).all(|((p, x), (q, y))| {
             p == q && x.kind == y.kind && x.identity == y.identity && x.first == y.first

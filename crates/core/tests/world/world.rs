@@ -2,7 +2,7 @@
 
 use crate::disk::{Disk, Seen, Tree};
 use crate::naive;
-use crate::site::{Op, Site, base_of, same, same_at_once};
+use crate::site::{Op, Site, base_of, same, same_at_once, same_but_modes};
 use driftless_core::link::{Batch, Receiver, SendLimits, Sender, peer_row};
 use driftless_core::rows::Table;
 use driftless_core::tree;
@@ -223,7 +223,7 @@ impl World {
         self.note(i, op, &disk, touched);
         self.check_records(i)?;
         let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
-        if faithful && !same_at_once(&tree, &disk) && !self.is_excused(&tree, &disk) {
+        if faithful && !same_at_once(&tree, &disk) && !is_excused(&self.sites[i], &tree, &disk) {
             return Err(format!(
                 "fidelity at {i} after {op:?}:\n  tree {}\n  disk {}",
                 print(&tree),
@@ -238,22 +238,6 @@ impl World {
             ));
         }
         Ok(true)
-    }
-
-    /// A directory that somebody else removed, kept only by its last live child, goes with that child; the best of the
-    /// conflict copies beside it then gets the name.
-    fn is_excused(&self, tree: &Tree, disk: &Tree) -> bool {
-        let dirs = |t: &Tree| -> BTreeSet<Vec<Name>> {
-            t.iter().filter(|(_, s)| s.kind.is_dir()).map(|(p, _)| p.clone()).collect()
-        };
-        let leaves = |t: &Tree| {
-            let leaf = |(p, s): (&Vec<Name>, &Seen)| (p[..p.len() - 1].to_vec(), s.kind, s.identity);
-            let mut all: Vec<_> = t.iter().filter(|(_, s)| !s.kind.is_dir()).map(leaf).collect();
-            all.sort();
-            all
-        };
-        let (kept, had) = (dirs(tree), dirs(disk));
-        kept.len() < had.len() && kept.is_subset(&had) && leaves(tree) == leaves(disk)
     }
 
     /// Contents whose names the operation changes.
@@ -599,6 +583,28 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A directory that somebody else removed, kept only by its last live child, goes with that child; the best of the
+/// conflict copies beside it then gets the name. If it was one of several that are shown as one, its attributes go.
+fn is_excused(site: &Site, tree: &Tree, disk: &Tree) -> bool {
+    let dirs = |t: &Tree| -> BTreeSet<Vec<Name>> {
+        t.iter().filter(|(_, s)| s.kind.is_dir()).map(|(p, _)| p.clone()).collect()
+    };
+    let leaves = |t: &Tree| {
+        let leaf = |(p, s): (&Vec<Name>, &Seen)| (p[..p.len() - 1].to_vec(), s.kind, s.identity);
+        let mut all: Vec<_> = t.iter().filter(|(_, s)| !s.kind.is_dir()).map(leaf).collect();
+        all.sort();
+        all
+    };
+    if same_but_modes(tree, disk) {
+        let (shown, recorded) = (site.bindings(), site.recorded());
+        return tree.iter().zip(disk.values()).all(|((p, x), y)| {
+            x.mode == y.mode || x.extra || (x.kind.is_dir() && shown[p].1.len() < recorded[p].1.len())
+        });
+    }
+    let (kept, had) = (dirs(tree), dirs(disk));
+    kept.len() < had.len() && kept.is_subset(&had) && leaves(tree) == leaves(disk)
 }
 
 /// True if every path is bound to what it shows. A directory's record may still name members that died with
