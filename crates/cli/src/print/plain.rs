@@ -1,6 +1,6 @@
 //! Log lines, for when the standard error output is no terminal.
 
-use super::{About, End, Printer, Tally, result_line, words};
+use super::{About, End, Printer, Tally, Verbosity, result_line, words};
 use driftless_node::api::{Event, Phase};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ pub(crate) struct Plain {
     about: About,
     tally: Tally,
     progress_due: Instant,
+    was_in_sync: bool,
 }
 
 impl Plain {
@@ -19,13 +20,20 @@ impl Plain {
     pub(crate) fn new(about: About, now: Instant) -> Plain {
         let arrow = if about.active_passive { "->" } else { "<->" };
         eprintln!("{} {arrow} {}", words::path(&about.ends.0), words::path(&about.ends.1));
-        Plain { about, tally: Tally::new(now), progress_due: now + PROGRESS_EVERY }
+        Plain { about, tally: Tally::new(now), progress_due: now + PROGRESS_EVERY, was_in_sync: false }
     }
 }
 
 impl Printer for Plain {
     fn event(&mut self, now: Instant, event: &Event) {
         if !self.tally.take(now, event) {
+            return;
+        }
+        // In a log, that it is so again after each change is for those who want every step.
+        if *event == Event::InSync
+            && std::mem::replace(&mut self.was_in_sync, true)
+            && self.about.verbosity == Verbosity::Normal
+        {
             return;
         }
         match (event, words::line(event, &self.about)) {

@@ -1,0 +1,16 @@
+//! The real command on real directories: what a user would see, from outside.
+
+// Helpers of tests are tests; clippy only knows those that are marked.
+#![allow(clippy::unwrap_used)]
+
+mod active_passive;
+mod common;
+mod continuous;
+mod crash;
+mod dry_run;
+mod guards;
+mod once;
+mod queries;
+mod ssh;
+mod terminal;
+mod waiting;
