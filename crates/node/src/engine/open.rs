@@ -89,7 +89,8 @@ impl Engine {
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
-        if scanned && marker.is_none() {
+        // A volume gets its id, and with it the marker, when the peer is met for the first time.
+        if scanned && marker.is_none() && volume_id != 0 {
             return Err(Fail::Refused {
                 what: format!("{} has no marker in .driftless, but was synced before", root.display()),
                 advice: "is the disk mounted? If the directory was emptied or replaced on purpose, remove its state \
@@ -210,17 +211,17 @@ impl Engine {
         self.save_volume_id()
     }
 
+    /// The marker comes first: a marker of an id that is not recorded yet is taken over, a recorded id without a
+    /// marker looks like a disk that is not mounted.
     fn save_volume_id(&mut self) -> Result<(), Fail> {
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         tx.put(Table::Settings, SETTING_VOLUME.to_vec(), Some(self.volume_id.to_be_bytes().to_vec()));
-        let replica = tx.me();
-        self.commit(tx)?;
         if !self.shared.dry_run {
-            let marker = Marker { volume: self.volume_id, replica };
+            let marker = Marker { volume: self.volume_id, replica: tx.me() };
             self.volume.write_marker(&marker).map_err(Fail::Volume)?;
         }
-        Ok(())
+        self.commit(tx)
     }
 
     /// This index was put back to an older state, or cloned: dots it would make next exist already elsewhere.
