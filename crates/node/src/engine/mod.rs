@@ -475,7 +475,9 @@ impl Engine {
                     inline: hello.inline,
                 });
                 sites::set_name(&mut tx, hello.replica, &hello.site)?;
-                self.decide_first_scan(tx, hello)
+                self.decide_first_scan(tx, hello)?;
+                // The peer may be waiting for a scan that is over already.
+                self.beat()
             }
             HelloVerdict::PeerRolledBack => Ok(()),
             HelloVerdict::WeAreRolledBack | HelloVerdict::OwnReplicaId => self.take_new_replica_id(),
@@ -501,7 +503,7 @@ impl Engine {
         }
         // A first scan that was interrupted may have told the peer a part of itself: that is no state of others.
         let me = self.me()?;
-        let peer_has_states = hello.inline || hello.knowledge.keys().any(|r| *r != me);
+        let peer_has_states = hello.knowledge.keys().any(|r| *r != me);
         let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
         if import {
             self.taking = Taking::Import;
