@@ -121,6 +121,11 @@ pub trait Store: Send + Sync {
     /// Makes all of `batch` durable and visible, or nothing. After an error the store must not be
     /// used for writing any more.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+    /// Makes all of `batch` visible, or nothing. A crash may take it back, with all lazy commits after it; the next
+    /// [`Store::commit`] makes it durable. For what can be done again from what was durable before.
+    fn commit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
+        self.commit(batch)
+    }
 }
 
 type Tables = BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>;

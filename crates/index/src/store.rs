@@ -134,12 +134,12 @@ impl Index {
         &self.path
     }
 
-    fn write(&self, batch: &Batch) -> Result<(), redb::Error> {
+    fn write(&self, batch: &Batch, durability: redb::Durability) -> Result<(), redb::Error> {
         let mut tx = self.db.begin_write()?;
         // Recovery after a crash must not depend on the size of the volume: it takes milliseconds
         // this way, about a second per million rows otherwise.
-        tx.set_quick_repair(true);
-        tx.set_durability(redb::Durability::Immediate)?;
+        tx.set_quick_repair(matches!(durability, redb::Durability::Immediate));
+        tx.set_durability(durability)?;
         batch::apply(&tx, batch)?;
         tx.commit()?;
         Ok(())
@@ -155,6 +155,16 @@ impl Store for Index {
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.commit_with(batch, redb::Durability::Immediate)
+    }
+
+    fn commit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
+        self.commit_with(batch, redb::Durability::None)
+    }
+}
+
+impl Index {
+    fn commit_with(&self, batch: Batch, durability: redb::Durability) -> Result<(), StoreError> {
         if self.failed.load(Ordering::Acquire) {
             return Err(StoreError(format!(
                 "the index {} takes no more changes after an earlier failure: restart",
@@ -164,7 +174,7 @@ impl Store for Index {
         if batch.is_empty() {
             return Ok(());
         }
-        self.write(&batch).map_err(|e| {
+        self.write(&batch, durability).map_err(|e| {
             self.failed.store(true, Ordering::Release);
             self.failure("write", &e)
         })

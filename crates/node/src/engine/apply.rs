@@ -127,7 +127,8 @@ impl Engine {
             self.look_soon(at.dir, at.name);
         }
         self.limbo.append(&mut run.limbo);
-        self.commit(tx)
+        // If a crash takes these records back, the intent rows tell what was moved.
+        self.commit_lazily(tx)
     }
 
     /// Removals beyond the limit are taken out of the plan and wait for a person.
@@ -192,6 +193,7 @@ impl Engine {
         self.open_plans.push(n);
         let key = (Table::Intents, n.to_be_bytes().to_vec());
         self.store.commit([(key, Some(intent::encode_intents(&rows)))].into())?;
+        (self.lazy, self.merges_lazy) = (false, false);
         Ok(())
     }
 
@@ -531,7 +533,7 @@ impl Engine {
         self.counts.to_apply += plan.steps.len() as u64;
         self.provisional = plan.provisional_count;
         // As if done, in memory: what is planned next builds on it.
-        self.commit(scratch)
+        self.commit_lazily(scratch)
     }
 
     fn say_step(&mut self, tx: &mut Tx<'_>, step: &Step, done: bool) -> Result<(), Fail> {

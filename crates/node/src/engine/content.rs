@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 /// Contents up to this length are kept in memory until staged.
 pub(super) const SMALL_LEN_MAX: u64 = 128 << 10;
 /// Bytes of small contents kept after hashing, for the batch that ships them soon.
-const CACHE_BYTES_MAX: usize = 6 << 20;
+const CACHE_BYTES_MAX: usize = 12 << 20;
 /// Files of ours kept open while the peer reads them piece by piece.
 const SERVED_MAX: usize = 8;
 /// Staged names of transfers have this bit; others count up from a small number.
@@ -141,7 +141,7 @@ impl Engine {
     /// How long a content may be to be kept after hashing; 0 if there is no room or no use.
     pub(super) fn cache_room(&self) -> usize {
         let useful = self.peer.as_ref().is_some_and(|p| p.inline);
-        if useful { CACHE_BYTES_MAX - self.contents.by_digest_bytes } else { 0 }
+        if useful { CACHE_BYTES_MAX.saturating_sub(self.contents.by_digest_bytes) } else { 0 }
     }
 
     pub(super) fn cache_small(&mut self, digest: Digest, bytes: Vec<u8>) {

@@ -43,7 +43,7 @@ pub(crate) use open::{EngineOptions, inbox, start};
 /// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
 const DEPTH_MAX: usize = 4096;
 /// Names judged in one transaction: bounds its memory.
-const LOOKS_PER_COMMIT: usize = 4096;
+const LOOKS_PER_COMMIT: usize = 1024;
 /// Hints kept while they cannot be judged; beyond it the tree is crawled instead.
 const HINTS_MAX: usize = 200_000;
 /// Directories kept open while a plan is done: saves walking the path again for each file of a directory.
@@ -62,6 +62,8 @@ const TRIES_BEFORE_GIVING_UP: u64 = 3;
 const RACES_AT_ONCE_MAX: u64 = 3;
 /// Attempts before a session that is to end stops waiting for an entry that raced with a local change.
 const RACES_MAX: u64 = 8;
+/// With less room than this the crawl waits for the peer.
+const CACHE_ROOM_MIN: usize = 1 << 20;
 /// A window of removals ends after this quiet time.
 const REMOVAL_WINDOW: Duration = Duration::from_secs(10);
 
@@ -232,6 +234,8 @@ pub(crate) struct Engine {
     open_plans: Vec<u64>,
     next_plan: u64,
     unsealed: bool,
+    lazy: bool,
+    merges_lazy: bool,
     dir_cache: LruCache<NodeKey, DirFd>,
     paths: HashMap<NodeKey, RelPath>,
     removals_in_window: u64,
@@ -455,7 +459,9 @@ impl Engine {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
                 }
                 let limits = SendLimits {
-                    batch_bytes: 8 << 20,
+                    // Two in flight and one being filled: what a session keeps of contents in memory.
+                    batch_bytes: 12 << 20,
+                    window: 2,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: 1 << 20,
                     fill_rows: 1024,
@@ -605,7 +611,8 @@ impl Engine {
         let changed = merged.changed;
         if tx.head() != self.head || !changed.is_empty() || batch.knowledge.is_some() || batch.to > batch.from
         {
-            self.commit(tx)?;
+            self.commit_lazily(tx)?;
+            self.merges_lazy = true;
         }
         if !self.may_plan() {
             // Found in the feed when the crawl is over: keeping them here would grow with the tree.
@@ -619,6 +626,8 @@ impl Engine {
         }
         self.status.idle = false;
         self.tell_status_now()?;
+        // A receipt promises that what was merged is durable.
+        self.harden_merges()?;
         self.send(Message::Receipt(merged.receipt))
     }
 
@@ -746,7 +755,18 @@ impl Engine {
         self.pass = Some(Pass::crawl(self.volume.root_key()));
     }
 
+    /// True while the peer has batches to work on and contents read by the crawl wait for the next ones: reading
+    /// on would mean to read them twice. Its receipts end this.
+    fn crawl_is_ahead(&self) -> bool {
+        self.taking == Taking::Import
+            && self.cache_room() < CACHE_ROOM_MIN
+            && self.peer.as_ref().is_some_and(|p| p.inline && p.sender.backlog(self.head).in_flight_bytes > 0)
+    }
+
     fn crawl_some(&mut self) -> Result<bool, Fail> {
+        if self.crawl_is_ahead() {
+            return Ok(false); // what was read is kept for the batches that ship it
+        }
         let Some(mut pass) = self.pass.take() else { return Ok(false) };
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
@@ -878,6 +898,8 @@ impl Engine {
         }
         self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
         drop(tx);
+        // A change must not leave before it is durable: its dot would be given out twice.
+        self.harden()?;
         self.send(Message::Batch(out.batch))?;
         Ok(true)
     }
@@ -1010,8 +1032,24 @@ impl Engine {
         Env { now_ns: wall_ns(), epoch: 0 }
     }
 
-    /// Commits, and remembers what the planner has to look at.
-    fn commit(&mut self, mut tx: Tx<'_>) -> Result<(), Fail> {
+    /// Commits durably, and remembers what the planner has to look at.
+    fn commit(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        let rows = self.rows_of(tx)?;
+        self.store.commit(rows)?;
+        (self.lazy, self.merges_lazy) = (false, false);
+        Ok(())
+    }
+
+    /// As [`Engine::commit`], durable with the next durable commit: [`Engine::harden`] before anything leaves that
+    /// builds on it.
+    fn commit_lazily(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        let rows = self.rows_of(tx)?;
+        self.store.commit_lazily(rows)?;
+        self.lazy = true;
+        Ok(())
+    }
+
+    fn rows_of(&mut self, mut tx: Tx<'_>) -> Result<Rows, Fail> {
         for id in tx.new_pending()? {
             let waits = self.waiting.contains_key(&Waiter::Entry(id)) || self.contents.is_wanted(id);
             if !waits {
@@ -1020,9 +1058,23 @@ impl Engine {
         }
         tx.put(Table::Settings, open::SETTING_PLANNED.to_vec(), Some(self.planned.to_be_bytes().to_vec()));
         self.head = tx.head();
-        let tag = random_u64()?;
-        self.store.commit(tx.into_batch(tag))?;
         self.unsealed = true;
+        Ok(tx.into_batch(random_u64()?))
+    }
+
+    /// Makes merged states durable. What was done to the disk since may still be lazy: its intent rows are durable.
+    fn harden_merges(&mut self) -> Result<(), Fail> {
+        if self.merges_lazy { self.harden() } else { Ok(()) }
+    }
+
+    /// Makes lazy commits durable.
+    fn harden(&mut self) -> Result<(), Fail> {
+        self.merges_lazy = false;
+        if std::mem::take(&mut self.lazy) {
+            let planned = self.planned.to_be_bytes().to_vec();
+            let key = (Table::Settings, open::SETTING_PLANNED.to_vec());
+            self.store.commit([(key, Some(planned))].into())?;
+        }
         Ok(())
     }
 
@@ -1034,7 +1086,8 @@ impl Engine {
         }
         self.counts.recorded += std::mem::take(&mut pass.recorded);
         self.paths.clear();
-        self.commit(tx)
+        // Nothing of it leaves before the next durable commit: see pump_peer.
+        self.commit_lazily(tx)
     }
 
     // ----- seal
@@ -1046,6 +1099,7 @@ impl Engine {
             return Ok(false);
         }
         if self.limbo.is_empty() && self.open_plans.is_empty() {
+            self.harden()?;
             self.unsealed = false;
             return Ok(false);
         }
@@ -1056,10 +1110,12 @@ impl Engine {
     /// A sync covers all moves done so far: intents and victims are needed no more.
     fn seal(&mut self) -> Result<(), Fail> {
         self.volume.sync().map_err(Fail::Volume)?;
+        // Their records are durable before the rows that could redo them go.
         let mut rows = Rows::new();
         for p in std::mem::take(&mut self.open_plans) {
             rows.insert((Table::Intents, p.to_be_bytes().to_vec()), None);
         }
+        self.harden()?;
         if !rows.is_empty() {
             self.store.commit(rows)?;
         }
@@ -1105,6 +1161,7 @@ impl Engine {
 
     fn finish(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Stopping);
+        self.harden()?;
         if !self.shared.dry_run && (self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty()) {
             self.seal()?;
         }

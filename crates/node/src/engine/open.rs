@@ -155,6 +155,8 @@ impl Engine {
             open_plans: Vec::new(),
             next_plan: 1,
             unsealed: false,
+            lazy: false,
+            merges_lazy: false,
             dir_cache: LruCache::new(dirs_open_max()),
             paths: HashMap::new(),
             removals_in_window: 0,
