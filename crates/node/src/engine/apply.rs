@@ -40,6 +40,8 @@ struct Run {
     limbo: Vec<Limbo>,
     relook: Vec<At>,
     lacking: Vec<(EntryId, Lack)>,
+    /// Staged before the state was merged, with other attributes than it has now.
+    other_attrs: BTreeSet<NodeKey>,
 }
 
 impl Engine {
@@ -77,6 +79,7 @@ impl Engine {
             limbo: Vec::new(),
             relook: Vec::new(),
             lacking: Vec::new(),
+            other_attrs: BTreeSet::new(),
         };
         if let Some(text) = held {
             for id in entries {
@@ -157,8 +160,20 @@ impl Engine {
             if self.recovered.contains_key(&(*entry, *version)) {
                 continue;
             }
-            match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
+            if let Some(early) = self.early.remove(&(*entry, *version)) {
+                self.counts.applied_bytes += content.size();
+                if early.attrs != *attrs || early.mtime != content.mtime() {
+                    run.other_attrs.insert(node.clone());
+                }
+                run.staged.insert(node.clone(), early.staged);
+                continue;
+            }
+            let mut other = false;
+            match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref(), &mut other) {
                 Ok(Some(staged)) => {
+                    if other {
+                        run.other_attrs.insert(node.clone());
+                    }
                     self.counts.applied_bytes += content.size();
                     run.staged.insert(node.clone(), staged);
                 }
@@ -204,6 +219,7 @@ impl Engine {
         content: &Content,
         attrs: &Attrs,
         copy: Option<&NodeKey>,
+        other_attrs: &mut bool,
     ) -> Result<Option<Staged>, VolumeError> {
         let id = self.next_stage_id();
         match content {
@@ -220,7 +236,8 @@ impl Engine {
                 if *size == 0 {
                     return self.volume.stage_small(id, &[], attrs, *mtime).map(Some);
                 }
-                if let Some((writer, _)) = self.take_fetched(entry, version) {
+                if let Some((writer, used)) = self.take_fetched(entry, version) {
+                    *other_attrs = used != *attrs;
                     return writer.finish(Some(*digest), *size).map(Some);
                 }
                 match copy {
@@ -286,7 +303,7 @@ impl Engine {
     fn do_step(&mut self, tx: &mut Tx<'_>, step: &Step, run: &mut Run) -> Result<Done, Fail> {
         match step {
             Step::MakeDir { at, attrs, .. } => self.do_make_dir(tx, at, attrs, run),
-            Step::Put { at, node, victim, entry, version, .. } => {
+            Step::Put { at, node, kind, victim, entry, version, content, attrs, .. } => {
                 if let Some(key) = self.recovered.remove(&(*entry, *version)) {
                     return self.do_put_recovered(tx, at, &key, run);
                 }
@@ -301,8 +318,24 @@ impl Engine {
                 match self.volume.place(&staged, &fd, &at.name, victim.as_ref()) {
                     Ok(p) => {
                         run.limbo.extend(p.limbo);
-                        let (node, fingerprint) = (p.key, p.fingerprint);
-                        Ok(Done::Yes(Some(Outcome { node, fingerprint, given: staged.given })))
+                        let (key, fingerprint) = (p.key, p.fingerprint);
+                        if run.other_attrs.contains(node) {
+                            let mtime = Some(content.mtime());
+                            let set = self.volume.set_attrs(
+                                &fd,
+                                &at.name,
+                                &key,
+                                *kind,
+                                attrs,
+                                mtime,
+                                Some(&fingerprint),
+                            );
+                            if let Ok(outcome) = set {
+                                return Ok(Done::Yes(Some(outcome)));
+                            }
+                            // What was given back departs from the state's: seen and set by a later plan.
+                        }
+                        Ok(Done::Yes(Some(Outcome { node: key, fingerprint, given: staged.given })))
                     }
                     Err(e) => {
                         run.staged.insert(node.clone(), staged);

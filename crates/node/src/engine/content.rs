@@ -99,10 +99,6 @@ impl Contents {
         self.wanted.contains_key(&entry)
     }
 
-    pub(super) fn is_quiet(&self) -> bool {
-        self.fetching.is_empty() && self.no_room.is_empty()
-    }
-
     fn unwant(&mut self, entry: EntryId) {
         if let Some(n) = self.wanted.get_mut(&entry) {
             *n -= 1;
@@ -245,6 +241,7 @@ impl Engine {
             let Content::File { size, mtime, digest } = &v.content else { continue };
             let key = (id, v.dot);
             let here = *size == 0
+                || self.early.contains_key(&key)
                 || self.contents.inline.contains_key(&key)
                 || self.contents.fetched.contains_key(&key)
                 || self.recovered.contains_key(&key)
@@ -420,8 +417,7 @@ impl Engine {
     }
 
     pub(super) fn next_stage_id(&mut self) -> StageId {
-        self.next_stage += 1;
-        StageId(self.next_stage & !TRANSFER_BIT)
+        StageId(self.stage_ids.take() & !TRANSFER_BIT)
     }
 }
 

@@ -8,12 +8,14 @@
 //! - [`observe`]: from what the disk shows to what a user did.
 //! - [`apply`]: doing what a plan says.
 //! - [`content`]: reading, sending and receiving bytes of files.
+//! - [`stager`]: staging small contents on another core.
 //! - [`open`]: opening index and tree, recovering, guarding.
 
 mod apply;
 mod content;
 mod observe;
 mod open;
+mod stager;
 
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
 use crate::filter::Filter;
@@ -23,7 +25,7 @@ use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
 use driftless_core::link::{
-    self, Batch, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
+    self, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
 };
 use driftless_core::local;
 use driftless_core::plan::At;
@@ -33,6 +35,7 @@ use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, VolumeError, Watcher};
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
+use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -107,10 +110,6 @@ pub(crate) enum Fail {
 }
 
 impl Fail {
-    fn volume(e: VolumeError) -> Fail {
-        Fail::Volume(e)
-    }
-
     /// What a person is told.
     pub(crate) fn into_error(self, whose: &str) -> SessionError {
         let advice = match &self {
@@ -202,7 +201,10 @@ pub(crate) struct Engine {
 
     // what is to be done
     hints: BTreeSet<(NodeKey, Name)>,
-    batches: VecDeque<Batch>,
+    stager: Option<Stager>,
+    staging: usize,
+    batches: VecDeque<Ready>,
+    early: HashMap<(EntryId, Dot), Early>,
     queue: VecDeque<EntryId>,
     queued: HashSet<EntryId>,
     backlog_from: Option<u64>,
@@ -241,7 +243,7 @@ pub(crate) struct Engine {
     removals_in_window: u64,
     removed_in_window: u64,
     removal_window_at: Instant,
-    next_stage: u64,
+    stage_ids: StageIds,
 
     // what it says
     counts: Counts,
@@ -349,10 +351,19 @@ impl Engine {
         while let Ok(hints) = self.hints_in.try_recv() {
             self.take_hints(hints);
         }
+        while let Some(Ok(ready)) = self.stager.as_ref().map(|s| s.ready.try_recv()) {
+            self.take_ready(ready);
+        }
         Ok(())
     }
 
+    fn take_ready(&mut self, ready: Ready) {
+        self.staging -= 1;
+        self.batches.push_back(ready);
+    }
+
     fn wait(&mut self) {
+        let ready = self.stager.as_ref().map_or_else(crossbeam_channel::never, |s| s.ready.clone());
         let inbox = self.inbox.clone();
         let hints_in = self.hints_in.clone();
         let timeout = self.next_deadline().saturating_duration_since(Instant::now());
@@ -360,6 +371,11 @@ impl Engine {
             recv(inbox) -> m => match m {
                 Ok(m) => if let Err(e) = self.handle(m) { self.deferred_fail(e) },
                 Err(_) => self.stopping = true,
+            },
+            recv(ready) -> r => match r {
+                Ok(r) => self.take_ready(r),
+                // It ends with the engine only.
+                Err(_) => self.stager = None,
             },
             recv(hints_in) -> h => match h {
                 Ok(h) => self.take_hints(h),
@@ -418,7 +434,15 @@ impl Engine {
         match message {
             Message::Hello(hello) => self.handle_hello(&hello),
             Message::Batch(batch) => {
-                self.batches.push_back(batch);
+                // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
+                let useful = self.may_plan() || self.staging > 0;
+                match &self.stager {
+                    Some(stager) if useful => {
+                        stager.give(batch);
+                        self.staging += 1;
+                    }
+                    _ => self.batches.push_back(Ready { batch, early: HashMap::new() }),
+                }
                 Ok(())
             }
             Message::Receipt(receipt) => {
@@ -557,8 +581,8 @@ impl Engine {
         if self.peer.is_none() && self.messages_in == 0 {
             return Ok(false); // not introduced yet
         }
-        if let Some(batch) = self.batches.pop_front() {
-            self.merge_batch(batch)?;
+        if let Some(ready) = self.batches.pop_front() {
+            self.merge_batch(ready)?;
             return Ok(true);
         }
         if self.scanned && self.has_hints() {
@@ -586,7 +610,9 @@ impl Engine {
         Ok(worked)
     }
 
-    fn merge_batch(&mut self, batch: Batch) -> Result<(), Fail> {
+    fn merge_batch(&mut self, ready: Ready) -> Result<(), Fail> {
+        let Ready { batch, early } = ready;
+        self.early.extend(early);
         let Some(mut peer) = self.peer.take() else { return Ok(()) };
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
@@ -624,11 +650,20 @@ impl Engine {
             }
             self.advance_planned()?;
         }
+        self.drop_early()?;
         self.status.idle = false;
         self.tell_status_now()?;
         // A receipt promises that what was merged is durable.
         self.harden_merges()?;
         self.send(Message::Receipt(merged.receipt))
+    }
+
+    /// What was staged for a batch and not used is not kept: what still wants it asks again.
+    fn drop_early(&mut self) -> Result<(), Fail> {
+        for (_, e) in std::mem::take(&mut self.early) {
+            self.volume.unstage(&e.staged).map_err(Fail::Volume)?;
+        }
+        Ok(())
     }
 
     fn plan_some(&mut self) -> Result<bool, Fail> {
@@ -843,7 +878,12 @@ impl Engine {
 
     /// The peer's states have been read to the head of a complete scan.
     fn ready_to_adopt(&self) -> Result<bool, Fail> {
-        if self.taking != Taking::Adopt || self.scanned || self.pass.is_some() || !self.batches.is_empty() {
+        if self.taking != Taking::Adopt
+            || self.scanned
+            || self.pass.is_some()
+            || !self.batches.is_empty()
+            || self.staging > 0
+        {
             return Ok(false);
         }
         let Some(peer) = self.peer.as_ref().filter(|p| p.scanned) else { return Ok(false) };
@@ -1347,6 +1387,7 @@ impl Engine {
             && self.pass.is_none()
             && !self.has_hints()
             && self.batches.is_empty()
+            && self.staging == 0
             && self.queue.is_empty()
             && self.backlog_from.is_none()
             && self.fetcher.is_empty()

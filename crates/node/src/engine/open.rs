@@ -1,6 +1,7 @@
 //! Opening a replica: guards, lock, index, marker; sweeping what a crash left; starting the watcher.
 
 use super::content::{self, Contents};
+use super::stager::{StageIds, Stager};
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
 use crate::control::ControlServer;
@@ -110,6 +111,14 @@ impl Engine {
         let (hints_out, hints_in) = bounded(HINT_BATCHES_MAX);
         let watcher =
             if shared.dry_run || shared.once { None } else { start_watcher(&volume, hints_out, &out, side) };
+        let stage_ids = StageIds::default();
+        let stager = match shared.dry_run {
+            true => None,
+            false => Some(Stager::start(volume.clone(), stage_ids.clone()).map_err(|e| Fail::Refused {
+                what: format!("cannot start a thread: {e}"),
+                advice: "raise the limit of processes (ulimit -u)".into(),
+            })?),
+        };
         let now = Instant::now();
         let mut engine = Engine {
             side,
@@ -125,7 +134,10 @@ impl Engine {
             watcher,
             peer: None,
             hints: BTreeSet::new(),
+            stager,
+            staging: 0,
             batches: VecDeque::new(),
+            early: HashMap::new(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             backlog_from: None,
@@ -162,7 +174,7 @@ impl Engine {
             removals_in_window: 0,
             removed_in_window: 0,
             removal_window_at: now,
-            next_stage: 0,
+            stage_ids,
             counts: Counts::default(),
             phase: Phase::Stopping,
             status: Status::default(),
@@ -272,7 +284,7 @@ impl Engine {
         for entry in self.volume.list_private().map_err(Fail::Volume)? {
             let id = StageId::parse(&entry.name);
             if let Some(id) = id.filter(|id| !content::is_transfer(*id)) {
-                self.next_stage = self.next_stage.max(id.0);
+                self.stage_ids.skip_to(id.0);
             }
             if entry.part != Part::Staging {
                 continue; // victims of moves that were not sealed: kept until their rows say they may go
