@@ -13,7 +13,7 @@ use driftless_core::meta::Digest;
 use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
 use driftless_core::rows::Table;
 use driftless_core::tree;
-use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Tx};
+use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx};
 use driftless_volume::{ApplyError, DirFd, Limbo, Placed, StageId, Staged, VolumeError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -101,7 +101,7 @@ impl Engine {
             // Its step was skipped; what was staged for it is staged again when it is planned again.
             self.volume.unstage(&staged).map_err(Fail::Volume)?;
         }
-        self.restore_dir_times(&mut tx, &mut run)?;
+        self.restore_dir_times(&mut tx, std::mem::take(&mut run.touched_dirs))?;
         for (id, lack) in std::mem::take(&mut run.lacking) {
             run.failed.remove(&id);
             missing.push((id, vec![lack]));
@@ -304,8 +304,8 @@ impl Engine {
         match step {
             Step::MakeDir { at, attrs, .. } => self.do_make_dir(tx, at, attrs, run),
             Step::Put { at, node, kind, victim, entry, version, content, attrs, .. } => {
-                if let Some(key) = self.recovered.remove(&(*entry, *version)) {
-                    return self.do_put_recovered(tx, at, &key, run);
+                if let Some(staged) = self.recovered.remove(&(*entry, *version)) {
+                    return self.do_put_recovered(tx, at, &staged, run);
                 }
                 let Some(staged) = run.staged.remove(node) else {
                     return Ok(Done::No(Reason::ContentMissing, String::new()));
@@ -450,17 +450,25 @@ impl Engine {
         }
     }
 
+    /// The last process placed it and did not record that. Somebody may have written to it since: recorded is what
+    /// was staged, with a change time that no file has, so that the crawl reads it.
     fn do_put_recovered(
         &mut self,
         tx: &mut Tx<'_>,
         at: &At,
-        key: &NodeKey,
+        staged: &intent::StagedFile,
         run: &mut Run,
     ) -> Result<Done, Fail> {
         let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
         run.touched_dirs.insert(at.dir.clone());
         match fd.look(&at.name) {
-            Ok(Some(seen)) if seen.key == *key => self.outcome_at(&fd, &seen),
+            Ok(Some(seen)) if seen.key == staged.node => {
+                let done = self.outcome_at(&fd, &seen)?;
+                let Done::Yes(Some(outcome)) = done else { return Ok(done) };
+                let fingerprint =
+                    Fingerprint { size: staged.size, mtime: staged.mtime, ctime: Time::default() };
+                Ok(Done::Yes(Some(Outcome { fingerprint, ..outcome })))
+            }
             _ => Ok(Done::No(Reason::Raced, String::new())),
         }
     }
@@ -519,9 +527,17 @@ impl Engine {
         Done::No(reason, e.to_string())
     }
 
+    /// As after a plan that touched these directories.
+    pub(super) fn restore_times_of(&mut self, dirs: BTreeSet<NodeKey>) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.restore_dir_times(&mut tx, dirs)?;
+        self.commit_lazily(tx)
+    }
+
     /// Directories get the times that their state says, after everything in them is done.
-    fn restore_dir_times(&mut self, tx: &mut Tx<'_>, run: &mut Run) -> Result<(), Fail> {
-        for key in std::mem::take(&mut run.touched_dirs) {
+    fn restore_dir_times(&mut self, tx: &mut Tx<'_>, dirs: BTreeSet<NodeKey>) -> Result<(), Fail> {
+        for key in dirs {
             let Some(node) = tx.node(&key)? else { continue };
             let Bind::Dir(members) = &node.bind else { continue };
             let mut mtime = None;

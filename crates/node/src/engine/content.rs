@@ -54,7 +54,7 @@ impl Lack {
 
 enum Sink {
     Memory(Vec<u8>),
-    Disk(StagedWriter),
+    Disk(Box<StagedWriter>),
 }
 
 struct Fetch {
@@ -294,7 +294,7 @@ impl Engine {
             match self.open_transfer(key, &lack) {
                 Ok(w) => {
                     let have = 0..w.written_to().min(lack.size);
-                    (Sink::Disk(w), vec![have])
+                    (Sink::Disk(Box::new(w)), vec![have])
                 }
                 Err(e) => {
                     self.contents.unwant(entry);
@@ -371,7 +371,7 @@ impl Engine {
                 self.contents.inline.insert(key, bytes);
             }
             Sink::Disk(w) => {
-                self.contents.fetched.insert(key, (w, fetch.lack.attrs));
+                self.contents.fetched.insert(key, (*w, fetch.lack.attrs));
             }
         }
         self.enqueue(key.0);

@@ -24,6 +24,7 @@ use crate::sites;
 use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
+use driftless_core::intent::StagedFile;
 use driftless_core::link::{
     self, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
 };
@@ -231,7 +232,11 @@ pub(crate) struct Engine {
     new_dirs: Vec<NodeKey>,
     contents: Contents,
     fetcher: Fetcher,
-    recovered: HashMap<(EntryId, Dot), NodeKey>,
+    /// Staged inodes of intent rows that are not in staging any more: they were placed, recorded or not.
+    recovered: HashMap<(EntryId, Dot), StagedFile>,
+    /// Entries of intent rows, and the directories they were done in.
+    redo: BTreeSet<EntryId>,
+    redo_dirs: BTreeSet<NodeKey>,
     limbo: Vec<Limbo>,
     open_plans: Vec<u64>,
     next_plan: u64,
@@ -302,11 +307,28 @@ impl Engine {
             self.enqueue(id);
         }
         self.commit(tx)?;
+        self.redo_intents()?;
         self.send(Message::Hello(hello))?;
         if self.scanned && !self.crawled {
             self.start_crawl();
         }
         Ok(())
+    }
+
+    /// What was about to be moved when the last process ended is planned again before anything is looked at: what was
+    /// done and not recorded is recorded as ours, and not taken for a user's change.
+    fn redo_intents(&mut self) -> Result<(), Fail> {
+        if self.shared.dry_run || self.redo_dirs.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<EntryId> = std::mem::take(&mut self.redo).into_iter().collect();
+        for chunk in entries.chunks(apply::ENTRIES_PER_PLAN) {
+            self.plan_and_apply(chunk)?;
+        }
+        let dirs = std::mem::take(&mut self.redo_dirs);
+        self.restore_times_of(dirs)?;
+        self.recovered.clear();
+        self.harden()
     }
 
     /// An empty tree has nothing to be scanned: what the peer has may be written at once, while it still scans.

@@ -555,7 +555,8 @@ impl Engine {
             for (i, (dir, name, seen)) in left.iter().enumerate() {
                 let occupied =
                     tx.place(dir, name)?.is_some_and(|p| p.node != seen.key && moving.contains_key(&p.node));
-                if !occupied && !(seen.kind.is_dir() && self.is_below(tx, dir, &seen.key)?) {
+                let below_itself = seen.kind.is_dir() && self.is_below(tx, dir, &seen.key)?;
+                if !occupied && !below_itself {
                     ready = Some(i);
                     break;
                 }

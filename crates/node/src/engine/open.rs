@@ -9,7 +9,7 @@ use crate::filter::Filter;
 use crate::overlay::OverlayStore;
 use crate::query;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
-use driftless_core::intent;
+use driftless_core::intent::{self, StagedFile};
 use driftless_core::link::{FetchLimits, Fetcher, Role};
 use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
@@ -163,6 +163,8 @@ impl Engine {
             contents: Contents::new(),
             fetcher: Fetcher::new(FetchLimits::default()),
             recovered: HashMap::new(),
+            redo: BTreeSet::new(),
+            redo_dirs: BTreeSet::new(),
             limbo: Vec::new(),
             open_plans: Vec::new(),
             next_plan: 1,
@@ -269,11 +271,16 @@ impl Engine {
             }
         }
         self.next_plan = self.open_plans.iter().max().map_or(1, |n| n + 1);
-        let mut staged_keys: HashMap<NodeKey, (EntryId, Dot)> = HashMap::new();
+        let mut staged_keys: HashMap<NodeKey, (EntryId, Dot, StagedFile)> = HashMap::new();
         let mut named: HashSet<Vec<u8>> = HashSet::new();
         for r in &rows {
+            if !r.entry.is_root() {
+                self.redo.insert(r.entry);
+            }
+            self.redo_dirs.insert(r.at.dir.clone());
+            self.redo_dirs.extend(r.source.as_ref().map(|from| from.dir.clone()));
             if let Some(s) = &r.staged {
-                staged_keys.insert(s.node.clone(), (r.entry, r.dot));
+                staged_keys.insert(s.node.clone(), (r.entry, r.dot, s.clone()));
                 named.insert(s.name.clone());
             }
             if !r.limbo.is_empty() {
@@ -298,9 +305,9 @@ impl Engine {
                 self.log(Level::Warn, e.to_string());
             }
         }
-        for (node, key) in staged_keys {
+        for (node, (entry, version, staged)) in staged_keys {
             if !still_staged.contains(&node) {
-                self.recovered.insert(key, node);
+                self.recovered.insert((entry, version), staged);
             }
         }
         Ok(())
