@@ -1,5 +1,7 @@
 //! The root's attributes are an entry like others.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use driftless_core::link::{Receiver, SendLimits, Sender};
 use driftless_core::local::{self, Looked};
 use driftless_core::plan::{self, Plan, PlanOptions, Step};

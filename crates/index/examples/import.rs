@@ -100,7 +100,7 @@ fn key(n: u64) -> NodeKey {
 
 impl Import {
     fn file(&mut self, tx: &mut Tx<'_>) -> Result<()> {
-        if self.made % FILES_PER_DIRECTORY == 0 {
+        if self.made.is_multiple_of(FILES_PER_DIRECTORY) {
             let id = self.inode(tx, Kind::Dir, EntryId::ROOT, &key(0))?;
             self.directory = (id, key(id.0.n));
         }

@@ -18,7 +18,7 @@ use driftless_volume::{ApplyError, DirFd, Limbo, Placed, StageId, Staged, Volume
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
-pub(super) const ENTRIES_PER_PLAN: usize = 4096;
+pub(super) const ENTRIES_PER_PLAN: usize = 2048;
 
 /// Staged files by the provisional key of their step.
 type StagedByKey = HashMap<NodeKey, Staged>;

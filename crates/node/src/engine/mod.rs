@@ -506,7 +506,7 @@ impl Engine {
                 }
                 let limits = SendLimits {
                     // Two in flight and one being filled: what a session keeps of contents in memory.
-                    batch_bytes: 12 << 20,
+                    batch_bytes: 8 << 20,
                     window: 2,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: 1 << 20,
@@ -1453,7 +1453,7 @@ fn weight(message: &Message) -> u64 {
 }
 
 /// Entries of one batch: bounds what a receiver merges in one transaction.
-const ENTRIES_PER_BATCH: usize = 4096;
+const ENTRIES_PER_BATCH: usize = 2048;
 
 /// Races are over soon; other causes take people or time.
 fn pause_ns(reason: Reason, tries: u64) -> u64 {
