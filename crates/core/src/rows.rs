@@ -64,6 +64,11 @@ impl Table {
         Table::Unrooted,
     ];
 
+    /// Position in [`Table::ALL`]: numbers run from 1 without a gap.
+    pub fn index(self) -> usize {
+        self as usize - 1
+    }
+
     /// The table's name on disk.
     pub fn name(self) -> &'static str {
         match self {
@@ -95,8 +100,73 @@ pub struct StoreError(pub String);
 /// One row of a scan: key and value.
 pub type Row = (Vec<u8>, Vec<u8>);
 
-/// Changes of one commit: `None` removes. Sorted by table and key, which B-trees like.
-pub type Batch = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+/// Changes of one table, sorted by key, which B-trees like; `None` removes.
+pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// Changes of one commit.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch([Changes; Table::ALL.len()]);
+
+impl Batch {
+    /// No changes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Stores or (`None`) removes a row.
+    pub fn insert(&mut self, (table, key): (Table, Vec<u8>), value: Option<Vec<u8>>) {
+        self.0[table.index()].insert(key, value);
+    }
+
+    /// Changes of one table.
+    pub fn table(&self, table: Table) -> &Changes {
+        &self.0[table.index()]
+    }
+
+    /// Changes of all tables that have some.
+    pub fn tables(&self) -> impl Iterator<Item = (Table, &Changes)> {
+        Table::ALL.into_iter().zip(&self.0).filter(|(_, changes)| !changes.is_empty())
+    }
+
+    /// Number of changed rows.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(BTreeMap::len).sum()
+    }
+
+    /// True if nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(BTreeMap::is_empty)
+    }
+}
+
+/// One change of a batch.
+pub type Change = ((Table, Vec<u8>), Option<Vec<u8>>);
+
+impl FromIterator<Change> for Batch {
+    fn from_iter<I: IntoIterator<Item = Change>>(changes: I) -> Self {
+        let mut batch = Batch::new();
+        for (row, value) in changes {
+            batch.insert(row, value);
+        }
+        batch
+    }
+}
+
+impl<const N: usize> From<[Change; N]> for Batch {
+    fn from(changes: [Change; N]) -> Self {
+        changes.into_iter().collect()
+    }
+}
+
+impl IntoIterator for Batch {
+    type Item = Change;
+    type IntoIter = Box<dyn Iterator<Item = Change>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let tables = Table::ALL.into_iter().zip(self.0);
+        Box::new(tables.flat_map(|(t, changes)| changes.into_iter().map(move |(k, v)| ((t, k), v))))
+    }
+}
 
 /// A consistent view of all tables.
 pub trait Read: Send {
@@ -158,12 +228,14 @@ impl Store for MemStore {
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         let mut guard = self.lock();
         let tables = Arc::make_mut(&mut guard);
-        for ((table, key), value) in batch {
+        for (table, changes) in Table::ALL.into_iter().zip(batch.0) {
             let rows = tables.entry(table).or_default();
-            match value {
-                Some(v) => rows.insert(key, v),
-                None => rows.remove(&key),
-            };
+            for (key, value) in changes {
+                match value {
+                    Some(v) => rows.insert(key, v),
+                    None => rows.remove(&key),
+                };
+            }
         }
         Ok(())
     }
@@ -195,5 +267,17 @@ impl Read for MemSnapshot {
 
     fn last(&self, table: Table) -> Result<Option<Row>, StoreError> {
         Ok(self.0.get(&table).and_then(|t| t.last_key_value()).map(|(k, v)| (k.clone(), v.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_numbered_in_order() {
+        for (i, table) in Table::ALL.into_iter().enumerate() {
+            assert_eq!(table.index(), i);
+        }
     }
 }

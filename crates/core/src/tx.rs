@@ -5,12 +5,17 @@
 //! are numbered in crawl order, so neighbours in a tree are neighbours in the tables, and no table
 //! is needed to go from id to slot.
 
+mod cache;
+mod overlay;
+
 use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve};
 use crate::disk::{Node, NodeKey, Place};
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, Name, ReplicaId, Stamp};
 use crate::rows::{Batch, Read, StoreError, Table};
 use crate::vv::VersionVector;
+use cache::Cache;
+use overlay::Overlay;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -83,11 +88,6 @@ pub struct Env {
     pub epoch: u64,
 }
 
-struct Slot<T> {
-    value: Option<Arc<T>>,
-    dirty: bool,
-}
-
 /// A transaction. Reads see its own changes.
 pub struct Tx<'a> {
     base: &'a dyn Read,
@@ -96,13 +96,15 @@ pub struct Tx<'a> {
     me: ReplicaId,
     next_n: u64,
     next_n_before: u64,
-    first_new_dot: Option<u64>,
+    /// Feed positions that are new dots, in ascending ranges.
+    new_dots: Vec<std::ops::Range<u64>>,
     replicas: ReplicaTable,
     replicas_before: usize,
-    entries: HashMap<EntryId, Slot<EntryRow>>,
-    nodes: HashMap<NodeKey, Slot<Node>>,
-    dirs: HashMap<EntryId, Slot<DirState>>,
-    rows: Batch,
+    entries: Cache<EntryId, EntryRow>,
+    nodes: Cache<NodeKey, Node>,
+    dirs: Cache<EntryId, DirState>,
+    /// Rows without a typed cache, and those of entries once they are flushed.
+    rows: Overlay,
     /// Directory classes that the effective tree has worked out; it empties this when directories change.
     pub(crate) classes: HashMap<EntryId, Arc<[EntryId]>>,
 }
@@ -134,13 +136,13 @@ impl<'a> Tx<'a> {
             me,
             next_n,
             next_n_before: next_n,
-            first_new_dot: None,
+            new_dots: Vec::new(),
             replicas,
             replicas_before,
-            entries: HashMap::new(),
-            nodes: HashMap::new(),
-            dirs: HashMap::new(),
-            rows: Batch::new(),
+            entries: Cache::default(),
+            nodes: Cache::default(),
+            dirs: Cache::default(),
+            rows: Overlay::default(),
             classes: HashMap::new(),
         })
     }
@@ -173,7 +175,10 @@ impl<'a> Tx<'a> {
     /// A fresh dot for a local change, which is also the feed position of the entry that takes it.
     pub fn new_dot(&mut self) -> Dot {
         let n = self.take_n();
-        self.first_new_dot.get_or_insert(n);
+        match self.new_dots.last_mut() {
+            Some(range) if range.end == n => range.end += 1,
+            _ => self.new_dots.push(n..n + 1),
+        }
         Dot::new(self.me, n)
     }
 
@@ -185,7 +190,7 @@ impl<'a> Tx<'a> {
 
     /// True if this transaction made dots.
     pub fn has_new_dots(&self) -> bool {
-        self.first_new_dot.is_some()
+        !self.new_dots.is_empty()
     }
 
     /// A stamp of this replica above `seen`.
@@ -207,15 +212,18 @@ impl<'a> Tx<'a> {
 
     /// The row of an entry.
     pub fn entry(&mut self, id: EntryId) -> Result<Option<Arc<EntryRow>>> {
-        if let Some(slot) = self.entries.get(&id) {
-            return Ok(slot.value.clone());
+        if let Some(known) = self.entries.get(&id) {
+            return Ok(known);
+        }
+        if self.is_newborn(id) {
+            return Ok(None);
         }
         let Some(key) = self.find_slot(id) else { return Ok(None) };
         let value = match self.base.get(Table::Entries, &key)? {
             Some(b) => Some(Arc::new(self.decode_entry_row(&b)?)),
             None => None,
         };
-        self.entries.insert(id, Slot { value: value.clone(), dirty: false });
+        self.entries.note(id, value.clone());
         Ok(value)
     }
 
@@ -244,17 +252,17 @@ impl<'a> Tx<'a> {
         if let Some(old) = self.entry(id)?
             && old.n != row.n
         {
-            self.rows.insert((Table::Feed, old.n.to_be_bytes().to_vec()), None);
+            self.rows.put(Table::Feed, old.n.to_be_bytes().to_vec(), None);
         }
-        self.entries.insert(id, Slot { value: Some(Arc::new(row)), dirty: true });
+        self.entries.put(id, Some(Arc::new(row)));
         Ok(())
     }
 
     /// Removes the row and its feed row (tombstone collection).
     pub fn delete_entry(&mut self, id: EntryId) -> Result<()> {
         if let Some(old) = self.entry(id)? {
-            self.rows.insert((Table::Feed, old.n.to_be_bytes().to_vec()), None);
-            self.entries.insert(id, Slot { value: None, dirty: true });
+            self.rows.put(Table::Feed, old.n.to_be_bytes().to_vec(), None);
+            self.entries.put(id, None);
         }
         Ok(())
     }
@@ -264,13 +272,13 @@ impl<'a> Tx<'a> {
     /// Shows `entry` below `parent` as `name` (before grouping).
     pub fn add_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
         let key = self.name_key(parent, name, entry);
-        self.rows.insert((Table::Names, key), Some(Vec::new()));
+        self.rows.put(Table::Names, key, Some(Vec::new()));
     }
 
     /// Undoes [`Tx::add_name`].
     pub fn remove_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
         let key = self.name_key(parent, name, entry);
-        self.rows.insert((Table::Names, key), None);
+        self.rows.put(Table::Names, key, None);
     }
 
     /// Entries shown below `parent` as `name`, before grouping.
@@ -283,7 +291,7 @@ impl<'a> Tx<'a> {
         if let Some(last) = to.last_mut() {
             *last = 1;
         }
-        let rows = self.scan(Table::Names, &from, Some(&to), usize::MAX)?;
+        let rows = self.rows.scan(self.base_about(parent), Table::Names, &from, Some(&to), usize::MAX)?;
         rows.iter().map(|(k, _)| self.unslot(Table::Names, &k[k.len().saturating_sub(8)..])).collect()
     }
 
@@ -321,10 +329,10 @@ impl<'a> Tx<'a> {
 
     /// Tree state of a directory.
     pub fn dir(&mut self, id: EntryId) -> Result<DirState> {
-        if let Some(slot) = self.dirs.get(&id) {
-            return Ok(slot.value.as_deref().copied().unwrap_or_default());
+        if let Some(known) = self.dirs.get(&id) {
+            return Ok(known.as_deref().copied().unwrap_or_default());
         }
-        let value = match self.find_slot(id) {
+        let value = match self.find_slot(id).filter(|_| !self.is_newborn(id)) {
             None => None,
             Some(key) => match self.base.get(Table::Dirs, &key)? {
                 None => None,
@@ -338,26 +346,26 @@ impl<'a> Tx<'a> {
                 })?),
             },
         };
-        self.dirs.insert(id, Slot { value: value.map(Arc::new), dirty: false });
+        self.dirs.note(id, value.map(Arc::new));
         Ok(value.unwrap_or_default())
     }
 
     /// Stores the tree state of a directory; the default state is no row.
     pub fn put_dir(&mut self, id: EntryId, state: DirState) {
         let value = (state != DirState::default()).then(|| Arc::new(state));
-        self.dirs.insert(id, Slot { value, dirty: true });
+        self.dirs.put(id, value);
     }
 
     /// Notes that directory `child` has stored parent `parent`.
     pub fn add_dir_kid(&mut self, parent: EntryId, child: EntryId) {
         let key = [self.slot(parent), self.slot(child)].concat();
-        self.rows.insert((Table::DirKids, key), Some(Vec::new()));
+        self.rows.put(Table::DirKids, key, Some(Vec::new()));
     }
 
     /// Undoes [`Tx::add_dir_kid`].
     pub fn remove_dir_kid(&mut self, parent: EntryId, child: EntryId) {
         let key = [self.slot(parent), self.slot(child)].concat();
-        self.rows.insert((Table::DirKids, key), None);
+        self.rows.put(Table::DirKids, key, None);
     }
 
     /// Directories, dead ones too, with stored parent `parent`.
@@ -383,7 +391,7 @@ impl<'a> Tx<'a> {
     /// Marks a directory as not reaching the root by stored parents.
     pub fn set_unrooted(&mut self, id: EntryId, unrooted: bool) {
         let key = self.slot(id).to_vec();
-        self.rows.insert((Table::Unrooted, key), unrooted.then(Vec::new));
+        self.rows.put(Table::Unrooted, key, unrooted.then(Vec::new));
     }
 
     /// All directories marked by [`Tx::set_unrooted`].
@@ -407,19 +415,19 @@ impl<'a> Tx<'a> {
     pub fn set_root_node(&mut self, key: &NodeKey) {
         let mut e = Encoder::new();
         e.bytes(key.as_bytes());
-        self.rows.insert((Table::Settings, SETTING_ROOT.to_vec()), Some(e.buf));
+        self.rows.put(Table::Settings, SETTING_ROOT.to_vec(), Some(e.buf));
     }
 
     /// An inode we know.
     pub fn node(&mut self, key: &NodeKey) -> Result<Option<Arc<Node>>> {
-        if let Some(slot) = self.nodes.get(key) {
-            return Ok(slot.value.clone());
+        if let Some(known) = self.nodes.get(key) {
+            return Ok(known);
         }
         let value = match self.base.get(Table::Nodes, key.as_bytes())? {
             Some(b) => Some(Arc::new(dec(Table::Nodes, &b, |d| d.node(&self.replicas))?)),
             None => None,
         };
-        self.nodes.insert(key.clone(), Slot { value: value.clone(), dirty: false });
+        self.nodes.note(key.clone(), value.clone());
         Ok(value)
     }
 
@@ -430,12 +438,12 @@ impl<'a> Tx<'a> {
 
     /// Stores an inode record.
     pub fn put_node(&mut self, key: &NodeKey, node: Node) {
-        self.nodes.insert(key.clone(), Slot { value: Some(Arc::new(node)), dirty: true });
+        self.nodes.put(key.clone(), Some(Arc::new(node)));
     }
 
     /// Forgets an inode.
     pub fn delete_node(&mut self, key: &NodeKey) {
-        self.nodes.insert(key.clone(), Slot { value: None, dirty: true });
+        self.nodes.put(key.clone(), None);
     }
 
     /// What the path `name` in directory `dir` was materialised with.
@@ -451,12 +459,12 @@ impl<'a> Tx<'a> {
     pub fn put_place(&mut self, dir: &NodeKey, name: &Name, place: &Place) {
         let mut e = Encoder::new();
         e.place(place, &mut self.replicas);
-        self.rows.insert((Table::Places, place_key(dir, name)), Some(e.buf));
+        self.rows.put(Table::Places, place_key(dir, name), Some(e.buf));
     }
 
     /// Forgets a place.
     pub fn delete_place(&mut self, dir: &NodeKey, name: &Name) {
-        self.rows.insert((Table::Places, place_key(dir, name)), None);
+        self.rows.put(Table::Places, place_key(dir, name), None);
     }
 
     /// At most `limit` places in directory `dir` with a name after `after`, ordered by name.
@@ -516,7 +524,7 @@ impl<'a> Tx<'a> {
         let mut e = Encoder::new();
         e.uint(known.n);
         e.fixed64(known.tag);
-        self.rows.insert((Table::Knowledge, replica.0.to_be_bytes().to_vec()), Some(e.buf));
+        self.rows.put(Table::Knowledge, replica.0.to_be_bytes().to_vec(), Some(e.buf));
     }
 
     // ----- pending, and rows that others encode
@@ -524,13 +532,13 @@ impl<'a> Tx<'a> {
     /// Asks the planner to look at `entry` (again), beside what the feed tells it.
     pub fn add_pending(&mut self, entry: EntryId) {
         let key = self.slot(entry).to_vec();
-        self.rows.insert((Table::Pending, key), Some(Vec::new()));
+        self.rows.put(Table::Pending, key, Some(Vec::new()));
     }
 
     /// Undoes [`Tx::add_pending`].
     pub fn remove_pending(&mut self, entry: EntryId) {
         let key = self.slot(entry).to_vec();
-        self.rows.insert((Table::Pending, key), None);
+        self.rows.put(Table::Pending, key, None);
     }
 
     /// At most `limit` pending entries.
@@ -541,23 +549,20 @@ impl<'a> Tx<'a> {
 
     /// Entries that this transaction has made pending.
     pub fn new_pending(&self) -> Result<Vec<EntryId>> {
-        let range = (Table::Pending, Vec::new())..(table_after(Table::Pending), Vec::new());
-        let rows = self.rows.range(range).filter(|(_, v)| v.is_some());
-        rows.map(|((_, k), _)| self.unslot(Table::Pending, k)).collect()
+        self.rows.stored(Table::Pending).map(|k| self.unslot(Table::Pending, k)).collect()
     }
 
     /// A raw row of a table whose codec lives elsewhere (settings, needs, intents, peers, tags).
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        // BTreeMap wants an owned tuple to look up; keys are short.
-        if let Some(v) = self.rows.get(&(table, key.to_vec())) {
-            return Ok(v.clone());
+        match self.rows.get(table, key) {
+            Some(own) => Ok(own.clone()),
+            None => Ok(self.base.get(table, key)?),
         }
-        Ok(self.base.get(table, key)?)
     }
 
     /// Stores or removes a raw row.
     pub fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.rows.insert((table, key), value);
+        self.rows.put(table, key, value);
     }
 
     /// Scans a table, own changes included. Not for `entries`, `nodes` and `dirs`, whose changes are kept typed.
@@ -568,38 +573,7 @@ impl<'a> Tx<'a> {
         to: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<crate::rows::Row>> {
-        use std::ops::Bound;
-        if to.is_some_and(|to| to <= from) {
-            return Ok(Vec::new());
-        }
-        let upper = match to {
-            Some(to) => Bound::Excluded((table, to.to_vec())),
-            None => Bound::Excluded(((table_after(table)), Vec::new())),
-        };
-        let upper = if to.is_none() && table == Table::Unrooted { Bound::Unbounded } else { upper };
-        let own: Vec<_> = self
-            .rows
-            .range((Bound::Included((table, from.to_vec())), upper))
-            .map(|((_, k), v)| (k, v))
-            .collect();
-        if own.is_empty() {
-            return Ok(self.base.scan(table, from, to, limit)?);
-        }
-        // Own removals may hide base rows, so that many more are asked for.
-        let hidden = own.iter().filter(|(_, v)| v.is_none()).count();
-        let base = self.base.scan(table, from, to, limit.saturating_add(hidden))?;
-        let full = base.len() == limit.saturating_add(hidden);
-        let mut merged: BTreeMap<Vec<u8>, Vec<u8>> = base.into_iter().collect();
-        let edge = if full { merged.last_key_value().map(|(k, _)| k.clone()) } else { None };
-        for (k, v) in own {
-            match v {
-                Some(v) => merged.insert(k.clone(), v.clone()),
-                None => merged.remove(k),
-            };
-        }
-        // Beyond the last base row read there may be base rows between own ones: stop there.
-        let rows = merged.into_iter().filter(|(k, _)| edge.as_ref().is_none_or(|e| k <= e));
-        Ok(rows.take(limit).collect())
+        Ok(self.rows.scan(Some(self.base), table, from, to, limit)?)
     }
 
     // ----- slots
@@ -607,6 +581,17 @@ impl<'a> Tx<'a> {
     /// The 8-byte row key of an entry.
     pub fn slot(&mut self, id: EntryId) -> [u8; 8] {
         pack(self.replicas.number(id.0.replica), id.0.n)
+    }
+
+    /// The base, if it can have rows below directory `id`.
+    fn base_about(&self, id: EntryId) -> Option<&dyn Read> {
+        (!self.is_newborn(id)).then_some(self.base)
+    }
+
+    /// True if the entry was made by this transaction: no row of the base is about it.
+    fn is_newborn(&self, id: EntryId) -> bool {
+        let after = self.new_dots.partition_point(|r| r.start <= id.0.n);
+        id.0.replica == self.me && after > 0 && self.new_dots[after - 1].contains(&id.0.n)
     }
 
     fn find_slot(&self, id: EntryId) -> Option<[u8; 8]> {
@@ -647,25 +632,50 @@ impl<'a> Tx<'a> {
     // ----- end
 
     fn flush_entries(&mut self) {
-        let mut dirty: Vec<_> = self.entries.iter_mut().filter(|(_, s)| s.dirty).collect();
-        dirty.sort_by_key(|(id, _)| **id);
-        for (id, slot) in dirty {
-            slot.dirty = false;
-            let key = pack(self.replicas.number(id.0.replica), id.0.n).to_vec();
-            let value = slot.value.as_ref().map(|row| {
-                let mut e = Encoder { buf: Vec::with_capacity(192) };
+        let mut e = Encoder::new();
+        for (id, row) in self.entries.take_dirty() {
+            let key = self.slot(id).to_vec();
+            let value = row.map(|row| {
+                self.rows.put(Table::Feed, row.n.to_be_bytes().to_vec(), Some(key.clone()));
+                e.buf.clear();
                 e.uint(row.n);
                 e.uint(row.bound.len() as u64);
                 for n in &row.bound {
                     e.bytes(n.as_bytes());
                 }
                 e.entry(&row.entry, &mut self.replicas);
+                // A copy: rows wait for the commit in memory, without spare capacity.
+                e.buf.to_vec()
+            });
+            self.rows.put(Table::Entries, key, value);
+        }
+    }
+
+    fn flush_nodes(&mut self) {
+        let mut e = Encoder::new();
+        for (key, node) in self.nodes.take_dirty() {
+            let value = node.map(|n| {
+                e.buf.clear();
+                e.node(&n, &mut self.replicas);
+                e.buf.to_vec()
+            });
+            self.rows.put(Table::Nodes, key.as_bytes().to_vec(), value);
+        }
+    }
+
+    fn flush_dirs(&mut self) {
+        for (id, state) in self.dirs.take_dirty() {
+            let value = state.map(|s| {
+                let mut e = Encoder::new();
+                e.uint(s.live_children);
+                e.u8(s.repaired.is_some().into());
+                if let Some(p) = s.repaired {
+                    e.dot(p.0, &mut self.replicas);
+                }
                 e.buf
             });
-            if let Some(row) = &slot.value {
-                self.rows.insert((Table::Feed, row.n.to_be_bytes().to_vec()), Some(key.clone()));
-            }
-            self.rows.insert((Table::Entries, key), value);
+            let key = self.slot(id).to_vec();
+            self.rows.put(Table::Dirs, key, value);
         }
     }
 
@@ -673,45 +683,22 @@ impl<'a> Tx<'a> {
     /// names this commit to other replicas if it made dots.
     pub fn into_batch(mut self, tag: u64) -> Batch {
         self.flush_entries();
-        for (key, slot) in std::mem::take(&mut self.nodes) {
-            if slot.dirty {
-                let value = slot.value.map(|n| {
-                    let mut e = Encoder { buf: Vec::with_capacity(96) };
-                    e.node(&n, &mut self.replicas);
-                    e.buf
-                });
-                self.rows.insert((Table::Nodes, key.as_bytes().to_vec()), value);
-            }
-        }
-        for (id, slot) in std::mem::take(&mut self.dirs) {
-            if slot.dirty {
-                let value = slot.value.map(|s| {
-                    let mut e = Encoder::new();
-                    e.uint(s.live_children);
-                    e.u8(s.repaired.is_some().into());
-                    if let Some(p) = s.repaired {
-                        e.dot(p.0, &mut self.replicas);
-                    }
-                    e.buf
-                });
-                let key = self.slot(id).to_vec();
-                self.rows.insert((Table::Dirs, key), value);
-            }
-        }
+        self.flush_nodes();
+        self.flush_dirs();
         if self.has_new_dots() {
             let n = self.head();
-            self.rows.insert((Table::Tags, n.to_be_bytes().to_vec()), Some(tag.to_be_bytes().to_vec()));
+            self.rows.put(Table::Tags, n.to_be_bytes().to_vec(), Some(tag.to_be_bytes().to_vec()));
             self.set_known(self.me, Known { n, tag });
         }
         if self.next_n != self.next_n_before {
-            self.rows
-                .insert((Table::Settings, SETTING_NEXT.to_vec()), Some(self.next_n.to_be_bytes().to_vec()));
+            let next = self.next_n.to_be_bytes().to_vec();
+            self.rows.put(Table::Settings, SETTING_NEXT.to_vec(), Some(next));
         }
         for (i, r) in self.replicas.replicas().iter().enumerate().skip(self.replicas_before) {
             let key = ((i + 1) as u16).to_be_bytes().to_vec();
-            self.rows.insert((Table::Replicas, key), Some(r.0.to_be_bytes().to_vec()));
+            self.rows.put(Table::Replicas, key, Some(r.0.to_be_bytes().to_vec()));
         }
-        self.rows
+        self.rows.into_batch()
     }
 }
 
@@ -748,11 +735,6 @@ fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
         }
     }
     None
-}
-
-fn table_after(table: Table) -> Table {
-    let i = Table::ALL.iter().position(|t| *t == table).unwrap_or(0);
-    Table::ALL[(i + 1).min(Table::ALL.len() - 1)]
 }
 
 fn damaged(table: Table, source: Malformed) -> Error {

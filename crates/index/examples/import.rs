@@ -1,12 +1,10 @@
 //! The bulk import of plain files through `core`'s transaction into an index on disk: the rows that a
 //! first scan makes. `cargo run --release -p driftless-index --example import -- [FILES] [FILES PER COMMIT] [CACHE MiB]`
 
+use driftless_core::local::{self, Looked, Origin};
 use driftless_core::rows::{MemStore, Store};
 use driftless_core::tx::{Env, Known};
-use driftless_core::{
-    At, Attrs, Bind, Claim, Content, Digest, Dot, Entry, EntryId, Fingerprint, Kind, Link, LinkId, Name,
-    Node, NodeKey, Place, ReplicaId, Stamp, Time, Tx, VersionVector, tree,
-};
+use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey, ReplicaId, Time, Tx};
 use driftless_index::{Index, OpenOptions};
 use std::time::Duration;
 
@@ -46,7 +44,11 @@ fn run(what: &str, store: &dyn Store, files: u64, per_commit: u64) -> Result<()>
     store.commit(Tx::create(ME))?;
     let (mut changes, mut batches, mut commits) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     let (mut rows, mut bytes) = (0, 0);
-    let mut import = Import { directory: (EntryId::ROOT, key(0)), made: 0 };
+    let mut import = Import { directory: key(0), made: 0 };
+    let snapshot = store.snapshot()?;
+    let mut tx = Tx::open(&*snapshot, ENV)?;
+    local::init_root(&mut tx, &looked(Kind::Dir, &key(0), None))?;
+    store.commit(tx.into_batch(7))?;
     while import.made < files {
         let start = cpu();
         let snapshot = store.snapshot()?;
@@ -59,7 +61,11 @@ fn run(what: &str, store: &dyn Store, files: u64, per_commit: u64) -> Result<()>
         let batch = tx.into_batch(7);
         batches += cpu() - start;
         rows += batch.len();
-        bytes += batch.iter().map(|((_, k), v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>();
+        bytes += batch
+            .tables()
+            .flat_map(|(_, c)| c)
+            .map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len))
+            .sum::<usize>();
         let start = cpu();
         store.commit(batch)?;
         commits += cpu() - start;
@@ -86,7 +92,7 @@ fn run(what: &str, store: &dyn Store, files: u64, per_commit: u64) -> Result<()>
 
 /// Files in the order a crawl finds them.
 struct Import {
-    directory: (EntryId, NodeKey),
+    directory: NodeKey,
     made: u64,
 }
 
@@ -101,66 +107,26 @@ fn key(n: u64) -> NodeKey {
 impl Import {
     fn file(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         if self.made.is_multiple_of(FILES_PER_DIRECTORY) {
-            let id = self.inode(tx, Kind::Dir, EntryId::ROOT, &key(0))?;
-            self.directory = (id, key(id.0.n));
+            self.directory = key(1_000_000_000 + self.made);
+            let name = Name::new(format!("dir-{:06}", self.made).as_bytes())?;
+            let new = looked(Kind::Dir, &self.directory, None);
+            local::create(tx, (&key(0), &name), &new, Origin::Import)?;
         }
-        let (parent, parent_key) = self.directory.clone();
-        self.inode(tx, Kind::File, parent, &parent_key)?;
         self.made += 1;
-        Ok(())
-    }
-
-    /// The rows of one new inode.
-    fn inode(&self, tx: &mut Tx<'_>, kind: Kind, parent: EntryId, dir: &NodeKey) -> Result<EntryId> {
-        let dot = tx.new_dot();
         let name = Name::new(format!("file-{:06}.dat", self.made).as_bytes())?;
-        let node = key(dot.n);
-        tx.place(dir, &name)?;
-        tx.node(&node)?;
-        tree::put_state(tx, entry(tx, dot, kind, parent, &name), dot.n)?;
-        let mut row = (*tx.entry_must(EntryId(dot))?).clone();
-        row.bound.push(node.clone());
-        let identity = row.entry.data.first().map(|v| v.content.identity());
-        let given = row.entry.meta.1.clone();
-        tx.put_entry(row)?;
-        let bind = match identity {
-            Some(identity) => Bind::Leaf { identity },
-            None => Bind::Dir(vec![EntryId(dot)]),
-        };
-        let wanted = driftless_core::disk::Wanted::of(&given, Some(MTIME));
-        let fingerprint = Fingerprint { size: 4096, mtime: MTIME, ctime: MTIME };
-        let names = vec![(dir.clone(), name.clone())];
-        tx.put_node(&node, Node { kind, fingerprint, racy: false, given, wanted, names, bind });
-        let claim = Claim { entry: EntryId(dot), link: LinkId(dot), name_dot: dot, version: dot };
-        let claims = if kind.is_dir() { vec![] } else { vec![claim] };
-        tx.put_place(dir, &name, &Place { node, claims, conflict_of: None });
-        Ok(EntryId(dot))
+        let digest = Digest::of(&self.made.to_be_bytes());
+        let content = Content::File { size: 4096, mtime: MTIME, digest };
+        let new = looked(Kind::File, &key(self.made), Some(content));
+        local::create(tx, (&self.directory, &name), &new, Origin::Import)?;
+        Ok(())
     }
 }
 
 const MTIME: Time = Time { sec: 1_765_000_000, nsec: 123_456_789 };
 
-fn entry(tx: &Tx<'_>, dot: Dot, kind: Kind, parent: EntryId, name: &Name) -> Entry {
-    let stamp = tx.stamp_above(Stamp::MIN);
-    let digest = Digest::of(&dot.n.to_be_bytes());
-    let content = Content::File { size: 4096, mtime: MTIME, digest };
-    let file = !kind.is_dir();
-    let at = At {
-        stamp: Stamp::MIN,
-        dot,
-        parent,
-        name: name.clone(),
-        holds: if file { dot } else { Dot::default() },
-    };
-    let mtime = (!file).then_some(MTIME);
-    Entry {
-        id: EntryId(dot),
-        kind,
-        ctx: VersionVector::from_dot(dot),
-        removed: VersionVector::new(),
-        data: file.then(|| driftless_core::Version { dot, stamp, content }).into_iter().collect(),
-        links: std::iter::once(Link { id: LinkId(dot), at, gone: VersionVector::new() }).collect(),
-        meta: (stamp, Attrs { mode: 0o644, uid: 1000, gid: 1000, dir_mtime: mtime, ..Attrs::default() }),
-        hist: if file { vec![] } else { vec![(parent, Stamp::MIN)] },
-    }
+fn looked(kind: Kind, key: &NodeKey, content: Option<Content>) -> Looked {
+    let fingerprint = Fingerprint { size: 4096, mtime: MTIME, ctime: MTIME };
+    let dir_mtime = kind.is_dir().then_some(MTIME);
+    let attrs = Attrs { mode: 0o644, uid: 1000, gid: 1000, dir_mtime, ..Attrs::default() };
+    Looked { key: key.clone(), kind, fingerprint, racy: false, attrs, content }
 }

@@ -25,8 +25,7 @@ impl Snapshot {
     }
 
     fn table(&self, table: Table) -> Result<Option<&Rows>, StoreError> {
-        // Table numbers run from 1 without a gap, as `Table::ALL` has them.
-        let cell = &self.tables[table as usize - 1];
+        let cell = &self.tables[table.index()];
         if let Some(rows) = cell.get() {
             return Ok(rows.as_ref());
         }

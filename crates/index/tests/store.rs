@@ -154,7 +154,7 @@ fn batch() -> impl Strategy<Value = Batch> {
     let key = proptest::collection::vec(0u8..4, 0..4);
     let value = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20));
     let row = ((0..TABLES.len()).prop_map(|i| TABLES[i]), key);
-    proptest::collection::btree_map(row, value, 0..40)
+    proptest::collection::vec((row, value), 0..150).prop_map(Batch::from_iter)
 }
 
 proptest! {

@@ -48,7 +48,7 @@ fn cost(files: u64, change: impl Fn(&mut Tx<'_>)) -> (usize, Vec<Table>) {
     rows.store(0, Ordering::Relaxed);
     change(&mut tx);
     let read = rows.load(Ordering::Relaxed);
-    let mut tables: Vec<Table> = tx.into_batch(1).into_keys().map(|(t, _)| t).collect();
+    let mut tables: Vec<Table> = tx.into_batch(1).into_iter().map(|((t, _), _)| t).collect();
     tables.dedup();
     (read, tables)
 }
