@@ -5,8 +5,9 @@
 //! through one cursor, which fills leaf pages instead of descending the tree for each row. Where
 //! rows are scattered, cursors only cost; so they are tried ever more rarely there.
 
+use crate::row;
 use crate::store::definition;
-use driftless_core::rows::{Batch, Changes};
+use driftless_core::rows::{Batch, Changes, Table};
 use redb::CursorError;
 use std::collections::btree_map;
 use std::iter::Peekable;
@@ -24,51 +25,67 @@ const PAUSE_LEN_MAX: usize = 512;
 /// Applies all of `batch`.
 pub(crate) fn apply(tx: &redb::WriteTransaction, batch: &Batch) -> Result<(), redb::Error> {
     for (table, changes) in batch.tables() {
-        apply_table(&mut tx.open_table(definition(table))?, changes)?;
+        let rows = tx.open_table(definition(table))?;
+        Applier { table, rows, stored: Vec::new() }.apply(changes)?;
     }
     Ok(())
 }
 
-fn apply_table(rows: &mut Rows<'_>, changes: &Changes) -> Result<(), redb::Error> {
-    let mut changes = changes.iter().peekable();
-    let (mut pause, mut next_pause) = (0, RUN_LEN_MIN);
-    while changes.peek().is_some() {
-        if pause > 0 {
-            apply_one(rows, &mut changes)?;
-            pause -= 1;
-        } else if insert_run(rows, &mut changes)? >= RUN_LEN_MIN {
-            next_pause = RUN_LEN_MIN;
-        } else {
-            pause = next_pause;
-            next_pause = (2 * next_pause).min(PAUSE_LEN_MAX);
+struct Applier<'t> {
+    table: Table,
+    rows: Rows<'t>,
+    /// The row being written, in its stored form.
+    stored: Vec<u8>,
+}
+
+impl Applier<'_> {
+    fn apply(&mut self, changes: &Changes) -> Result<(), redb::Error> {
+        let mut changes = changes.iter().peekable();
+        let (mut pause, mut next_pause) = (0, RUN_LEN_MIN);
+        while changes.peek().is_some() {
+            if pause > 0 {
+                self.one(&mut changes)?;
+                pause -= 1;
+            } else if self.run(&mut changes)? >= RUN_LEN_MIN {
+                next_pause = RUN_LEN_MIN;
+            } else {
+                pause = next_pause;
+                next_pause = (2 * next_pause).min(PAUSE_LEN_MAX);
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Inserts what comes next as long as it falls between the same two rows. Gives how many that were.
-fn insert_run(rows: &mut Rows<'_>, changes: &mut Remaining<'_>) -> Result<usize, redb::Error> {
-    let Some((first, Some(_))) = changes.peek() else { return Ok(0) };
-    let mut cursor = rows.lower_bound_mut(Bound::Included(first.as_slice()))?;
-    let mut count = 0;
-    while let Some((key, Some(value))) = changes.peek() {
-        match cursor.insert_before(key.as_slice(), value.as_slice()) {
-            Ok(()) => count += 1,
-            // The row exists, or lies beyond the next old one.
-            Err(CursorError::UnorderedKey) => break,
-            Err(e) => return Err(e.into()),
+    /// Inserts what comes next as long as it falls between the same two rows. Gives how many that were.
+    fn run(&mut self, changes: &mut Remaining<'_>) -> Result<usize, redb::Error> {
+        let Some((first, Some(_))) = changes.peek() else { return Ok(0) };
+        let mut cursor = self.rows.lower_bound_mut(Bound::Included(first.as_slice()))?;
+        let mut count = 0;
+        while let Some((key, Some(value))) = changes.peek() {
+            self.stored.clear();
+            row::seal(self.table, key, value, &mut self.stored);
+            match cursor.insert_before(key.as_slice(), self.stored.as_slice()) {
+                Ok(()) => count += 1,
+                // The row exists, or lies beyond the next old one.
+                Err(CursorError::UnorderedKey) => break,
+                Err(e) => return Err(e.into()),
+            }
+            changes.next();
         }
-        changes.next();
+        cursor.close()?;
+        Ok(count)
     }
-    cursor.close()?;
-    Ok(count)
-}
 
-fn apply_one(rows: &mut Rows<'_>, changes: &mut Remaining<'_>) -> Result<(), redb::Error> {
-    match changes.next() {
-        Some((key, Some(value))) => drop(rows.insert(key.as_slice(), value.as_slice())?),
-        Some((key, None)) => drop(rows.remove(key.as_slice())?),
-        None => {}
+    fn one(&mut self, changes: &mut Remaining<'_>) -> Result<(), redb::Error> {
+        match changes.next() {
+            Some((key, Some(value))) => {
+                self.stored.clear();
+                row::seal(self.table, key, value, &mut self.stored);
+                drop(self.rows.insert(key.as_slice(), self.stored.as_slice())?);
+            }
+            Some((key, None)) => drop(self.rows.remove(key.as_slice())?),
+            None => {}
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -11,7 +11,9 @@
 //! [`state_dir`] says where index files live, [`lock`] keeps two processes from using one of them.
 
 mod batch;
+mod guard;
 pub mod lock;
+mod row;
 mod snapshot;
 pub mod state_dir;
 mod store;

@@ -1,8 +1,10 @@
 //! A consistent view of the index: a redb read transaction with the tables it was asked for.
 
-use crate::store::definition;
+use crate::guard::guarded;
+use crate::row;
+use crate::store::{File, definition};
 use driftless_core::rows::{Read, Row, StoreError, Table};
-use redb::{ReadOnlyTable, ReadableDatabase, TableError};
+use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError, TableError};
 use std::cell::OnceCell;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -15,16 +17,16 @@ pub(crate) struct Snapshot {
     tables: [OnceCell<Option<Rows>>; Table::ALL.len()],
     tx: redb::ReadTransaction,
     /// redb ends its read transactions when the database is dropped; this keeps it open.
-    _db: Arc<redb::Database>,
+    file: Arc<File>,
 }
 
 impl Snapshot {
-    pub(crate) fn new(db: &Arc<redb::Database>) -> Result<Self, redb::TransactionError> {
-        let tx = db.begin_read()?;
-        Ok(Self { tables: Default::default(), tx, _db: db.clone() })
+    pub(crate) fn new(file: &Arc<File>) -> Result<Self, redb::Error> {
+        let tx = guarded(|| Ok::<_, redb::Error>(file.db()?.begin_read()?))?;
+        Ok(Self { tables: Default::default(), tx, file: file.clone() })
     }
 
-    fn table(&self, table: Table) -> Result<Option<&Rows>, StoreError> {
+    fn table(&self, table: Table) -> Result<Option<&Rows>, redb::Error> {
         let cell = &self.tables[table.index()];
         if let Some(rows) = cell.get() {
             return Ok(rows.as_ref());
@@ -32,17 +34,29 @@ impl Snapshot {
         let rows = match self.tx.open_table(definition(table)) {
             Ok(rows) => Some(rows),
             Err(TableError::TableDoesNotExist(_)) => None,
-            Err(e) => return Err(failure(table, e)),
+            Err(e) => return Err(e.into()),
         };
         Ok(cell.get_or_init(|| rows).as_ref())
+    }
+
+    /// What `read` makes of a table; `none` if the file has no such table.
+    fn reading<T>(
+        &self,
+        table: Table,
+        none: T,
+        read: impl FnOnce(&Rows) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let result = guarded(|| self.table(table)?.map_or(Ok(none), read));
+        result.map_err(|e| self.file.failure(&format!("read table {} of", table.name()), e))
     }
 }
 
 impl Read for Snapshot {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(rows) = self.table(table)? else { return Ok(None) };
-        let row = rows.get(key).map_err(|e| failure(table, e))?;
-        Ok(row.map(|v| v.value().to_vec()))
+        self.reading(table, None, |rows| match rows.get(key)? {
+            Some(stored) => Ok(Some(unseal(table, key, stored.value())?)),
+            None => Ok(None),
+        })
     }
 
     fn scan(
@@ -55,24 +69,30 @@ impl Read for Snapshot {
         if limit == 0 || to.is_some_and(|to| to <= from) {
             return Ok(Vec::new());
         }
-        let Some(rows) = self.table(table)? else { return Ok(Vec::new()) };
         let to = to.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = rows.range::<&[u8]>((Bound::Included(from), to)).map_err(|e| failure(table, e))?;
-        let row = |r: Result<_, redb::StorageError>| {
-            let (k, v): (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>) =
-                r.map_err(|e| failure(table, e))?;
-            Ok((k.value().to_vec(), v.value().to_vec()))
-        };
-        range.take(limit).map(row).collect()
+        self.reading(table, Vec::new(), |rows| {
+            let mut found = Vec::new();
+            for row in rows.range::<&[u8]>((Bound::Included(from), to))?.take(limit) {
+                let (key, stored) = row?;
+                let key = key.value();
+                found.push((key.to_vec(), unseal(table, key, stored.value())?));
+            }
+            Ok(found)
+        })
     }
 
     fn last(&self, table: Table) -> Result<Option<Row>, StoreError> {
-        let Some(rows) = self.table(table)? else { return Ok(None) };
-        let row = redb::ReadableTable::last(rows).map_err(|e| failure(table, e))?;
-        Ok(row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())))
+        self.reading(table, None, |rows| match ReadableTable::last(rows)? {
+            Some((key, stored)) => {
+                let key = key.value();
+                Ok(Some((key.to_vec(), unseal(table, key, stored.value())?)))
+            }
+            None => Ok(None),
+        })
     }
 }
 
-fn failure(table: Table, error: impl std::fmt::Display) -> StoreError {
-    StoreError(format!("cannot read table {}: {error}", table.name()))
+fn unseal(table: Table, key: &[u8], stored: &[u8]) -> Result<Vec<u8>, StorageError> {
+    let damaged = || StorageError::Corrupted("a row does not fit its check".into());
+    row::unseal(table, key, stored).ok_or_else(damaged)
 }

@@ -5,6 +5,7 @@
 //! reading alone to look at that row; only a file of our own version is then opened for writing.
 
 use crate::batch;
+use crate::guard::guarded;
 use crate::snapshot::Snapshot;
 use driftless_core::rows::{Batch, Read, Store, StoreError, Table};
 use redb::{DatabaseError, ReadableDatabase, StorageError, TableDefinition, TableError};
@@ -103,10 +104,40 @@ pub enum IndexError {
     },
 }
 
+/// An open index file, shared by the index and its snapshots.
+pub(crate) struct File {
+    /// `None` only while this is being dropped.
+    db: Option<redb::Database>,
+    path: PathBuf,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // After a panic on a damaged page closing may panic as well; there is nothing to save then.
+        let _ = guarded(|| {
+            drop(self.db.take());
+            Ok::<_, StorageError>(())
+        });
+    }
+}
+
+impl File {
+    pub(crate) fn db(&self) -> Result<&redb::Database, StorageError> {
+        self.db.as_ref().ok_or(StorageError::DatabaseClosed)
+    }
+
+    /// What to tell whoever asked to `verb` the file.
+    pub(crate) fn failure(&self, verb: &str, error: redb::Error) -> StoreError {
+        StoreError(match error {
+            redb::Error::Corrupted(detail) => damaged(&self.path, &detail).to_string(),
+            error => format!("cannot {verb} {}: {error}", self.path.display()),
+        })
+    }
+}
+
 /// The index of one volume, on disk.
 pub struct Index {
-    db: Arc<redb::Database>,
-    path: PathBuf,
+    file: Arc<File>,
     /// Set by the first failed commit; [`Store::commit`] refuses from then on.
     failed: AtomicBool,
 }
@@ -126,16 +157,17 @@ impl Index {
             Err(e) => return Err(io_error(path, e)),
         }
         let db = writable(path, options.cache_bytes)?;
-        Ok(Index { db: Arc::new(db), path: path.to_owned(), failed: AtomicBool::new(false) })
+        let file = Arc::new(File { db: Some(db), path: path.to_owned() });
+        Ok(Index { file, failed: AtomicBool::new(false) })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     fn write(&self, batch: &Batch, durability: redb::Durability) -> Result<(), redb::Error> {
-        let mut tx = self.db.begin_write()?;
+        let mut tx = self.file.db()?.begin_write()?;
         // Recovery after a crash must not depend on the size of the volume: it takes milliseconds
         // this way, about a second per million rows otherwise.
         tx.set_quick_repair(matches!(durability, redb::Durability::Immediate));
@@ -148,9 +180,9 @@ impl Index {
 
 impl Store for Index {
     fn snapshot(&self) -> Result<Box<dyn Read>, StoreError> {
-        match Snapshot::new(&self.db) {
+        match Snapshot::new(&self.file) {
             Ok(s) => Ok(Box::new(s)),
-            Err(e) => Err(self.failure("read", &e)),
+            Err(e) => Err(self.file.failure("read", e)),
         }
     }
 
@@ -168,29 +200,22 @@ impl Index {
         if self.failed.load(Ordering::Acquire) {
             return Err(StoreError(format!(
                 "the index {} takes no more changes after an earlier failure: restart",
-                self.path.display()
+                self.path().display()
             )));
         }
         if batch.is_empty() {
             return Ok(());
         }
-        self.write(&batch, durability).map_err(|e| {
+        guarded(|| self.write(&batch, durability)).map_err(|e| {
             self.failed.store(true, Ordering::Release);
-            self.failure("write", &e)
+            self.file.failure("write", e)
         })
-    }
-}
-
-impl Index {
-    fn failure(&self, verb: &str, error: &dyn std::fmt::Display) -> StoreError {
-        StoreError(format!("cannot {verb} {}: {error}", self.path.display()))
     }
 }
 
 /// Looks at the format row without changing the file.
 fn check_format(path: &Path) -> Result<(), IndexError> {
-    let read = redb::Builder::new().set_cache_size(1 << 20).open_read_only(path);
-    let row = match read {
+    let row = match guarded(|| redb::Builder::new().set_cache_size(1 << 20).open_read_only(path)) {
         Ok(db) => format_row(&db, path)?,
         // Not closed cleanly before its first commit with quick repair: such a file is ours and of
         // this version, or its writer was killed inside redb's own initialisation; the writable
@@ -224,14 +249,15 @@ fn format_row(db: &impl ReadableDatabase, path: &Path) -> Result<Option<Vec<u8>>
             Err(e) => Err(e.into()),
         }
     };
-    read().map_err(|e| match e {
+    guarded(read).map_err(|e| match e {
         redb::Error::Io(e) => storage_error(path, StorageError::Io(e)),
         e => damaged(path, &e.to_string()),
     })
 }
 
 fn writable(path: &Path, cache_bytes: usize) -> Result<redb::Database, IndexError> {
-    redb::Builder::new().set_cache_size(cache_bytes).open(path).map_err(|e| open_error(path, e))
+    let open = || redb::Builder::new().set_cache_size(cache_bytes).open(path);
+    guarded(open).map_err(|e| open_error(path, e))
 }
 
 /// Makes a complete index file under a temporary name and moves it to `path`.
