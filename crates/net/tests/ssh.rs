@@ -7,7 +7,6 @@ use driftless_net::{CarrierOptions, Frame, GreetingError, StartError};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,9 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Like ssh: `fake-ssh target command...` runs the words joined by blanks in a shell, with `$TARGET` set.
 fn fake_ssh(dir: &Path) -> OsString {
     let path = dir.join("fake-ssh");
-    std::fs::write(&path, "#!/bin/sh\nTARGET=$1; export TARGET; shift; exec sh -c \"$*\"\n").unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    path.into()
+    std::fs::write(&path, "TARGET=$1; export TARGET; shift; exec sh -c \"$*\"\n").unwrap();
+    // Read by a shell, not executed itself: another test's fork may still hold it open for writing.
+    let mut command = OsString::from("/bin/sh ");
+    command.push(path);
+    command
 }
 
 fn run(remote_bin: &str, args: &[OsString]) -> Result<Session, SpawnError> {

@@ -123,8 +123,15 @@ fn a_slow_receiver_is_told_that_hints_were_lost() {
         w.run(&format!("echo 1 > f{at}"));
     }
     w.expect(vec![Hint::Overflow]);
-    w.run("echo 1 > after");
-    w.expect(vec![w.look(&w.v.volume.root_key(), "after")]);
+    // Others on this file system may fill the queue again: what is written is heard once there is room.
+    let root = w.v.volume.root_key();
+    let heard = (0..50).any(|at| {
+        let file = format!("after{at}");
+        w.run(&format!("echo 1 > {file}"));
+        let deadline = Instant::now() + PATIENCE / 10;
+        std::iter::from_fn(|| w.hints.recv_deadline(deadline).ok()).any(|b| b.contains(&w.look(&root, &file)))
+    });
+    assert!(heard, "nothing is heard after an overflow");
 }
 
 #[test]
