@@ -6,7 +6,8 @@
 //! ```text
 //! format (1 byte) · count · count x
 //!   plan · operation (1) · entry · dot · parent handle · name · node
-//!   · flags (1: source, 2: staged, 4: victim) · [source: handle, name] · [staged: name, handle, size, mtime]
+//!   · flags (1: source, 2: staged, 4: victim) · [source: handle, name]
+//!   · [staged: name, handle, size, mtime, attributes]
 //!   · [victim: kind (1), handle, fingerprint] · limbo name
 //! entry, dot: replica (8 bytes), n        handles, names: length, bytes
 //! ```
@@ -18,7 +19,7 @@
 use crate::codec::{Decoded, Decoder, Encoder, Malformed};
 use crate::disk::{Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name, ReplicaId};
-use crate::meta::Time;
+use crate::meta::{Attrs, Time};
 use crate::plan::{At, Binding, Plan, Step, Victim};
 
 /// What is to be done. The number is part of the on-disk format.
@@ -55,6 +56,8 @@ pub struct StagedFile {
     pub size: u64,
     /// Its modification time, as given back.
     pub mtime: Time,
+    /// Its attributes, as given back.
+    pub given: Attrs,
 }
 
 /// One intent.
@@ -270,6 +273,7 @@ fn encode_row(e: &mut Encoder, row: &IntentRow) {
         e.bytes(s.node.as_bytes());
         e.uint(s.size);
         e.time(s.mtime);
+        e.attrs(&s.given);
     }
     if let Some(v) = &row.victim {
         e.u8(v.kind as u8);
@@ -335,7 +339,8 @@ fn get_at(d: &mut Decoder<'_>) -> Decoded<At> {
 }
 
 fn get_staged(d: &mut Decoder<'_>) -> Decoded<StagedFile> {
-    Ok(StagedFile { name: get_private_name(d)?, node: d.node_key()?, size: d.uint()?, mtime: d.time()? })
+    let (name, node) = (get_private_name(d)?, d.node_key()?);
+    Ok(StagedFile { name, node, size: d.uint()?, mtime: d.time()?, given: d.attrs()? })
 }
 
 fn get_victim(d: &mut Decoder<'_>) -> Decoded<Victim> {
@@ -374,11 +379,9 @@ mod tests {
     }
     fn staged() -> impl Strategy<Value = StagedFile> {
         let name = prop::collection::vec(any::<u8>(), 0..20);
-        (name, keys(), any::<u64>(), times()).prop_map(|(name, node, size, mtime)| StagedFile {
-            name,
-            node,
-            size,
-            mtime,
+        (name, keys(), any::<u64>(), times(), 0u32..0o10000).prop_map(|(name, node, size, mtime, mode)| {
+            let given = Attrs { mode, ..Attrs::default() };
+            StagedFile { name, node, size, mtime, given }
         })
     }
     fn victims() -> impl Strategy<Value = Victim> {

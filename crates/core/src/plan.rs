@@ -322,6 +322,18 @@ impl Step {
         }
     }
 
+    /// Where the step shows or removes something: where its victim is, if it has one.
+    pub fn target(&self) -> Option<&At> {
+        match self {
+            Step::MakeDir { at, .. }
+            | Step::Put { at, .. }
+            | Step::Remove { at, .. }
+            | Step::Rebind { at, .. } => Some(at),
+            Step::Link { to, .. } | Step::Move { to, .. } | Step::Unpark { to, .. } => Some(to),
+            Step::Park { .. } | Step::SetAttrs { .. } => None,
+        }
+    }
+
     fn victim_mut(&mut self) -> Option<&mut Victim> {
         match self {
             Step::Put { victim, .. }

@@ -45,6 +45,12 @@ impl Limbo {
         let Fingerprint { size, mtime, ctime } = look.fingerprint();
         Limbo { id, key: look.key, size, mtime, ctime, beside, writers: Writers::Unknown }
     }
+
+    /// One that an earlier process left in the private directory.
+    pub(crate) fn left(id: StageId, key: NodeKey, now: Fingerprint) -> Limbo {
+        let Fingerprint { size, mtime, ctime } = now;
+        Limbo { id, key, size, mtime, ctime, beside: None, writers: Writers::Unknown }
+    }
 }
 
 /// What placing or moving gave.
@@ -410,7 +416,7 @@ impl Directory {
     pub fn park(&self, dir: &DirFd, name: &Name, key: &NodeKey, id: StageId) -> Result<(), ApplyError> {
         self.look_expected(dir, name, key)?;
         let limbo = self.private()?.limbo.as_fd();
-        let (cname, parked) = (CName::new(name), parked_name(id));
+        let (cname, parked) = (CName::new(name), Directory::parked_name(id));
         self.in_writable(&[Some(dir)], || self.rename_away(dir.as_fd(), cname.get(), limbo, parked.get()))
             .doing("park", name.as_bytes())?;
         let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
@@ -433,7 +439,7 @@ impl Directory {
         victim: Option<&Victim>,
         limbo: StageId,
     ) -> Result<Placed, ApplyError> {
-        let parked = parked_name(id);
+        let parked = Directory::parked_name(id);
         let from = Spot::in_private(&self.private()?.limbo, parked.get());
         let look = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
         let look = look.doing("unpark", name.as_bytes())?;
@@ -701,7 +707,7 @@ impl Directory {
     }
 
     /// Renames to a name that only we use, over nothing.
-    fn rename_away(
+    pub(crate) fn rename_away(
         &self,
         from_dir: BorrowedFd<'_>,
         from: &CStr,
@@ -720,7 +726,7 @@ impl Directory {
     }
 
     /// Renames, over nothing.
-    fn rename(
+    pub(crate) fn rename(
         &self,
         from_dir: BorrowedFd<'_>,
         from: &CStr,
@@ -771,6 +777,15 @@ impl Directory {
     }
 }
 
+impl Directory {
+    pub(crate) fn parked_name(id: StageId) -> PrivateName {
+        let mut name = PrivateName::empty();
+        name.push(b"park-");
+        name.push(id.to_string().as_bytes());
+        name
+    }
+}
+
 impl DirFd {
     /// Removes a file for good that waits beside its place, in this directory. True if it is gone.
     pub fn drop_limbo(&self, limbo: &Limbo) -> Result<bool, VolumeError> {
@@ -780,10 +795,3 @@ impl DirFd {
 
 /// Part of the reserved name of a file in limbo beside its place.
 const LIMBO_PART: &str = "limbo-";
-
-fn parked_name(id: StageId) -> PrivateName {
-    let mut name = PrivateName::empty();
-    name.push(b"park-");
-    name.push(id.to_string().as_bytes());
-    name
-}

@@ -10,7 +10,7 @@ use crate::error::{Context, Reason, VolumeError};
 use crate::key;
 use crate::stat::{self, Look, MountId};
 use crate::sys::{self, Writers};
-use driftless_core::{Name, NodeKey, ReplicaId};
+use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId};
 use lru::LruCache;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -438,6 +438,10 @@ pub struct PrivateEntry {
     pub name: Vec<u8>,
     /// Its identity.
     pub key: NodeKey,
+    /// How it is now.
+    pub fingerprint: Fingerprint,
+    /// How many names it has, this one included.
+    pub links: u32,
 }
 
 /// A part of the private directory.
@@ -458,7 +462,16 @@ impl Directory {
             let names = crate::dirfd::names_in(dir).doing("list the private directory", b"")?;
             for name in names {
                 match stat::look_name(self.0.capabilities.identity, dir, &name) {
-                    Ok(look) => found.push(PrivateEntry { part, name: name.into_bytes(), key: look.key }),
+                    Ok(look) => {
+                        let (fingerprint, links) = (look.fingerprint(), look.stat.stx_nlink);
+                        found.push(PrivateEntry {
+                            part,
+                            name: name.into_bytes(),
+                            key: look.key,
+                            fingerprint,
+                            links,
+                        });
+                    }
                     Err(Errno::NOENT) => {}
                     Err(e) => return Err(VolumeError::sys("look at the private file", name.as_bytes(), e)),
                 }

@@ -20,6 +20,7 @@ mod error;
 mod fallbacks;
 mod key;
 mod read;
+mod recover;
 mod stage;
 mod stat;
 mod sys;

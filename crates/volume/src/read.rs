@@ -288,6 +288,15 @@ pub struct ReadHandle {
 }
 
 impl ReadHandle {
+    pub(crate) fn new(fd: OwnedFd, fingerprint: Fingerprint) -> ReadHandle {
+        ReadHandle { fd, fingerprint }
+    }
+
+    /// The digest of its whole content; `None` if it is shorter now than when it was opened.
+    pub fn digest(&self) -> Result<Option<Digest>, VolumeError> {
+        hash_fd(self.fd.as_fd(), self.fingerprint.size, false).doing("read", b"")
+    }
+
     /// The fingerprint when it was opened.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint

@@ -265,6 +265,24 @@ impl Directory {
         Ok(staged(id, look, given))
     }
 
+    /// Gives what is staged already other attributes: the state may have moved on since.
+    pub fn restyle(&self, staged: &Staged, attrs: &Attrs, mtime: Time) -> Result<Staged, VolumeError> {
+        let name = staged.name();
+        let dir = match &staged.beside {
+            Some(dir) => dir.as_fd(),
+            None => self.private()?.staging.as_fd(),
+        };
+        let doing = "set the attributes of";
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let subject = staged.id.to_string();
+        let fd =
+            rustix::fs::openat(dir, name.get(), flags, Mode::empty()).doing(doing, subject.as_bytes())?;
+        let wanted = Wanted { kind: staged.kind, attrs, mtime: Some(mtime) };
+        let identity = self.0.capabilities.identity;
+        let (look, given) = attrs::apply_and_look(&Target::Path(&fd), &wanted, identity, subject.as_bytes())?;
+        Ok(Staged { fingerprint: look.fingerprint(), given, ..staged.clone() })
+    }
+
     /// Throws a staged inode away.
     pub fn unstage(&self, staged: &Staged) -> Result<bool, VolumeError> {
         let name = staged.name();
@@ -481,6 +499,11 @@ impl StagedWriter {
         let settled = self.volume.settle(&Target::Open(&self.fd), StagedWriter::MODE, &wanted);
         let (look, given) = settled.doing("set the attributes of", name.as_bytes())?;
         Ok(staged(self.id, look, given))
+    }
+
+    /// It gets these attributes when it is finished: the state may have moved on since it was begun.
+    pub fn with_attrs(self, attrs: &Attrs, mtime: Time) -> StagedWriter {
+        StagedWriter { attrs: attrs.clone(), mtime, ..self }
     }
 
     /// The digest of the file: as written, if all came in order; else read again.

@@ -5,20 +5,25 @@
 //! entry goes to the needs list with the reason, steps that build on it are skipped, and the rest goes on.
 
 use super::content::Lack;
-use super::{Engine, Fail, RelPath, volume_reason};
+use super::recover;
+use super::stager::Early;
+use super::{Engine, Fail, InLimbo, RelPath, volume_reason};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::Waiter;
-use driftless_core::intent::{self, IntentRow};
+use driftless_core::intent::{self, IntentRow, Operation};
 use driftless_core::meta::Digest;
 use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
 use driftless_core::rows::Table;
 use driftless_core::tree;
 use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx};
-use driftless_volume::{ApplyError, DirFd, Limbo, Placed, StageId, Staged, VolumeError};
+use driftless_volume::{ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, VolumeError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
 pub(super) const ENTRIES_PER_PLAN: usize = 2048;
+
+/// A change time that no file has: what was recorded with it is compared whole by the next look.
+const NEVER: Time = Time { sec: 0, nsec: 0 };
 
 /// Staged files by the provisional key of their step.
 type StagedByKey = HashMap<NodeKey, Staged>;
@@ -37,11 +42,12 @@ struct Run {
     real: HashMap<NodeKey, NodeKey>,
     touched_dirs: BTreeSet<NodeKey>,
     failed: BTreeMap<EntryId, (Reason, String)>,
+    plan: u64,
     limbo: Vec<Limbo>,
     relook: Vec<At>,
+    /// Users' versions that a race left in limbo, and where they belong.
+    raced: Vec<(At, Limbo)>,
     lacking: Vec<(EntryId, Lack)>,
-    /// Staged before the state was merged, with other attributes than it has now.
-    other_attrs: BTreeSet<NodeKey>,
 }
 
 impl Engine {
@@ -76,10 +82,11 @@ impl Engine {
             real: HashMap::new(),
             touched_dirs: BTreeSet::new(),
             failed: BTreeMap::new(),
+            plan: 0,
             limbo: Vec::new(),
             relook: Vec::new(),
+            raced: Vec::new(),
             lacking: Vec::new(),
-            other_attrs: BTreeSet::new(),
         };
         if let Some(text) = held {
             for id in entries {
@@ -90,12 +97,13 @@ impl Engine {
             run.failed.insert(id, (Reason::ParentWaits, String::new()));
         }
         self.stage(&plan, &mut run)?;
-        self.write_intents(&plan, &run)?;
+        let ids: Vec<StageId> = plan.steps.iter().map(|_| self.next_stage_id()).collect();
+        run.plan = self.write_intents(&plan, &ids, &run)?;
 
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
-        for step in plan.steps {
-            self.run_step(&mut tx, step, &mut run)?;
+        for (step, id) in plan.steps.into_iter().zip(ids) {
+            self.run_step(&mut tx, step, id, &mut run)?;
         }
         for (_, staged) in std::mem::take(&mut run.staged) {
             // Its step was skipped; what was staged for it is staged again when it is planned again.
@@ -129,7 +137,9 @@ impl Engine {
         for at in std::mem::take(&mut run.relook) {
             self.look_soon(at.dir, at.name);
         }
-        self.limbo.append(&mut run.limbo);
+        for (at, limbo) in std::mem::take(&mut run.raced) {
+            self.give_back(&mut tx, &at, &limbo.as_private())?;
+        }
         // If a crash takes these records back, the intent rows tell what was moved.
         self.commit_lazily(tx)
     }
@@ -157,23 +167,23 @@ impl Engine {
     fn stage(&mut self, plan: &Plan, run: &mut Run) -> Result<(), Fail> {
         for step in &plan.steps {
             let Step::Put { node, kind, entry, version, content, attrs, copy, .. } = step else { continue };
-            if self.recovered.contains_key(&(*entry, *version)) {
+            if self.left.is_placed(&(*entry, *version)) {
                 continue;
             }
             if let Some(early) = self.early.remove(&(*entry, *version)) {
-                self.counts.applied_bytes += content.size();
-                if early.attrs != *attrs || early.mtime != content.mtime() {
-                    run.other_attrs.insert(node.clone());
+                match self.as_wanted(early, attrs, content.mtime()) {
+                    Ok(staged) => {
+                        self.counts.applied_bytes += content.size();
+                        run.staged.insert(node.clone(), staged);
+                    }
+                    Err(e) => {
+                        run.failed.insert(*entry, (volume_reason(&e), e.to_string()));
+                    }
                 }
-                run.staged.insert(node.clone(), early.staged);
                 continue;
             }
-            let mut other = false;
-            match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref(), &mut other) {
+            match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
                 Ok(Some(staged)) => {
-                    if other {
-                        run.other_attrs.insert(node.clone());
-                    }
                     self.counts.applied_bytes += content.size();
                     run.staged.insert(node.clone(), staged);
                 }
@@ -193,23 +203,33 @@ impl Engine {
         self.volume.make_durable(&staged, &[]).map_err(Fail::Volume)
     }
 
-    /// What is about to be moved, durably, before the first move: a restart then knows what is ours.
-    fn write_intents(&mut self, plan: &Plan, run: &Run) -> Result<(), Fail> {
+    /// What was staged before the state was merged may need other attributes than it came with.
+    fn as_wanted(&self, early: Early, attrs: &Attrs, mtime: Time) -> Result<Staged, VolumeError> {
+        if early.attrs == *attrs && early.mtime == mtime {
+            return Ok(early.staged);
+        }
+        self.volume.restyle(&early.staged, attrs, mtime)
+    }
+
+    /// What is about to be moved, durably, before the first move: a restart then knows what is ours. `ids` name in
+    /// limbo what the steps replace. Gives the plan's number.
+    fn write_intents(&mut self, plan: &Plan, ids: &[StageId], run: &Run) -> Result<u64, Fail> {
         let n = self.next_plan;
         let rows: Vec<IntentRow> = plan
             .steps
             .iter()
-            .filter_map(|s| IntentRow::of(n, s, run.staged.get(s.node()).map(intent_staged)))
+            .zip(ids)
+            .filter_map(|(step, id)| intent_of(n, step, *id, run.staged.get(step.node())))
             .collect();
         if rows.is_empty() {
-            return Ok(());
+            return Ok(n);
         }
         self.next_plan += 1;
         self.open_plans.push(n);
         let key = (Table::Intents, n.to_be_bytes().to_vec());
         self.store.commit([(key, Some(intent::encode_intents(&rows)))].into())?;
         (self.lazy, self.merges_lazy) = (false, false);
-        Ok(())
+        Ok(n)
     }
 
     fn stage_one(
@@ -219,7 +239,6 @@ impl Engine {
         content: &Content,
         attrs: &Attrs,
         copy: Option<&NodeKey>,
-        other_attrs: &mut bool,
     ) -> Result<Option<Staged>, VolumeError> {
         let id = self.next_stage_id();
         match content {
@@ -236,43 +255,41 @@ impl Engine {
                 if *size == 0 {
                     return self.volume.stage_small(id, &[], attrs, *mtime).map(Some);
                 }
-                if let Some((writer, used)) = self.take_fetched(entry, version) {
-                    *other_attrs = used != *attrs;
-                    return writer.finish(Some(*digest), *size).map(Some);
+                if let Some(writer) = self.take_fetched(entry, version) {
+                    return writer.with_attrs(attrs, *mtime).finish(Some(*digest), *size).map(Some);
                 }
-                match copy {
-                    Some(node) => self.stage_copy(id, node, content, attrs, digest),
+                let standing = copy.and_then(|node| self.open_node(node).ok().flatten());
+                match standing.or_else(|| self.open_private(&(entry, version), digest)) {
+                    Some(source) => self.stage_copy(id, &source, content, attrs, digest),
                     None => Ok(None),
                 }
             }
         }
     }
 
-    /// The same content stands on this disk already.
+    /// The same content is on this disk already.
     fn stage_copy(
-        &mut self,
+        &self,
         id: StageId,
-        node: &NodeKey,
+        source: &ReadHandle,
         content: &Content,
         attrs: &Attrs,
         digest: &Digest,
     ) -> Result<Option<Staged>, VolumeError> {
-        let Ok(Some(source)) = self.open_node(node) else { return Ok(None) };
-        let writer = self.volume.clone_into_stage(id, &source, attrs, content.mtime())?;
+        let writer = self.volume.clone_into_stage(id, source, attrs, content.mtime())?;
         writer.finish(Some(*digest), content.size()).map(Some)
     }
 
     // ----- steps
 
-    fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, run: &mut Run) -> Result<(), Fail> {
+    fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, id: StageId, run: &mut Run) -> Result<(), Fail> {
         let provisional = step.node().clone();
-        let limbo_before = run.limbo.len();
         step.resolve(&run.real);
         let result = match unresolved(&step) {
             true => Done::No(Reason::ParentWaits, String::new()),
             false => {
                 step.refresh(tx)?;
-                self.do_step(tx, &step, run)?
+                self.do_step(tx, &step, id, run)?
             }
         };
         match result {
@@ -281,12 +298,16 @@ impl Engine {
                     run.real.insert(provisional, o.node.clone());
                 }
                 step.resolve(&run.real);
+                let victims = std::mem::take(&mut run.limbo);
+                for limbo in &victims {
+                    self.victim_waits(tx, &step, limbo, run.plan)?;
+                }
                 self.counts.applied += 1;
                 if self.shared.verbose {
                     self.say_step(tx, &step, true)?;
                 }
                 plan::record(tx, &step, outcome.as_ref())?;
-                for victim in &run.limbo[limbo_before..] {
+                for victim in &victims {
                     note_change_time(tx, victim)?;
                 }
                 Ok(())
@@ -300,12 +321,13 @@ impl Engine {
         }
     }
 
-    fn do_step(&mut self, tx: &mut Tx<'_>, step: &Step, run: &mut Run) -> Result<Done, Fail> {
+    /// Does a step; `id` names in limbo what it replaces or removes.
+    fn do_step(&mut self, tx: &mut Tx<'_>, step: &Step, id: StageId, run: &mut Run) -> Result<Done, Fail> {
         match step {
             Step::MakeDir { at, attrs, .. } => self.do_make_dir(tx, at, attrs, run),
-            Step::Put { at, node, kind, victim, entry, version, content, attrs, .. } => {
-                if let Some(staged) = self.recovered.remove(&(*entry, *version)) {
-                    return self.do_put_recovered(tx, at, &staged, run);
+            Step::Put { at, node, victim, entry, version, .. } => {
+                if let Some(placed) = self.left.take_placed(&(*entry, *version)) {
+                    return self.do_put_recovered(tx, at, &placed, run);
                 }
                 let Some(staged) = run.staged.remove(node) else {
                     return Ok(Done::No(Reason::ContentMissing, String::new()));
@@ -319,22 +341,6 @@ impl Engine {
                     Ok(p) => {
                         run.limbo.extend(p.limbo);
                         let (key, fingerprint) = (p.key, p.fingerprint);
-                        if run.other_attrs.contains(node) {
-                            let mtime = Some(content.mtime());
-                            let set = self.volume.set_attrs(
-                                &fd,
-                                &at.name,
-                                &key,
-                                *kind,
-                                attrs,
-                                mtime,
-                                Some(&fingerprint),
-                            );
-                            if let Ok(outcome) = set {
-                                return Ok(Done::Yes(Some(outcome)));
-                            }
-                            // What was given back departs from the state's: seen and set by a later plan.
-                        }
                         Ok(Done::Yes(Some(Outcome { node: key, fingerprint, given: staged.given })))
                     }
                     Err(e) => {
@@ -348,10 +354,9 @@ impl Engine {
                     return Ok(parent_waits());
                 };
                 run.touched_dirs.insert(to.dir.clone());
-                let id = self.next_stage_id();
                 match self.volume.link_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => Ok(self.refused(to, e, run)),
+                    Err(e) => self.done_before_or(e, &t, to, node, run),
                 }
             }
             Step::Move { from, to, node, kind, victim, .. } => {
@@ -363,17 +368,9 @@ impl Engine {
                 if kind.is_dir() {
                     self.forget_dirs();
                 }
-                let id = self.next_stage_id();
                 match self.volume.rename_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => {
-                        if let Ok(Some(seen)) = t.look(&to.name)
-                            && seen.key == *node
-                        {
-                            return self.outcome_at(&t, &seen);
-                        }
-                        Ok(self.refused(to, e, run))
-                    }
+                    Err(e) => self.done_before_or(e, &t, to, node, run),
                 }
             }
             Step::Park { from, node, kind } => {
@@ -390,10 +387,9 @@ impl Engine {
             Step::Unpark { to, node, victim, .. } => {
                 let Some(t) = self.dir_for(tx, &to.dir)? else { return Ok(parent_waits()) };
                 run.touched_dirs.insert(to.dir.clone());
-                let id = self.next_stage_id();
                 match self.volume.unpark(park_id(node), node, &t, &to.name, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => Ok(self.refused(to, e, run)),
+                    Err(e) => self.done_before_or(e, &t, to, node, run),
                 }
             }
             Step::Remove { at, victim } => {
@@ -402,7 +398,6 @@ impl Engine {
                 if victim.kind.is_dir() {
                     self.forget_dirs();
                 }
-                let id = self.next_stage_id();
                 match self.volume.remove(&fd, &at.name, victim, id) {
                     Ok(limbo) => {
                         run.limbo.extend(limbo);
@@ -423,6 +418,18 @@ impl Engine {
         }
     }
 
+    /// Remembers what a step took away, before its record goes.
+    fn victim_waits(&mut self, tx: &mut Tx<'_>, step: &Step, limbo: &Limbo, plan: u64) -> Result<(), Fail> {
+        let identity = match tx.node(&limbo.key)?.map(|n| n.bind.clone()) {
+            Some(Bind::Leaf { identity }) => Some(identity),
+            _ => None,
+        };
+        if let Some(at) = step.target() {
+            self.keep_in_limbo(InLimbo { limbo: limbo.clone(), at: at.clone(), identity, plan });
+        }
+        Ok(())
+    }
+
     fn moved(&mut self, tx: &mut Tx<'_>, p: Placed, run: &mut Run) -> Result<Done, Fail> {
         run.limbo.extend(p.limbo);
         let given = tx.node_must(&p.key)?.given.clone();
@@ -438,47 +445,62 @@ impl Engine {
                 self.new_dirs.push(outcome.node.clone());
                 Ok(Done::Yes(Some(outcome)))
             }
-            // One that nobody recorded yet: a crash of ours or a user made it. It is one with ours; what is in it is looked at.
+            // Nobody recorded it: the last process made it. What is in it is looked at. One that a user makes at this
+            // moment is seen first: it is an entry of its own, and the two become one directory.
             Err(ApplyError::Unexpected { seen: Some(seen) })
-                if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() =>
+                if self.redoing && seen.kind.is_dir() && tx.node(&seen.key)?.is_none() =>
             {
                 run.touched_dirs.insert(seen.key.clone());
                 self.list_soon(seen.key.clone());
-                self.outcome_at(&fd, &seen)
+                match self.volume.set_attrs(&fd, &at.name, &seen.key, Kind::Dir, attrs, None, None) {
+                    Ok(outcome) => Ok(Done::Yes(Some(outcome))),
+                    Err(e) => Ok(self.refused(at, e, run)),
+                }
             }
             Err(e) => Ok(self.refused(at, e, run)),
         }
     }
 
-    /// The last process placed it and did not record that. Somebody may have written to it since: recorded is what
-    /// was staged, with a change time that no file has, so that the crawl reads it.
+    /// The last process placed it and did not record that. Somebody may have written to it or taken it away since:
+    /// recorded is what was staged, with a change time that no file has, so that the crawl reads it.
     fn do_put_recovered(
         &mut self,
         tx: &mut Tx<'_>,
         at: &At,
-        staged: &intent::StagedFile,
+        placed: &recover::Placed,
         run: &mut Run,
     ) -> Result<Done, Fail> {
         let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
         run.touched_dirs.insert(at.dir.clone());
-        match fd.look(&at.name) {
-            Ok(Some(seen)) if seen.key == staged.node => {
-                let done = self.outcome_at(&fd, &seen)?;
-                let Done::Yes(Some(outcome)) = done else { return Ok(done) };
-                let fingerprint =
-                    Fingerprint { size: staged.size, mtime: staged.mtime, ctime: Time::default() };
-                Ok(Done::Yes(Some(Outcome { fingerprint, ..outcome })))
-            }
-            _ => Ok(Done::No(Reason::Raced, String::new())),
+        let staged = &placed.staged;
+        let shown = matches!(fd.look(&at.name), Ok(Some(seen)) if seen.key == staged.node);
+        if !shown && !placed.surely {
+            return Ok(Done::No(Reason::Raced, String::new()));
         }
+        if !shown {
+            run.relook.push(at.clone());
+        }
+        let fingerprint = Fingerprint { size: staged.size, mtime: staged.mtime, ctime: NEVER };
+        let (node, given) = (staged.node.clone(), staged.given.clone());
+        Ok(Done::Yes(Some(Outcome { node, fingerprint, given })))
     }
 
-    fn outcome_at(&mut self, fd: &DirFd, seen: &driftless_volume::Seen) -> Result<Done, Fail> {
-        match fd.attrs(&seen.name, &seen.key) {
-            Ok((fingerprint, given)) => {
-                Ok(Done::Yes(Some(Outcome { node: seen.key.clone(), fingerprint, given })))
+    /// A move that cannot be made because it was made before, by a process that did not record it, is done.
+    fn done_before_or(
+        &mut self,
+        e: ApplyError,
+        dir: &DirFd,
+        to: &At,
+        node: &NodeKey,
+        run: &mut Run,
+    ) -> Result<Done, Fail> {
+        match dir.look(&to.name) {
+            // Somebody may have changed it since: the next look compares all of it.
+            Ok(Some(seen)) if seen.key == *node => {
+                let fingerprint = Fingerprint { ctime: NEVER, ..seen.fingerprint };
+                Ok(Done::Yes(Some(Outcome { node: seen.key, fingerprint, given: Attrs::default() })))
             }
-            Err(e) => Ok(Done::No(volume_reason(&e), e.to_string())),
+            _ => Ok(self.refused(to, e, run)),
         }
     }
 
@@ -515,6 +537,10 @@ impl Engine {
     /// A step the volume refused: what is there is looked at again when it was not what we thought.
     fn refused(&mut self, at: &At, e: ApplyError, run: &mut Run) -> Done {
         match &e {
+            ApplyError::Raced { limbo: Some(limbo), .. } => {
+                run.raced.push((at.clone(), (**limbo).clone()));
+                run.relook.push(at.clone());
+            }
             ApplyError::Raced { .. } | ApplyError::Unexpected { .. } => run.relook.push(at.clone()),
             ApplyError::NotEmpty { .. } => run.relook.push(at.clone()),
             ApplyError::Volume(e) if super::observe::is_gone(e) => run.relook.push(at.clone()),
@@ -657,9 +683,20 @@ fn unresolved(step: &Step) -> bool {
 }
 
 /// The name an inode waits under while parked: follows from its key, so that it is found after a restart.
-fn park_id(node: &NodeKey) -> StageId {
+pub(super) fn park_id(node: &NodeKey) -> StageId {
     let d = Digest::of(node.as_bytes()).0;
     StageId(u64::from_be_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]))
+}
+
+/// The intent of a step. Placing names the victim as what replaces it was named in staging.
+fn intent_of(plan: u64, step: &Step, id: StageId, staged: Option<&Staged>) -> Option<IntentRow> {
+    let mut row = IntentRow::of(plan, step, staged.map(intent_staged))?;
+    let leaves_something =
+        row.victim.as_ref().is_some_and(|v| !v.kind.is_dir()) || row.operation == Operation::Link;
+    if leaves_something {
+        row.limbo = staged.map_or(id, |s| s.id).to_string().into_bytes();
+    }
+    Some(row)
 }
 
 fn intent_staged(s: &Staged) -> intent::StagedFile {
@@ -668,5 +705,6 @@ fn intent_staged(s: &Staged) -> intent::StagedFile {
         node: s.key.clone(),
         size: s.fingerprint.size,
         mtime: s.fingerprint.mtime,
+        given: s.given.clone(),
     }
 }

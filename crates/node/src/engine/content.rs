@@ -69,7 +69,7 @@ pub(super) struct Contents {
     by_digest_order: VecDeque<Digest>,
     by_digest_bytes: usize,
     fetching: HashMap<Key, Fetch>,
-    fetched: HashMap<Key, (StagedWriter, Attrs)>,
+    fetched: HashMap<Key, StagedWriter>,
     wanted: HashMap<EntryId, usize>,
     no_room: VecDeque<EntryId>,
     served: LruCache<Key, ReadHandle>,
@@ -244,7 +244,7 @@ impl Engine {
                 || self.early.contains_key(&key)
                 || self.contents.inline.contains_key(&key)
                 || self.contents.fetched.contains_key(&key)
-                || self.recovered.contains_key(&key)
+                || self.has_private(&key, digest)
                 || self.on_disk(tx, &row.bound, digest)?;
             if !here {
                 let attrs = row.entry.meta.1.clone();
@@ -371,7 +371,7 @@ impl Engine {
                 self.contents.inline.insert(key, bytes);
             }
             Sink::Disk(w) => {
-                self.contents.fetched.insert(key, (*w, fetch.lack.attrs));
+                self.contents.fetched.insert(key, *w);
             }
         }
         self.enqueue(key.0);
@@ -412,7 +412,7 @@ impl Engine {
     }
 
     /// The staged file of a transferred version.
-    pub(super) fn take_fetched(&mut self, entry: EntryId, version: Dot) -> Option<(StagedWriter, Attrs)> {
+    pub(super) fn take_fetched(&mut self, entry: EntryId, version: Dot) -> Option<StagedWriter> {
         self.contents.fetched.remove(&(entry, version))
     }
 

@@ -8,6 +8,7 @@
 //! - [`observe`]: from what the disk shows to what a user did.
 //! - [`apply`]: doing what a plan says.
 //! - [`content`]: reading, sending and receiving bytes of files.
+//! - [`recover`]: judging what a crash left.
 //! - [`stager`]: staging small contents on another core.
 //! - [`open`]: opening index and tree, recovering, guarding.
 
@@ -15,6 +16,7 @@ mod apply;
 mod content;
 mod observe;
 mod open;
+mod recover;
 mod stager;
 
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
@@ -24,7 +26,6 @@ use crate::sites;
 use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
-use driftless_core::intent::StagedFile;
 use driftless_core::link::{
     self, Fetcher, HelloVerdict, Message, OwnHello, Receiver, Role, SendLimits, Sender,
 };
@@ -32,10 +33,11 @@ use driftless_core::local;
 use driftless_core::plan::At;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Env;
-use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
-use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, VolumeError, Watcher};
+use driftless_core::{Content, Digest, Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
+use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, StageId, VolumeError, Watcher};
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
+use recover::Left;
 use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -175,6 +177,17 @@ struct JoinSeen {
     removed_elsewhere: u64,
 }
 
+/// What was replaced or removed, until a sync has covered that.
+struct InLimbo {
+    limbo: Limbo,
+    /// Where it was.
+    at: At,
+    /// Its content, if it has one.
+    identity: Option<Digest>,
+    /// The plan that put it here.
+    plan: u64,
+}
+
 struct Peer {
     id: ReplicaId,
     sender: Sender,
@@ -232,12 +245,12 @@ pub(crate) struct Engine {
     new_dirs: Vec<NodeKey>,
     contents: Contents,
     fetcher: Fetcher,
-    /// Staged inodes of intent rows that are not in staging any more: they were placed, recorded or not.
-    recovered: HashMap<(EntryId, Dot), StagedFile>,
-    /// Entries of intent rows, and the directories they were done in.
-    redo: BTreeSet<EntryId>,
-    redo_dirs: BTreeSet<NodeKey>,
-    limbo: Vec<Limbo>,
+    left: Left,
+    /// Plans of the last process are being done again.
+    redoing: bool,
+    limbo: Vec<InLimbo>,
+    /// Contents in limbo: the last copy of a version may be among them.
+    limbo_contents: HashMap<Digest, StageId>,
     open_plans: Vec<u64>,
     next_plan: u64,
     unsealed: bool,
@@ -313,22 +326,6 @@ impl Engine {
             self.start_crawl();
         }
         Ok(())
-    }
-
-    /// What was about to be moved when the last process ended is planned again before anything is looked at: what was
-    /// done and not recorded is recorded as ours, and not taken for a user's change.
-    fn redo_intents(&mut self) -> Result<(), Fail> {
-        if self.shared.dry_run || self.redo_dirs.is_empty() {
-            return Ok(());
-        }
-        let entries: Vec<EntryId> = std::mem::take(&mut self.redo).into_iter().collect();
-        for chunk in entries.chunks(apply::ENTRIES_PER_PLAN) {
-            self.plan_and_apply(chunk)?;
-        }
-        let dirs = std::mem::take(&mut self.redo_dirs);
-        self.restore_times_of(dirs)?;
-        self.recovered.clear();
-        self.harden()
     }
 
     /// An empty tree has nothing to be scanned: what the peer has may be written at once, while it still scans.
@@ -1172,21 +1169,62 @@ impl Engine {
     /// A sync covers all moves done so far: intents and victims are needed no more.
     fn seal(&mut self) -> Result<(), Fail> {
         self.volume.sync().map_err(Fail::Volume)?;
-        // Their records are durable before the rows that could redo them go.
-        let mut rows = Rows::new();
-        for p in std::mem::take(&mut self.open_plans) {
-            rows.insert((Table::Intents, p.to_be_bytes().to_vec()), None);
-        }
+        // Their records are durable before what could redo or undo them goes.
         self.harden()?;
+        let needed = self.needed_contents()?;
+        self.limbo_contents.clear();
+        let (kept, gone): (Vec<InLimbo>, Vec<InLimbo>) = std::mem::take(&mut self.limbo)
+            .into_iter()
+            .partition(|l| l.identity.is_some_and(|identity| needed.contains(&identity)));
+        let limbo: Vec<Limbo> = gone.iter().map(|l| l.limbo.clone()).collect();
+        let changed = self.volume.drop_limbo(&limbo).map_err(Fail::Volume)?;
+        self.give_back_changed(gone, &changed)?;
+        let keep: BTreeSet<u64> = kept.iter().map(|l| l.plan).collect();
+        for one in kept {
+            self.keep_in_limbo(one);
+        }
+        // The rows go last: a crash before it finds what is left in limbo by them.
+        let (open, done) = std::mem::take(&mut self.open_plans).into_iter().partition(|n| keep.contains(n));
+        self.open_plans = open;
+        let rows: Rows =
+            Vec::into_iter(done).map(|n: u64| ((Table::Intents, n.to_be_bytes().to_vec()), None)).collect();
         if !rows.is_empty() {
             self.store.commit(rows)?;
         }
-        let limbo = std::mem::take(&mut self.limbo);
-        for kept in self.volume.drop_limbo(&limbo).map_err(Fail::Volume)? {
-            self.log(Level::Warn, format!("{kept:?} was kept in .driftless: it is not what was put there"));
-        }
         self.unsealed = false;
         self.note_dropped(&limbo)
+    }
+
+    /// Contents that entries which wait are to show and that may be nowhere else on this disk.
+    fn needed_contents(&self) -> Result<HashSet<Digest>, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut needed = HashSet::new();
+        if self.limbo.is_empty() {
+            return Ok(needed);
+        }
+        for id in tx.pending(usize::MAX)? {
+            let Some(row) = tx.entry(id)? else { continue };
+            needed.extend(row.entry.counting().filter_map(|v| match &v.content {
+                Content::File { digest, .. } => Some(*digest),
+                _ => None,
+            }));
+        }
+        Ok(needed)
+    }
+
+    /// Somebody had it open and wrote to it after all.
+    fn give_back_changed(&mut self, gone: Vec<InLimbo>, changed: &[Limbo]) -> Result<(), Fail> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        for one in gone.into_iter().filter(|l| changed.contains(&l.limbo)) {
+            self.give_back(&mut tx, &one.at, &one.limbo.as_private())?;
+        }
+        Ok(())
     }
 
     /// What went for good by one of its names has another change time by the others: not a user's change.

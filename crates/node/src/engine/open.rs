@@ -1,6 +1,7 @@
-//! Opening a replica: guards, lock, index, marker; sweeping what a crash left; starting the watcher.
+//! Opening a replica: guards, lock, index, marker; starting the watcher.
 
-use super::content::{self, Contents};
+use super::content::Contents;
+use super::recover::Left;
 use super::stager::{StageIds, Stager};
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
@@ -9,14 +10,13 @@ use crate::filter::Filter;
 use crate::overlay::OverlayStore;
 use crate::query;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
-use driftless_core::intent::{self, StagedFile};
 use driftless_core::link::{FetchLimits, Fetcher, Role};
 use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
 use driftless_core::tx::Env;
-use driftless_core::{Dot, EntryId, NodeKey, ReplicaId, Tx};
+use driftless_core::{ReplicaId, Tx};
 use driftless_index::{Index, IndexError, Lock, StateDir};
-use driftless_volume::{Directory, Hint, Marker, Part, StageId, WatchMode, Watcher};
+use driftless_volume::{Directory, Hint, Marker, WatchMode, Watcher};
 use lru::LruCache;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -162,10 +162,10 @@ impl Engine {
             new_dirs: Vec::new(),
             contents: Contents::new(),
             fetcher: Fetcher::new(FetchLimits::default()),
-            recovered: HashMap::new(),
-            redo: BTreeSet::new(),
-            redo_dirs: BTreeSet::new(),
+            left: Left::default(),
+            redoing: false,
             limbo: Vec::new(),
+            limbo_contents: HashMap::new(),
             open_plans: Vec::new(),
             next_plan: 1,
             unsealed: false,
@@ -193,7 +193,7 @@ impl Engine {
         Ok((engine, held))
     }
 
-    /// Records the root, writes the marker, sweeps what a crash left.
+    /// Records the root, judges what a crash left, writes the marker.
     fn prepare(&mut self, me: ReplicaId, marker: Option<Marker>, lost: bool) -> Result<(), Fail> {
         let root = self.volume.dir(&[], None).map_err(Fail::Volume)?;
         let looked = root.looked_self().map_err(Fail::Volume)?;
@@ -205,7 +205,7 @@ impl Engine {
         }
         self.commit(tx)?;
         if !self.shared.dry_run {
-            self.sweep()?;
+            self.recover()?;
             if marker.is_none_or(|m| m.replica != me) && self.volume_id != 0 {
                 let marker = Marker { volume: self.volume_id, replica: me };
                 self.volume.write_marker(&marker).map_err(Fail::Volume)?;
@@ -249,68 +249,6 @@ impl Engine {
                      equal files are not copied, nothing is lost"
                 .into(),
         })
-    }
-
-    /// What a crash left in the private directory: staged files of no intent row are ours and were never shown;
-    /// a row's staged file may have been placed without that being recorded.
-    fn sweep(&mut self) -> Result<(), Fail> {
-        let snapshot = self.store.snapshot()?;
-        let mut rows = Vec::new();
-        for (key, value) in snapshot.scan(Table::Intents, &[], None, usize::MAX)? {
-            if let Ok(n) = <[u8; 8]>::try_from(&key[..]) {
-                self.open_plans.push(u64::from_be_bytes(n));
-            }
-            match intent::decode_intents(&value) {
-                Ok(mut r) => rows.append(&mut r),
-                Err(e) => {
-                    return Err(Fail::Core(driftless_core::tx::Error::Damaged {
-                        table: "intents",
-                        source: e,
-                    }));
-                }
-            }
-        }
-        self.next_plan = self.open_plans.iter().max().map_or(1, |n| n + 1);
-        let mut staged_keys: HashMap<NodeKey, (EntryId, Dot, StagedFile)> = HashMap::new();
-        let mut named: HashSet<Vec<u8>> = HashSet::new();
-        for r in &rows {
-            if !r.entry.is_root() {
-                self.redo.insert(r.entry);
-            }
-            self.redo_dirs.insert(r.at.dir.clone());
-            self.redo_dirs.extend(r.source.as_ref().map(|from| from.dir.clone()));
-            if let Some(s) = &r.staged {
-                staged_keys.insert(s.node.clone(), (r.entry, r.dot, s.clone()));
-                named.insert(s.name.clone());
-            }
-            if !r.limbo.is_empty() {
-                named.insert(r.limbo.clone());
-            }
-        }
-        let mut still_staged = HashSet::new();
-        for entry in self.volume.list_private().map_err(Fail::Volume)? {
-            let id = StageId::parse(&entry.name);
-            if let Some(id) = id.filter(|id| !content::is_transfer(*id)) {
-                self.stage_ids.skip_to(id.0);
-            }
-            if entry.part != Part::Staging {
-                continue; // victims of moves that were not sealed: kept until their rows say they may go
-            }
-            let ours = staged_keys.contains_key(&entry.key);
-            still_staged.insert(entry.key.clone());
-            let never_moved = id.is_some_and(|id| !content::is_transfer(id)) && !named.contains(&entry.name);
-            if (ours || never_moved)
-                && let Err(e) = self.volume.drop_private(&entry)
-            {
-                self.log(Level::Warn, e.to_string());
-            }
-        }
-        for (node, (entry, version, staged)) in staged_keys {
-            if !still_staged.contains(&node) {
-                self.recovered.insert((entry, version), staged);
-            }
-        }
-        Ok(())
     }
 }
 
