@@ -219,7 +219,7 @@ impl Engine {
             .steps
             .iter()
             .zip(ids)
-            .filter_map(|(step, id)| intent_of(n, step, *id, run.staged.get(step.node())))
+            .filter_map(|(step, id)| intent_of(n, step, *id, &run.staged))
             .collect();
         if rows.is_empty() {
             return Ok(n);
@@ -473,6 +473,9 @@ impl Engine {
         let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
         run.touched_dirs.insert(at.dir.clone());
         let staged = &placed.staged;
+        if tx.node(&staged.node)?.is_some() {
+            return Ok(Done::No(Reason::Raced, String::new())); // it stands elsewhere by now
+        }
         let shown = matches!(fd.look(&at.name), Ok(Some(seen)) if seen.key == staged.node);
         if !shown && !placed.surely {
             return Ok(Done::No(Reason::Raced, String::new()));
@@ -689,8 +692,13 @@ pub(super) fn park_id(node: &NodeKey) -> StageId {
 }
 
 /// The intent of a step. Placing names the victim as what replaces it was named in staging.
-fn intent_of(plan: u64, step: &Step, id: StageId, staged: Option<&Staged>) -> Option<IntentRow> {
+fn intent_of(plan: u64, step: &Step, id: StageId, all: &StagedByKey) -> Option<IntentRow> {
+    let staged = all.get(step.node()).filter(|_| matches!(step, Step::Put { .. }));
     let mut row = IntentRow::of(plan, step, staged.map(intent_staged))?;
+    // What is staged has a key already, whichever step speaks of it.
+    let real = |key: &mut NodeKey| all.get(key).into_iter().for_each(|s| key.clone_from(&s.key));
+    real(&mut row.node);
+    row.victim.iter_mut().for_each(|v| real(&mut v.node));
     let leaves_something =
         row.victim.as_ref().is_some_and(|v| !v.kind.is_dir()) || row.operation == Operation::Link;
     if leaves_something {

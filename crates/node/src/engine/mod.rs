@@ -54,6 +54,8 @@ const LOOKS_PER_COMMIT: usize = 1024;
 const HINTS_MAX: usize = 200_000;
 /// Directories kept open while a plan is done: saves walking the path again for each file of a directory.
 const DIRS_OPEN_MAX: usize = 256;
+/// Entries remembered to be planned when the crawl is over; beyond it the feed is read again from there.
+const QUEUE_MAX: usize = 16_384;
 /// A quiet time after which what was written is sealed by a sync and limbo is emptied.
 const SEAL_AFTER: Duration = Duration::from_millis(300);
 /// Files in limbo after which it is sealed although work goes on.
@@ -654,12 +656,22 @@ impl Engine {
             self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
         }
         let changed = merged.changed;
+        // Few that cannot be planned yet are remembered one by one, so that what the crawl records meanwhile need
+        // not be planned with them.
+        let few = changed.len() + self.queue.len() <= QUEUE_MAX;
+        let remember = !self.may_plan() && few && self.is_planned();
+        if remember {
+            changed.iter().for_each(|id| tx.add_pending(*id));
+            self.planned = tx.head();
+        }
         if tx.head() != self.head || !changed.is_empty() || batch.knowledge.is_some() || batch.to > batch.from
         {
             self.commit_lazily(tx)?;
             self.merges_lazy = true;
         }
-        if !self.may_plan() {
+        if remember {
+            changed.iter().for_each(|id| _ = self.enqueue(*id));
+        } else if !self.may_plan() {
             // Found in the feed when the crawl is over: keeping them here would grow with the tree.
             self.backlog_from.get_or_insert(self.planned);
         } else {
@@ -1137,10 +1149,14 @@ impl Engine {
         Ok(())
     }
 
+    /// True if nothing in the feed waits to be planned but what is queued.
+    fn is_planned(&self) -> bool {
+        self.planned == self.head && self.backlog_from.is_none()
+    }
+
     /// Commits what was observed. The disk shows it already: nothing of it has to be planned.
     fn commit_local(&mut self, tx: Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
-        let was_planned = self.planned == self.head && self.backlog_from.is_none();
-        if was_planned && self.taking != Taking::Adopt {
+        if self.is_planned() && self.taking != Taking::Adopt {
             self.planned = tx.head();
         }
         self.counts.recorded += std::mem::take(&mut pass.recorded);

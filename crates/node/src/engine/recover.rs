@@ -189,6 +189,9 @@ impl Engine {
         let found = private.remove(&(Part::Staging, staged.name.clone()));
         let source = row.sight(found.as_ref().map(|f| (&f.key, &f.fingerprint)));
         let target = self.sight_at(tx, row)?;
+        if found.is_none() && tx.node(&staged.node)?.is_some() {
+            return Ok(()); // placed and recorded; what became of it since is recorded too, or is for the crawl to see
+        }
         let placed = |surely| Placed { staged: staged.clone(), surely };
         match intent::recover(source, target, row.victim.is_some(), victim_waits) {
             Recovery::Finish => {
