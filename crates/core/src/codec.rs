@@ -97,7 +97,9 @@ const CTX_IS_BIRTH: u8 = 0x08;
 const NOTHING_REMOVED: u8 = 0x10;
 /// `hist` is what the links say: for a directory its only link's place, for others nothing.
 const HIST_IS_LINK: u8 = 0x20;
-const ENTRY_BITS: u8 = KIND_BITS | CTX_IS_BIRTH | NOTHING_REMOVED | HIST_IS_LINK;
+/// `dir_time` is there.
+const HAS_DIR_TIME: u8 = 0x40;
+const ENTRY_BITS: u8 = KIND_BITS | CTX_IS_BIRTH | NOTHING_REMOVED | HIST_IS_LINK | HAS_DIR_TIME;
 
 fn entry_flags(e: &Entry) -> u8 {
     let mut flags = 0;
@@ -110,6 +112,9 @@ fn entry_flags(e: &Entry) -> u8 {
     }
     if e.hist.iter().copied().eq(hist_of_links(e.kind, &e.links)) {
         flags |= HIST_IS_LINK;
+    }
+    if e.dir_time.is_some() {
+        flags |= HAS_DIR_TIME;
     }
     flags
 }
@@ -279,6 +284,10 @@ impl Encoder {
         }
         self.near_stamp(e.meta.0, &mut stamp, i);
         self.attrs(&e.meta.1);
+        if let Some((at, time)) = e.dir_time {
+            self.near_stamp(at, &mut stamp, i);
+            self.time(time);
+        }
         if flags & HIST_IS_LINK == 0 {
             self.hist(&e.hist, &mut stamp, i);
         }
@@ -567,11 +576,15 @@ impl<'a> Decoder<'a> {
         let data = self.versions(birth, &mut stamp, r)?;
         let links = self.links(birth, &mut stamp, r)?;
         let meta = (self.near_stamp(&mut stamp, r)?, self.attrs()?);
+        let dir_time = match flags & HAS_DIR_TIME {
+            0 => None,
+            _ => Some((self.near_stamp(&mut stamp, r)?, self.time()?)),
+        };
         let hist = match flags & HIST_IS_LINK {
             0 => self.hist(&mut stamp, r)?,
             _ => hist_of_links(kind, &links).into_iter().collect(),
         };
-        let e = Entry { id: EntryId(birth), kind, ctx, removed, data, links, meta, hist };
+        let e = Entry { id: EntryId(birth), kind, ctx, removed, data, links, meta, dir_time, hist };
         if well_formed(&e) { Ok(e) } else { self.bad("entry") }
     }
     fn versions(
@@ -681,7 +694,8 @@ pub(crate) fn well_formed(e: &Entry) -> bool {
         && e.data.iter().all(|v| fits(&v.content))
         && !e.links.is_empty()
         && (!e.kind.is_dir() || (e.links.len() == 1 && e.data.is_empty()))
-        && (e.kind.is_dir() || (e.hist.is_empty() && e.meta.1.dir_mtime.is_none()))
+        && (e.kind.is_dir() || (e.hist.is_empty() && e.dir_time.is_none()))
+        && e.meta.1.dir_mtime.is_none()
         && e.meta.1.xattrs.is_sorted_by(|a, b| a.0 < b.0)
 }
 
@@ -692,6 +706,7 @@ fn root_well_formed(e: &Entry) -> bool {
         && e.links.is_empty()
         && e.hist.is_empty()
         && e.removed.is_empty()
+        && e.meta.1.dir_mtime.is_none()
         && e.meta.1.xattrs.is_sorted_by(|a, b| a.0 < b.0)
 }
 

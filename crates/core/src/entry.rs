@@ -25,8 +25,11 @@ pub struct Entry {
     pub data: SmallVec<[Version; 1]>,
     /// Names, sorted by id. A directory has exactly one.
     pub links: SmallVec<[Link; 1]>,
-    /// Attributes with the stamp that chose them.
+    /// Attributes with the stamp that chose them; a directory's time is not among them.
     pub meta: (Stamp, Attrs),
+    /// Directories only: modification time with the stamp that chose it. Greatest stamp wins, then greatest time. It
+    /// changes far more often than the attributes, so it neither wins over a concurrent change of those nor conflicts.
+    pub dir_time: Option<(Stamp, Time)>,
     /// Directories only: for each parent ever had, the newest stamp of an `At` there; sorted by parent.
     pub hist: Vec<(EntryId, Stamp)>,
 }
@@ -129,12 +132,18 @@ impl Entry {
         self.links.first()
     }
 
+    /// The attributes as a disk is to have them: a directory's time among them.
+    pub fn attrs(&self) -> Attrs {
+        Attrs { dir_mtime: self.dir_time.map(|t| t.1), ..self.meta.1.clone() }
+    }
+
     /// The greatest stamp anywhere in the entry: every new stamp must be above it.
     pub fn stamp_max(&self) -> Stamp {
         let data = self.data.iter().map(|v| v.stamp);
         let links = self.links.iter().map(|l| l.at.stamp);
         let hist = self.hist.iter().map(|h| h.1);
-        data.chain(links).chain(hist).chain([self.meta.0]).max().unwrap_or(Stamp::MIN)
+        let time = self.dir_time.map(|t| t.0);
+        data.chain(links).chain(hist).chain([self.meta.0]).chain(time).max().unwrap_or(Stamp::MIN)
     }
 
     /// Notes in `hist` that the directory was put below `parent` at `stamp`.
@@ -166,11 +175,10 @@ impl Entry {
                 Err(i) => self.links.insert(i, theirs.clone()),
             }
         }
-        let dir_mtime = later(self.meta.1.dir_mtime, other.meta.1.dir_mtime);
         if meta_rank(&other.meta) > meta_rank(&self.meta) {
             self.meta = other.meta.clone();
         }
-        self.meta.1.dir_mtime = dir_mtime;
+        self.dir_time = self.dir_time.max(other.dir_time);
         for &(parent, stamp) in &other.hist {
             self.note_hist(parent, stamp);
         }
@@ -184,10 +192,6 @@ impl Entry {
 /// even a broken author cannot make replicas differ for ever.
 fn meta_rank(m: &(Stamp, Attrs)) -> impl Ord {
     (m.0, m.1.mode, m.1.uid, m.1.gid, &m.1.xattrs, &m.1.owner_names)
-}
-
-fn later(a: Option<Time>, b: Option<Time>) -> Option<Time> {
-    a.max(b)
 }
 
 /// A version stays if both sides have it or the other side has not seen it.

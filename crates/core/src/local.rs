@@ -74,12 +74,13 @@ pub fn import_root(tx: &mut Tx<'_>) -> Result<()> {
         return Ok(());
     }
     let given = tx.node_must(&key)?.given.clone();
-    first_root_attrs(tx, Stamp::MIN, &given)
+    first_root_attrs(tx, Origin::Import, &given)
 }
 
-fn first_root_attrs(tx: &mut Tx<'_>, seen: Stamp, attrs: &Attrs) -> Result<()> {
+fn first_root_attrs(tx: &mut Tx<'_>, origin: Origin, attrs: &Attrs) -> Result<()> {
     let dot = tx.new_dot();
-    let stamp = tx.stamp_above(seen);
+    let stamp = tx.stamp_above(Stamp::MIN);
+    let time_stamp = if origin == Origin::Import { Stamp::MIN } else { stamp };
     let root = Entry {
         id: EntryId::ROOT,
         kind: Kind::Dir,
@@ -87,7 +88,8 @@ fn first_root_attrs(tx: &mut Tx<'_>, seen: Stamp, attrs: &Attrs) -> Result<()> {
         removed: VersionVector::new(),
         data: Default::default(),
         links: Default::default(),
-        meta: (stamp, attrs.clone()),
+        meta: (stamp, timeless(attrs.clone())),
+        dir_time: attrs.dir_mtime.map(|t| (time_stamp, t)),
         hist: Vec::new(),
     };
     tree::put_state(tx, root, dot.n)
@@ -108,7 +110,7 @@ pub fn create(tx: &mut Tx<'_>, at: Spot<'_>, new: &Looked, origin: Origin) -> Re
     let attrs = fitting(new.kind, new.attrs.clone());
     let content = leaf_content(new)?;
     let entry = newborn(dot, new.kind, (parent, at.1), content, attrs, stamps);
-    let wanted = Wanted::of(&entry.meta.1, content.map(Content::mtime));
+    let wanted = Wanted::of(&entry.attrs(), content.map(Content::mtime));
     tree::put_state(tx, entry, dot.n)?;
     let (bound, claims) = match content {
         Some(c) => (
@@ -380,12 +382,15 @@ fn attrs_owners(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
 
 fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, looked: &Attrs) -> Result<()> {
     if id.is_root() && tx.entry(id)?.is_none() {
-        return first_root_attrs(tx, Stamp::MIN, looked);
+        return first_root_attrs(tx, Origin::User, looked);
     }
     let row = tx.entry_must(id)?;
-    let old = &row.entry.meta.1;
-    let new = departures(old, given, looked);
-    if new == *old {
+    let old = row.entry.attrs();
+    let new = departures(&old, given, looked);
+    if new == old {
+        // The user did what the state says already: what was last applied says nothing of this disk any more.
+        let node = (*tx.node_must(key)?).clone();
+        tx.put_node(key, Node { wanted: Wanted::UNKNOWN, ..node });
         return Ok(());
     }
     let node = tx.node_must(key)?;
@@ -393,14 +398,17 @@ fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, look
         Bind::Dir(_) => None,
         Bind::Leaf { .. } => records::version_mtime(tx, key)?,
     };
-    let in_step = node.wanted == Wanted::of(old, mtime);
-    let only_time = Attrs { dir_mtime: old.dir_mtime, ..new.clone() } == *old;
+    let in_step = node.wanted == Wanted::of(&old, mtime);
     change_with(tx, id, |tx, e, _| {
+        let stamp = tx.stamp_above(e.stamp_max());
         // A directory's time is no reason to win over a concurrent change of its mode.
-        if !only_time {
-            e.meta.0 = tx.stamp_above(e.stamp_max());
+        let attrs = timeless(new.clone());
+        if attrs != e.meta.1 {
+            e.meta = (stamp, attrs);
         }
-        e.meta.1 = new.clone();
+        if new.dir_mtime != old.dir_mtime {
+            e.dir_time = new.dir_mtime.map(|t| (stamp, t));
+        }
         Ok(())
     })?;
     let mut node = (*node).clone();
@@ -409,8 +417,7 @@ fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, look
     Ok(())
 }
 
-/// The state's attributes with those replaced that depart from what was given back. A directory's
-/// time only ever goes up in the state.
+/// The state's attributes with those replaced that depart from what was given back.
 fn departures(state: &Attrs, given: &Attrs, looked: &Attrs) -> Attrs {
     let mut new = state.clone();
     if looked.mode != given.mode {
@@ -426,8 +433,8 @@ fn departures(state: &Attrs, given: &Attrs, looked: &Attrs) -> Attrs {
         new.owner_names = looked.owner_names.clone();
     }
     depart_xattrs(&mut new, given, looked);
-    if looked.dir_mtime != given.dir_mtime {
-        new.dir_mtime = new.dir_mtime.max(looked.dir_mtime);
+    if looked.dir_mtime != given.dir_mtime && looked.dir_mtime.is_some() {
+        new.dir_mtime = looked.dir_mtime;
     }
     new
 }
@@ -492,7 +499,8 @@ fn newborn(
         removed: VersionVector::new(),
         data: content.into_iter().map(version).collect(),
         links: smallvec![Link { id: LinkId(dot), at: place, gone: VersionVector::new() }],
-        meta: (stamps.meta, attrs),
+        dir_time: attrs.dir_mtime.map(|t| (stamps.meta, t)),
+        meta: (stamps.meta, timeless(attrs)),
         hist: if kind.is_dir() { vec![(parent, stamps.name)] } else { Vec::new() },
     }
 }
@@ -542,11 +550,13 @@ fn node_of(l: &Looked, wanted: Wanted, names: Vec<(NodeKey, Name)>, bind: Bind) 
 }
 
 /// Only directories have a time among their attributes.
-fn fitting(kind: Kind, mut attrs: Attrs) -> Attrs {
-    if !kind.is_dir() {
-        attrs.dir_mtime = None;
-    }
-    attrs
+fn fitting(kind: Kind, attrs: Attrs) -> Attrs {
+    if kind.is_dir() { attrs } else { timeless(attrs) }
+}
+
+/// Attributes as a state has them.
+fn timeless(attrs: Attrs) -> Attrs {
+    Attrs { dir_mtime: None, ..attrs }
 }
 
 fn leaf_content(l: &Looked) -> Result<Option<&Content>> {

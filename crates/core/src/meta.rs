@@ -125,6 +125,7 @@ pub struct Attrs {
     pub owner_names: Option<(Vec<u8>, Vec<u8>)>,
     /// Extended attributes sorted by name.
     pub xattrs: Xattrs,
-    /// Directories only: modification time. Greatest wins; never a conflict.
+    /// Directories only: modification time, as a disk has it or is to get it. Never in a state, which has it in
+    /// [`crate::Entry::dir_time`].
     pub dir_mtime: Option<Time>,
 }

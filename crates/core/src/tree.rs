@@ -32,7 +32,7 @@ pub(crate) use conflict::{MARK, conflict_bases};
 
 use crate::entry::{Entry, Version};
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};
-use crate::meta::Digest;
+use crate::meta::{Digest, Time};
 use crate::tx::{EntryRow, Error, Result, Tx};
 use conflict::free_conflict_name;
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,6 +139,16 @@ pub fn class_of(tx: &mut Tx<'_>, dir: EntryId) -> Result<Vec<EntryId>> {
         tx.classes.insert(at, class.as_slice().into());
     }
     Ok(class)
+}
+
+/// The modification time of the directory that entries are shown as: of the member that changed it last, the greatest
+/// of those that nobody changed since they were imported.
+pub fn dir_time(tx: &mut Tx<'_>, members: &[EntryId]) -> Result<Option<Time>> {
+    let mut newest = None;
+    for member in members {
+        newest = newest.max(tx.entry(*member)?.and_then(|row| row.entry.dir_time));
+    }
+    Ok(newest.map(|t| t.1))
 }
 
 /// What is shown at `name` in the directory class `class`, with conflict names given.

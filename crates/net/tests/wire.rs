@@ -91,18 +91,17 @@ fn content(kind: Kind) -> BoxedStrategy<Content> {
     }
 }
 
-fn attrs(is_dir: bool) -> impl Strategy<Value = Attrs> {
+fn attrs() -> impl Strategy<Value = Attrs> {
     let names = option::of((vec(any::<u8>(), 0..9), vec(any::<u8>(), 0..9)));
     let xattrs = proptest::collection::btree_map(vec(any::<u8>(), 1..20), vec(any::<u8>(), 0..50), 0..3);
-    let dir_mtime = option::of(time()).prop_map(move |t| t.filter(|_| is_dir));
-    (0u32..0o10000, any::<u32>(), any::<u32>(), names, xattrs, dir_mtime).prop_map(
-        |(mode, uid, gid, owner_names, xattrs, dir_mtime)| Attrs {
+    (0u32..0o10000, any::<u32>(), any::<u32>(), names, xattrs).prop_map(
+        |(mode, uid, gid, owner_names, xattrs)| Attrs {
             mode,
             uid,
             gid,
             owner_names,
             xattrs: xattrs.into_iter().collect(),
-            dir_mtime,
+            dir_mtime: None,
         },
     )
 }
@@ -122,9 +121,10 @@ fn entry() -> impl Strategy<Value = Entry> {
         let is_dir = kind == Kind::Dir;
         let data = vec((dot(), stamp(), content(kind)), 0..if is_dir { 1 } else { 3 });
         let links = vec(link(), 1..if is_dir { 2 } else { 4 });
+        let dir_time = option::of((stamp(), time())).prop_map(move |t| t.filter(|_| is_dir));
         let hist = vec((entry_id(), stamp()), 0..if is_dir { 3 } else { 1 });
-        (Just(kind), entry_id(), vv(), vv(), data, links, (stamp(), attrs(is_dir)), hist).prop_map(
-            |(kind, id, ctx, removed, data, mut links, meta, mut hist)| {
+        (Just(kind), entry_id(), vv(), vv(), data, links, ((stamp(), attrs()), dir_time), hist).prop_map(
+            |(kind, id, ctx, removed, data, mut links, (meta, dir_time), mut hist)| {
                 let version = |(dot, stamp, content)| Version { dot, stamp, content };
                 let mut data: Vec<_> = data.into_iter().map(version).collect();
                 data.sort_by_key(|v| v.dot);
@@ -134,7 +134,7 @@ fn entry() -> impl Strategy<Value = Entry> {
                 hist.sort_by_key(|h| h.0);
                 hist.dedup_by_key(|h| h.0);
                 let (data, links) = (data.into(), links.into());
-                Entry { id, kind, ctx, removed, data, links, meta, hist }
+                Entry { id, kind, ctx, removed, data, links, meta, dir_time, hist }
             },
         )
     })
@@ -412,6 +412,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 dir_mtime: None,
             },
         ),
+        dir_time: None,
         hist: Vec::new(),
     };
     let dir = Entry {
@@ -432,7 +433,8 @@ fn samples() -> Vec<(&'static str, Frame)> {
             gone: VersionVector::new(),
         }]
         .into(),
-        meta: (at(3, r2), Attrs { mode: 0o755, dir_mtime: Some(mtime), ..Attrs::default() }),
+        meta: (at(3, r2), Attrs { mode: 0o755, ..Attrs::default() }),
+        dir_time: Some((at(3, r2), mtime)),
         hist: vec![(EntryId::ROOT, at(3, r2))],
     };
     let knowledge = Knowledge::from([(r1, Known { n: 300, tag: 0xfeed }), (r2, Known { n: 7, tag: 1 })]);

@@ -102,15 +102,19 @@ fn entry() -> impl Strategy<Value = Entry> {
     let of_kind = |kind: Kind| {
         let hist_most = if kind.is_dir() { 3 } else { 0 };
         let hist = btree_map(any_dot().prop_map(EntryId), stamp(), 0..=hist_most);
-        let parts = (dot(), vv(), vv(), versions(kind), links(kind), (stamp(), attrs(kind.is_dir())), hist);
-        (parts, any::<bool>()).prop_map(move |((id, ctx, removed, data, links, meta, hist), usual)| {
-            let mut hist: Vec<_> = hist.into_iter().collect();
-            if usual {
-                hist = hist_of_links(kind, &links).into_iter().collect();
-            }
-            let ctx = if usual { VersionVector::from_dot(id) } else { ctx };
-            Entry { id: EntryId(id), kind, ctx, removed, data, links, meta, hist }
-        })
+        let dir_time = if kind.is_dir() { option::of((stamp(), time())).boxed() } else { Just(None).boxed() };
+        let meta = ((stamp(), attrs(false)), dir_time);
+        let parts = (dot(), vv(), vv(), versions(kind), links(kind), meta, hist);
+        (parts, any::<bool>()).prop_map(
+            move |((id, ctx, removed, data, links, (meta, dir_time), hist), usual)| {
+                let mut hist: Vec<_> = hist.into_iter().collect();
+                if usual {
+                    hist = hist_of_links(kind, &links).into_iter().collect();
+                }
+                let ctx = if usual { VersionVector::from_dot(id) } else { ctx };
+                Entry { id: EntryId(id), kind, ctx, removed, data, links, meta, dir_time, hist }
+            },
+        )
     };
     kind().prop_flat_map(of_kind)
 }
@@ -223,6 +227,7 @@ fn an_untouched_file_is_written_as_documented() {
         }]),
         links: SmallVec::from_iter([Link { id: LinkId(birth), at, gone: VersionVector::new() }]),
         meta: (stamp, Attrs { mode: 0o644, uid: 1000, gid: 1000, ..Attrs::default() }),
+        dir_time: None,
         hist: Vec::new(),
     };
     let (mut w, mut table) = (Encoder::new(), ReplicaTable::default());

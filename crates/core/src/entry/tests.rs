@@ -34,6 +34,7 @@ fn born(kind: Kind) -> Entry {
         data: if dir { smallvec![] } else { smallvec![version] },
         links: smallvec![Link { id: LinkId(birth), at: first.clone(), gone: VersionVector::new() }],
         meta: (stamp, Attrs::default()),
+        dir_time: dir.then_some((stamp, Time::default())),
         hist: if dir { vec![(first.parent, stamp)] } else { Vec::new() },
     }
 }
@@ -60,7 +61,10 @@ enum Act {
     },
     Chmod {
         mode: u32,
-        dir_mtime: i64,
+    },
+    /// Sets a directory's time, forth or back.
+    Touch {
+        sec: i64,
     },
     /// Merges another replica's copy.
     Learn {
@@ -74,7 +78,8 @@ fn act() -> impl Strategy<Value = Act> {
         (0usize..4, 1u64..4).prop_map(|(link, parent)| Act::Move { link, parent }),
         (1u64..4).prop_map(|parent| Act::Link { parent }),
         (0usize..4, any::<bool>()).prop_map(|(link, removed)| Act::Remove { link, removed }),
-        (0u32..3, 0i64..3).prop_map(|(mode, dir_mtime)| Act::Chmod { mode, dir_mtime }),
+        (0u32..3).prop_map(|mode| Act::Chmod { mode }),
+        (0i64..3).prop_map(|sec| Act::Touch { sec }),
         (0usize..3).prop_map(|from| Act::Learn { from }),
     ]
 }
@@ -108,11 +113,8 @@ fn change(e: &mut Entry, act: &Act, dot: Dot, epoch: u64) {
                 e.removed.join(&ctx);
             }
         }
-        Act::Chmod { mode, dir_mtime } => {
-            let dir_mtime = e.kind.is_dir().then_some(Time { sec: dir_mtime, nsec: 0 });
-            e.meta =
-                (stamp, Attrs { mode, dir_mtime: dir_mtime.max(e.meta.1.dir_mtime), ..Attrs::default() });
-        }
+        Act::Chmod { mode } => e.meta = (stamp, Attrs { mode, ..Attrs::default() }),
+        Act::Touch { sec } if e.kind.is_dir() => e.dir_time = Some((stamp, Time { sec, nsec: 0 })),
         _ => {}
     }
 }
@@ -253,6 +255,33 @@ fn a_new_stamp_is_above_all_in_the_entry() {
     assert_eq!(e.stamp_max(), stamp(70, 2));
     e.meta.0 = Stamp { epoch: 1, ..stamp(5, 1) };
     assert_eq!(e.stamp_max(), e.meta.0);
+    e.dir_time = Some((Stamp { epoch: 1, ..stamp(6, 1) }, Time::default()));
+    assert_eq!(e.stamp_max(), Stamp { epoch: 1, ..stamp(6, 1) });
     e.note_hist(e.hist[0].0, stamp(60, 2));
     assert_eq!(e.hist, [(e.hist[0].0, stamp(70, 2))]);
+}
+
+/// A directory that `cp -a` makes has the time of its making first and gets an older one when it is filled.
+#[test]
+fn a_directorys_time_may_go_back_and_wins_over_nothing_else() {
+    let old = born(Kind::Dir);
+    let (mut a, mut b) = (old.clone(), old.clone());
+    change(&mut a, &Act::Touch { sec: 900 }, dot(1, 2), 0);
+    let filled = a.clone();
+    change(&mut a, &Act::Touch { sec: 5 }, dot(1, 3), 0);
+    assert_eq!(merged(&filled, &a).attrs().dir_mtime, Some(Time { sec: 5, nsec: 0 }));
+    // Its stamps are the greater ones; the mode is another register.
+    change(&mut b, &Act::Chmod { mode: 0o700 }, dot(2, 1), 0);
+    let m = merged(&a, &b);
+    assert!(a.dir_time.unwrap().0 > b.meta.0);
+    assert_eq!((m.meta.1.mode, m.attrs().dir_mtime), (0o700, Some(Time { sec: 5, nsec: 0 })));
+}
+
+#[test]
+fn of_imported_directory_times_the_greatest_wins() {
+    let imported = |sec| Entry { dir_time: Some((Stamp::MIN, Time { sec, nsec: 0 })), ..born(Kind::Dir) };
+    assert_eq!(merged(&imported(3), &imported(8)).attrs().dir_mtime, Some(Time { sec: 8, nsec: 0 }));
+    let mut touched = imported(8);
+    change(&mut touched, &Act::Touch { sec: 1 }, dot(2, 1), 0);
+    assert_eq!(merged(&imported(8), &touched).attrs().dir_mtime, Some(Time { sec: 1, nsec: 0 }));
 }

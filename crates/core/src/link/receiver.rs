@@ -318,7 +318,7 @@ fn parents(e: &Entry) -> impl Iterator<Item = EntryId> {
 fn stamps(e: &Entry) -> impl Iterator<Item = Stamp> {
     let data = e.data.iter().map(|v| v.stamp);
     let links = e.links.iter().map(|l| l.at.stamp);
-    data.chain(links).chain(e.hist.iter().map(|h| h.1)).chain([e.meta.0])
+    data.chain(links).chain(e.hist.iter().map(|h| h.1)).chain([e.meta.0]).chain(e.dir_time.map(|t| t.0))
 }
 
 /// Every replica whose id the index would have to give a number to.
@@ -328,7 +328,7 @@ fn replicas(e: &Entry) -> impl Iterator<Item = ReplicaId> {
 }
 
 /// Names a state in receipts: the first 8 bytes of BLAKE3 of its encoding with the replica ids in it.
-/// States of equal `ctx` have equal digests, so a directory's time, which moves without a dot, does not count.
+/// States of equal `ctx` have equal digests.
 pub fn state_digest(entry: &Entry) -> u64 {
     canonical(entry).0
 }
@@ -337,13 +337,7 @@ pub fn state_digest(entry: &Entry) -> u64 {
 pub(super) fn canonical(entry: &Entry) -> (u64, usize) {
     let mut table = ReplicaTable::default();
     let mut e = Encoder { buf: Vec::with_capacity(256) };
-    if entry.meta.1.dir_mtime.is_some() {
-        let mut timeless = entry.clone();
-        timeless.meta.1.dir_mtime = None;
-        e.entry(&timeless, &mut table);
-    } else {
-        e.entry(entry, &mut table);
-    }
+    e.entry(entry, &mut table);
     let len = e.buf.len();
     for replica in table.replicas() {
         e.fixed64(replica.0);

@@ -159,6 +159,7 @@ fn entry(dot: Dot, kind: Kind, parent: EntryId, at: &str) -> Entry {
         data: (!is_dir).then_some(version).into_iter().collect(),
         links: smallvec![Link { id: LinkId(dot), at, gone: VersionVector::new() }],
         meta: (stamp, Attrs::default()),
+        dir_time: None,
         hist: if is_dir { vec![(parent, stamp)] } else { Vec::new() },
     }
 }
@@ -592,10 +593,12 @@ fn a_receipt_cannot_promise_more_than_was_sent() {
 }
 
 #[test]
-fn a_directorys_time_is_no_difference() {
+fn a_state_has_one_digest() {
     let mut d = entry(Dot::new(ReplicaId(1), 1), Kind::Dir, EntryId::ROOT, "d");
     let before = state_digest(&d);
-    d.meta.1.dir_mtime = Some(Default::default());
+    d.dir_time = Some(Default::default());
+    assert_ne!(state_digest(&d), before);
+    d.dir_time = None;
     assert_eq!(state_digest(&d), before);
     d.meta.1.mode = 1;
     assert_ne!(state_digest(&d), before);
@@ -705,10 +708,12 @@ fn states_that_cannot_be_are_refused_and_hold_up_nothing_else() {
     let (mut a, mut b) = (Site::new(1), Site::new(2));
     let id = a.create(Kind::File, EntryId::ROOT, "f");
     let good = a.state(id).unwrap();
-    let spoil: [fn(&mut Entry); 9] = [
+    let spoil: [fn(&mut Entry); 11] = [
         |e| e.ctx.add(Dot::new(ReplicaId(5), N_MAX + 1)),
         |e| e.ctx.add(Dot::new(ReplicaId(0), 1)),
         |e| e.meta.0.clock_ns = u64::MAX,
+        |e| e.dir_time = Some(Default::default()),
+        |e| e.meta.1.dir_mtime = Some(Default::default()),
         |e| e.data[0].dot.n += 9,
         |e| e.removed.add(Dot::new(ReplicaId(1), 9)),
         |e| e.links[0].gone.add(Dot::new(ReplicaId(9), 1)),

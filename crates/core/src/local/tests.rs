@@ -177,7 +177,7 @@ fn xattrs_depart_one_by_one() {
 }
 
 #[test]
-fn a_directory_time_only_goes_up_and_wins_nothing() {
+fn a_directory_time_goes_where_the_user_sets_it_and_wins_nothing() {
     on_root(|tx| {
         let at = |sec| Looked {
             attrs: Attrs { dir_mtime: Some(Time { sec, nsec: 0 }), ..attrs_of(0o755) },
@@ -186,11 +186,24 @@ fn a_directory_time_only_goes_up_and_wins_nothing() {
         make(tx, 1, "d", &at(5));
         attrs(tx, &at(7)).unwrap();
         let e = &state(tx, 1).entry;
-        assert_eq!((e.meta.0, e.meta.1.dir_mtime), (stamp(NOW_NS), Some(Time { sec: 7, nsec: 0 })));
+        assert_eq!(
+            (e.meta.0, e.dir_time),
+            (stamp(NOW_NS), Some((stamp(NOW_NS + 1), Time { sec: 7, nsec: 0 })))
+        );
         assert!(e.ctx.covers(dot(2)));
         attrs(tx, &at(6)).unwrap();
-        assert_eq!(tx.head(), 2, "a lower time is only given back");
-        assert_eq!(tx.node_must(&key(2)).unwrap().given.dir_mtime, Some(Time { sec: 6, nsec: 0 }));
+        let e = &state(tx, 1).entry;
+        assert_eq!(
+            (e.meta.0, e.dir_time),
+            (stamp(NOW_NS), Some((stamp(NOW_NS + 2), Time { sec: 6, nsec: 0 })))
+        );
+        let node = tx.node_must(&key(2)).unwrap();
+        assert_eq!(
+            (node.given.dir_mtime, node.wanted),
+            (Some(Time { sec: 6, nsec: 0 }), Wanted::of(&e.attrs(), None))
+        );
+        attrs(tx, &at(6)).unwrap();
+        assert_eq!(tx.head(), 3, "nothing departs");
     });
 }
 

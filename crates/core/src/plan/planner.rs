@@ -646,7 +646,7 @@ impl<'p, 't> Planner<'p, 't> {
         self.step(Step::Remove { at, victim })
     }
 
-    /// A class has the attributes of the member that changed them last, and the latest time of all.
+    /// A class has the attributes of the member that changed them last, and the time of the one that changed that last.
     fn dir_attrs(&mut self, class: &Class) -> Result<(Attrs, EntryId)> {
         let mut rows = Vec::with_capacity(class.len());
         for member in class.iter() {
@@ -654,7 +654,7 @@ impl<'p, 't> Planner<'p, 't> {
         }
         let last = rows.iter().max_by_key(|r| (r.entry.meta.0, r.entry.id));
         let mut attrs = last.map(|r| r.entry.meta.1.clone()).unwrap_or_default();
-        attrs.dir_mtime = rows.iter().filter_map(|r| r.entry.meta.1.dir_mtime).max();
+        attrs.dir_mtime = tree::dir_time(self.tx, class)?;
         Ok((attrs, last.map_or(class[0], |r| r.entry.id)))
     }
 

@@ -61,7 +61,6 @@ impl Author {
         let mut attrs = Attrs { mode: 0o640, uid: 7, gid: 8, ..Attrs::default() };
         if kind.is_dir() {
             attrs.mode = 0o750;
-            attrs.dir_mtime = Some(Time { sec: dot.n as i64, nsec: 1 });
         }
         let mut e = Entry {
             id: EntryId(dot),
@@ -71,6 +70,7 @@ impl Author {
             data,
             links: smallvec![Link { id: LinkId(dot), at, gone: VersionVector::new() }],
             meta: (stamp, attrs),
+            dir_time: kind.is_dir().then_some((stamp, Time { sec: dot.n as i64, nsec: 1 })),
             hist: Vec::new(),
         };
         if kind.is_dir() {
@@ -163,7 +163,7 @@ impl Author {
                 }
             }
             if e.kind.is_dir() {
-                e.meta.1.dir_mtime = Some(Time { sec, nsec: 3 });
+                e.dir_time = Some((stamp, Time { sec, nsec: 3 }));
             }
         });
     }
@@ -443,7 +443,7 @@ fn wants_dir(tx: &mut Tx<'_>, class: &[EntryId]) -> Wants {
         kind: Kind::Dir,
         content: None,
         mode: last.entry.meta.1.mode,
-        dir_mtime: rows.iter().filter_map(|r| r.entry.meta.1.dir_mtime).max(),
+        dir_mtime: rows.iter().filter_map(|r| r.entry.dir_time).max().map(|t| t.1),
         inode: (class[0], None),
     }
 }

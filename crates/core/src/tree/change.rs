@@ -106,12 +106,13 @@ fn refusal(tx: &Tx<'_>, e: &Entry) -> Option<&'static str> {
 fn too_many_replicas(tx: &Tx<'_>, e: &Entry) -> bool {
     let known = tx.replicas();
     let gone: usize = e.links.iter().map(|l| l.gone.len() + 5).sum();
-    let most = e.ctx.len() + e.removed.len() + gone + 2 * e.data.len() + 2 * e.hist.len() + 2;
+    let most = e.ctx.len() + e.removed.len() + gone + 2 * e.data.len() + 2 * e.hist.len() + 3;
     if known.replicas().len() + most <= REPLICAS_MAX {
         return false;
     }
     let mut all: BTreeSet<_> = e.ctx.iter().chain(e.removed.iter()).map(|x| x.0).collect();
     all.extend([e.id.0.replica, e.meta.0.replica]);
+    all.extend(e.dir_time.map(|t| t.0.replica));
     all.extend(e.data.iter().flat_map(|v| [v.dot.replica, v.stamp.replica]));
     all.extend(e.hist.iter().flat_map(|h| [h.0.0.replica, h.1.replica]));
     for l in &e.links {

@@ -45,6 +45,7 @@ fn leaf(e: EntryId, parent: EntryId, at: &str, text: &str) -> Entry {
         data: smallvec![Version { dot: e.0, stamp, content: content(text) }],
         links: smallvec![Link { id: LinkId(e.0), at, gone: VersionVector::new() }],
         meta: (stamp, Attrs::default()),
+        dir_time: None,
         hist: Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use driftless_core::local::Looked;
 use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub const ROOT: u64 = 1;
 /// Where the planner parks inodes: no path leads here.
@@ -14,6 +14,8 @@ pub struct Inode {
     /// What a leaf holds.
     pub content: Option<Content>,
     pub mode: u32,
+    /// A directory's modification time.
+    pub mtime: Time,
     pub ctime: Time,
     pub names: BTreeMap<Name, u64>,
 }
@@ -21,6 +23,9 @@ pub struct Inode {
 #[derive(Clone, Debug)]
 pub struct Disk {
     pub inodes: BTreeMap<u64, Inode>,
+    /// Directories whose names changed, until somebody has seen to their times.
+    pub touched: BTreeSet<u64>,
+    pub now: Time,
     next: u64,
 }
 
@@ -30,6 +35,8 @@ pub struct Seen {
     pub kind: Kind,
     pub identity: Option<Digest>,
     pub mode: u32,
+    /// Directories only.
+    pub dir_mtime: Option<Time>,
     /// An extra sibling, which shares the attributes of its entry.
     pub extra: bool,
     /// The first path (in order) of the same inode.
@@ -40,7 +47,8 @@ pub type Tree = BTreeMap<Vec<Name>, Seen>;
 
 impl Disk {
     pub fn new() -> Disk {
-        let mut d = Disk { inodes: BTreeMap::new(), next: ROOT };
+        let mut d =
+            Disk { inodes: BTreeMap::new(), touched: BTreeSet::new(), now: Time::default(), next: ROOT };
         d.new_inode(Kind::Dir, None, 0o755);
         d.new_inode(Kind::Dir, None, 0o700);
         d
@@ -50,7 +58,8 @@ impl Disk {
         let ino = self.next;
         self.next += 1;
         let ctime = Time { sec: ino as i64, nsec: 0 };
-        self.inodes.insert(ino, Inode { kind, content, mode, ctime, names: BTreeMap::new() });
+        let mtime = self.now;
+        self.inodes.insert(ino, Inode { kind, content, mode, mtime, ctime, names: BTreeMap::new() });
         ino
     }
 
@@ -64,16 +73,27 @@ impl Disk {
 
     pub fn looked(&self, ino: u64) -> Looked {
         let i = &self.inodes[&ino];
-        let mtime = i.content.as_ref().map_or(Time::default(), Content::mtime);
+        let mtime = i.content.as_ref().map_or(i.mtime, Content::mtime);
         let size = i.content.as_ref().map_or(0, Content::size);
         Looked {
             key: Disk::key(ino),
             kind: i.kind,
             fingerprint: Fingerprint { size, mtime, ctime: i.ctime },
             racy: false,
-            attrs: Attrs { mode: i.mode, ..Attrs::default() },
+            attrs: Attrs { mode: i.mode, dir_mtime: self.dir_mtime(ino), ..Attrs::default() },
             content: i.content.clone(),
         }
+    }
+
+    /// The root's attributes are nobody's here.
+    pub fn dir_mtime(&self, ino: u64) -> Option<Time> {
+        let inode = &self.inodes[&ino];
+        (inode.kind.is_dir() && ino != ROOT).then_some(inode.mtime)
+    }
+
+    fn touch(&mut self, dir: u64) {
+        self.inodes.get_mut(&dir).unwrap().mtime = self.now;
+        self.touched.insert(dir);
     }
 
     pub fn get(&self, dir: u64, name: &Name) -> Option<u64> {
@@ -82,11 +102,13 @@ impl Disk {
 
     pub fn put(&mut self, dir: u64, name: &Name, ino: u64) {
         self.inodes.get_mut(&dir).unwrap().names.insert(name.clone(), ino);
+        self.touch(dir);
     }
 
     /// Takes a name away; the inode goes with its last one.
     pub fn take(&mut self, dir: u64, name: &Name) -> Option<u64> {
         let ino = self.inodes.get_mut(&dir)?.names.remove(name)?;
+        self.touch(dir);
         if !self.inodes.values().any(|i| i.names.values().any(|x| *x == ino)) {
             self.inodes.remove(&ino);
         }
@@ -99,6 +121,7 @@ impl Disk {
         self.take(to.0, to.1);
         self.put(to.0, to.1, ino);
         self.inodes.get_mut(&from.0).unwrap().names.remove(from.1);
+        self.touch(from.0);
     }
 
     pub fn is_empty(&self, dir: u64) -> bool {
@@ -141,7 +164,8 @@ impl Disk {
             let i = &self.inodes[&ino];
             let first = first.entry(ino).or_insert_with(|| path.clone()).clone();
             let identity = i.content.as_ref().map(Content::identity);
-            out.insert(path, Seen { kind: i.kind, identity, mode: i.mode, extra: false, first });
+            let dir_mtime = self.dir_mtime(ino);
+            out.insert(path, Seen { kind: i.kind, identity, mode: i.mode, dir_mtime, extra: false, first });
         }
         out
     }

@@ -20,6 +20,8 @@ struct Maker {
     rng: Prng,
     habit: Habit,
     hard_links: bool,
+    /// Users set the times of directories.
+    times: bool,
     /// Share of acts among the steps: one in so many.
     acts: usize,
     collect: bool,
@@ -37,7 +39,8 @@ pub fn world(seed: u64) -> (Rules, Vec<Step>, Verdict) {
     let acts = 1 + rng.below(3);
     let count = 20 + rng.below(60);
     let forget = !rules.serial && !rules.own_dirs && rng.one_in(8);
-    let mut m = Maker { rng, habit, hard_links, acts, collect, forget, next_token: 1 };
+    let times = rng.one_in(2);
+    let mut m = Maker { rng, habit, hard_links, times, acts, collect, forget, next_token: 1 };
     let mut steps: Vec<Step> = Vec::new();
     let mut w = World::new(rules.clone());
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -225,6 +228,10 @@ impl Maker {
         if self.habit == Habit::Cycles && !self.rng.one_in(3) {
             let (from, into) = (self.existing(w, i, true)?, self.existing(w, i, true)?);
             return Some(Op::Mv(from, format!("{into}/{}", self.name())));
+        }
+        if self.times && self.rng.one_in(8) {
+            // Before and after what clocks say.
+            return Some(Op::Touch(self.existing(w, i, true)?, self.rng.below(400) as i64));
         }
         Some(match self.rng.below(if self.hard_links { 24 } else { 21 }) {
             0..=2 if dirs => Op::Mkdir(self.path(w, i)),

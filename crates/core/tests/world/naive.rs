@@ -28,7 +28,10 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> bool {
     site.tx(|tx| {
         forget(tx, &old)?;
         b.fill(tx, ROOT, &[EntryId::ROOT])?;
-        for (ino, node) in std::mem::take(&mut b.nodes) {
+        for (ino, mut node) in std::mem::take(&mut b.nodes) {
+            if let Bind::Dir(members) = &node.bind {
+                b.set_time(ino, crate::site::time_of_union(tx, members)?, &mut node);
+            }
             tx.put_node(&Disk::key(ino), node);
         }
         for (entry, inodes) in &b.bound {
@@ -38,6 +41,7 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> bool {
         }
         Ok(())
     });
+    b.disk.touched.clear();
     site.disk = b.disk;
     true
 }
@@ -60,6 +64,14 @@ fn forget(tx: &mut Tx<'_>, old: &Disk) -> Result<()> {
 }
 
 impl Builder {
+    fn set_time(&mut self, ino: u64, mtime: Option<Time>, node: &mut Node) {
+        if let (Some(inode), Some(mtime)) = (self.disk.inodes.get_mut(&ino), mtime) {
+            inode.mtime = mtime;
+        }
+        let looked = self.disk.looked(ino);
+        (node.fingerprint, node.given) = (looked.fingerprint, looked.attrs);
+    }
+
     fn fill(&mut self, tx: &mut Tx<'_>, dir: u64, class: &[EntryId]) -> Result<()> {
         for name in tree::children(tx, class, None, usize::MAX)? {
             let shown = tree::shown_at(tx, class, &name)?;

@@ -1,9 +1,10 @@
 //! Makes a disk show the effective tree by the planner's steps, performed strictly.
 
 use crate::disk::{Disk, PARKED};
-use crate::site::Site;
+use crate::site::{Site, time_of_union};
 use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
-use driftless_core::{Attrs, Content, Digest, EntryId, Kind, NodeKey};
+use driftless_core::tx::{Result as TxResult, Tx};
+use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey};
 use std::collections::{BTreeSet, HashMap};
 
 /// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
@@ -64,6 +65,8 @@ fn plan(site: &Site, todo: &[EntryId]) -> (Plan, Vec<Wait>) {
 
 fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String> {
     let mut disk = site.disk.clone();
+    // Steps move the times of directories to where no state has them.
+    disk.now.sec = 1 << 40;
     let mut real = HashMap::new();
     site.tx(|tx| {
         for step in &plan.steps {
@@ -80,12 +83,28 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
             step.resolve(&real);
             record(tx, &step, outcome.as_ref())?;
         }
+        restore_dir_times(tx, &mut disk)?;
         for id in done {
             tx.remove_pending(*id);
         }
         Ok(Ok(()))
     })?;
     site.disk = disk;
+    Ok(())
+}
+
+/// Directories that steps were done in get the times that their states say.
+fn restore_dir_times(tx: &mut Tx<'_>, disk: &mut Disk) -> TxResult<()> {
+    for dir in std::mem::take(&mut disk.touched) {
+        let Some(node) = tx.node(&Disk::key(dir))? else { continue };
+        let Bind::Dir(members) = &node.bind else { continue };
+        if let (Some(inode), Some(mtime)) = (disk.inodes.get_mut(&dir), time_of_union(tx, members)?) {
+            inode.mtime = mtime;
+            let looked = disk.looked(dir);
+            let given = Attrs { dir_mtime: looked.attrs.dir_mtime, ..node.given.clone() };
+            tx.put_node(&looked.key, Node { fingerprint: looked.fingerprint, given, ..(*node).clone() });
+        }
+    }
     Ok(())
 }
 
@@ -127,7 +146,7 @@ fn perform(disk: &mut Disk, step: &Step) -> Result<Option<Outcome>, String> {
         }
         Step::SetAttrs { node, attrs, .. } => {
             let inode = ino(disk, node)?;
-            disk.inodes.get_mut(&inode).unwrap().mode = attrs.mode;
+            set_attrs(disk, inode, attrs);
             Ok(Some(outcome(disk, inode)))
         }
         Step::Rebind { at, node, .. } => expect(disk, at, node).map(|_| None),
@@ -186,8 +205,15 @@ fn make(
 ) -> Result<Outcome, String> {
     let dir = make_room(disk, at, victim)?;
     let inode = disk.new_inode(kind, content, attrs.mode);
+    set_attrs(disk, inode, attrs);
     disk.put(dir, &at.name, inode);
     Ok(outcome(disk, inode))
+}
+
+fn set_attrs(disk: &mut Disk, inode: u64, attrs: &Attrs) {
+    let inode = disk.inodes.get_mut(&inode).unwrap();
+    inode.mode = attrs.mode;
+    inode.mtime = attrs.dir_mtime.unwrap_or(inode.mtime);
 }
 
 fn outcome(disk: &Disk, inode: u64) -> Outcome {

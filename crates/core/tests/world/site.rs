@@ -1,6 +1,6 @@
 //! One replica: an index in memory, a simulated disk, and a user who works on that disk.
 
-use crate::disk::{Disk, ROOT, Seen, Tree};
+use crate::disk::{Disk, PARKED, ROOT, Seen, Tree};
 use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Origin};
 use driftless_core::rows::{MemStore, Store};
@@ -46,6 +46,8 @@ pub enum Op {
     Rm(String),
     Rmdir(String),
     Chmod(String, u32),
+    /// Set a directory's time, which may be long ago.
+    Touch(String, i64),
 }
 
 impl Site {
@@ -90,10 +92,13 @@ impl Site {
             let looked = self.disk.looked(ino);
             let adopted = self.tx(|tx| adoption.adopt(tx, (&Disk::key(dir), name), &looked));
             if adopted == Adopted::RemovedElsewhere {
+                let mtime = self.disk.inodes[&dir].mtime;
                 self.disk.take(dir, name);
+                self.disk.inodes.get_mut(&dir).unwrap().mtime = mtime;
             }
             out.push((path, adopted));
         }
+        self.disk.touched.clear();
         out
     }
 
@@ -192,7 +197,20 @@ impl Site {
 
     /// Does `op` on the disk, if it can be done there, and translates it. False if it could not be done.
     pub fn act(&mut self, op: &Op) -> bool {
-        self.try_act(op).is_some()
+        self.disk.now = time(self.clock_ns);
+        let done = self.try_act(op).is_some();
+        self.note_dir_times();
+        done
+    }
+
+    /// What a user changed in directories changed their times.
+    fn note_dir_times(&mut self) {
+        for dir in std::mem::take(&mut self.disk.touched) {
+            if ![ROOT, PARKED].contains(&dir) && self.disk.inodes.contains_key(&dir) {
+                let looked = self.disk.looked(dir);
+                self.translate(|tx| local::attrs(tx, &looked));
+            }
+        }
     }
 
     fn try_act(&mut self, op: &Op) -> Option<()> {
@@ -208,6 +226,7 @@ impl Site {
             Op::Rm(path) => self.rm(path),
             Op::Rmdir(path) => self.rmdir(path),
             Op::Chmod(path, mode) => self.chmod(path, *mode),
+            Op::Touch(path, sec) => self.touch(path, *sec),
         }
     }
 
@@ -332,6 +351,16 @@ impl Site {
         Some(())
     }
 
+    fn touch(&mut self, path: &str, sec: i64) -> Option<()> {
+        let (_, _, ino) = self.existing(path)?;
+        if !self.disk.is_dir(ino) {
+            return None;
+        }
+        self.disk.inodes.get_mut(&ino)?.mtime = Time { sec, nsec: 0 };
+        self.disk.touched.insert(ino);
+        Some(())
+    }
+
     // ----- what should be shown
 
     /// What should be bound at each path.
@@ -406,7 +435,9 @@ fn walk(
         if !shown.dir.is_empty() {
             path.push(name.clone());
             let mode = mode_of_union(tx, &shown.dir)?;
-            let seen = Seen { kind: Kind::Dir, identity: None, mode, extra: false, first: Vec::new() };
+            let dir_mtime = time_of_union(tx, &shown.dir)?;
+            let seen =
+                Seen { kind: Kind::Dir, identity: None, mode, dir_mtime, extra: false, first: Vec::new() };
             assert!(out.insert(path.clone(), seen).is_none(), "{path:?} is shown twice");
             first.insert(path.clone(), (shown.dir[0], Dot::default()));
             walk(tx, &shown.dir, path, out, first)?;
@@ -422,6 +453,7 @@ fn walk(
                 kind: entry.entry.kind,
                 identity: Some(identity),
                 mode,
+                dir_mtime: None,
                 extra: owner.extra,
                 first: Vec::new(),
             };
@@ -469,14 +501,28 @@ pub fn mode_of_union(tx: &mut Tx<'_>, members: &[EntryId]) -> Result<u32> {
     Ok(best.2)
 }
 
+/// The greatest stamp decides the time of a union, then the greatest time.
+pub fn time_of_union(tx: &mut Tx<'_>, members: &[EntryId]) -> Result<Option<Time>> {
+    let mut all = Vec::new();
+    for m in members {
+        all.extend(tx.entry(*m)?.and_then(|row| row.entry.dir_time));
+    }
+    all.sort();
+    Ok(all.last().map(|t| t.1))
+}
+
 /// Two trees are the same to their users.
 pub fn same(a: &Tree, b: &Tree) -> bool {
-    same_but_modes(a, b) && a.values().zip(b.values()).all(|(x, y)| x.mode == y.mode)
+    same_but_modes(a, b)
+        && a.values().zip(b.values()).all(|(x, y)| (x.mode, x.dir_mtime) == (y.mode, y.dir_mtime))
 }
 
 /// The same after a user's change: one of attributes is not shown at the conflict copies of the entry at once.
 pub fn same_at_once(a: &Tree, b: &Tree) -> bool {
-    same_but_modes(a, b) && a.values().zip(b.values()).all(|(x, y)| x.extra || y.extra || x.mode == y.mode)
+    same_but_modes(a, b)
+        && a.values()
+            .zip(b.values())
+            .all(|(x, y)| x.dir_mtime == y.dir_mtime && (x.extra || y.extra || x.mode == y.mode))
 }
 
 pub fn same_but_modes(a: &Tree, b: &Tree) -> bool {
@@ -486,8 +532,12 @@ pub fn same_but_modes(a: &Tree, b: &Tree) -> bool {
         })
 }
 
+fn time(ns: u64) -> Time {
+    Time { sec: (ns / 1_000_000_000) as i64, nsec: (ns % 1_000_000_000) as u32 }
+}
+
 pub fn file(token: u64, now_ns: u64) -> Content {
-    let mtime = Time { sec: (now_ns / 1_000_000_000) as i64, nsec: (now_ns % 1_000_000_000) as u32 };
+    let mtime = time(now_ns);
     Content::File { size: token, mtime, digest: Digest::of(&token.to_be_bytes()) }
 }
 

@@ -540,6 +540,9 @@ impl World {
                         bound.entry(c.entry).or_default().insert(place.node.clone());
                     }
                     let node = tx.node_must(&place.node)?;
+                    // Else the next look would take it for a user's change.
+                    let mtime = site.disk.dir_mtime(Disk::ino(&place.node));
+                    assert_eq!(node.given.dir_mtime, mtime, "{name:?}");
                     assert!(
                         node.names.contains(&(Disk::key(dir), name.clone())),
                         "{name:?} is no name of {node:?}"
@@ -600,7 +603,8 @@ fn is_excused(site: &Site, tree: &Tree, disk: &Tree) -> bool {
     if same_but_modes(tree, disk) {
         let (shown, recorded) = (site.bindings(), site.recorded());
         return tree.iter().zip(disk.values()).all(|((p, x), y)| {
-            x.mode == y.mode || x.extra || (x.kind.is_dir() && shown[p].1.len() < recorded[p].1.len())
+            let fewer = x.kind.is_dir() && shown[p].1.len() < recorded[p].1.len();
+            fewer || ((x.mode == y.mode || x.extra) && x.dir_mtime == y.dir_mtime)
         });
     }
     let (kept, had) = (dirs(tree), dirs(disk));

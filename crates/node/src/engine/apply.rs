@@ -569,10 +569,7 @@ impl Engine {
         for key in dirs {
             let Some(node) = tx.node(&key)? else { continue };
             let Bind::Dir(members) = &node.bind else { continue };
-            let mut mtime = None;
-            for m in members {
-                mtime = mtime.max(tx.entry(*m)?.and_then(|r| r.entry.meta.1.dir_mtime));
-            }
+            let mtime = tree::dir_time(tx, members)?;
             let Some(path) = self.path_of_node(tx, &key)? else { continue };
             let Ok(fd) = self.volume.dir(&path, Some(&key)) else { continue };
             let fingerprint = match mtime {
