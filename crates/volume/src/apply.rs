@@ -21,6 +21,10 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// How often a directory's time is set against somebody who works in it at this moment: each time it takes him to do
+/// so within microseconds.
+const SET_TIME_TRIES_MAX: usize = 8;
+
 /// Where a replaced or removed inode waits.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Limbo {
@@ -398,14 +402,26 @@ impl Directory {
     }
 
     /// Sets only the modification time of an open directory; gives its fingerprint after that.
+    ///
+    /// Another time than was set is given back by file systems with coarse times, which always give the same one, and
+    /// by chance when somebody works in the directory at this moment. That must not be taken for what was given back.
     pub fn set_dir_mtime(&self, dir: &DirFd, mtime: Time) -> Result<Fingerprint, VolumeError> {
         let doing = "set the time of the directory";
-        match rustix::fs::futimens(dir, &only_mtime(mtime)) {
-            // Not ours: what is given back says so.
-            Ok(()) | Err(Errno::PERM | Errno::ACCESS) => {}
-            Err(e) => return Err(VolumeError::sys(doing, b"", e)),
+        let mut before = None;
+        for _ in 0..SET_TIME_TRIES_MAX {
+            let set = match rustix::fs::futimens(dir, &only_mtime(mtime)) {
+                Ok(()) => true,
+                // Not ours: what is given back says so.
+                Err(Errno::PERM | Errno::ACCESS) => false,
+                Err(e) => return Err(VolumeError::sys(doing, b"", e)),
+            };
+            let now = stat::fingerprint_of(&stat::stat_fd(dir).doing(doing, b"")?);
+            if !set || now.mtime == mtime || before == Some(now.mtime) {
+                return Ok(now);
+            }
+            before = Some(now.mtime);
         }
-        Ok(stat::fingerprint_of(&stat::stat_fd(dir).doing(doing, b"")?))
+        Err(VolumeError::sys(doing, b"", Errno::AGAIN))
     }
 
     /// Moves an inode out of the way, into limbo under a name that [`Directory::unpark`] knows.

@@ -15,7 +15,7 @@ use driftless_core::meta::Digest;
 use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
 use driftless_core::rows::Table;
 use driftless_core::tree;
-use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx};
+use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx, Wanted};
 use driftless_volume::{ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, VolumeError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -222,6 +222,10 @@ impl Engine {
             .filter_map(|(step, id)| intent_of(n, step, *id, &run.staged))
             .collect();
         if rows.is_empty() {
+            // Attributes on a disk whose state was lost would look like a user's change of this moment.
+            if plan.steps.iter().any(|s| matches!(s, Step::SetAttrs { .. })) {
+                self.harden_merges()?;
+            }
             return Ok(n);
         }
         self.next_plan += 1;
@@ -576,9 +580,17 @@ impl Engine {
                 Some(t) => self.volume.set_dir_mtime(&fd, t),
                 None => fd.looked_self().map(|l| l.fingerprint),
             };
-            let Ok(fingerprint) = fingerprint else { continue };
+            let Ok(fingerprint) = fingerprint else {
+                // As it is, it is what a user will be found to have made of it.
+                self.inodes.insert(key);
+                continue;
+            };
             let mut node = (*node).clone();
             node.fingerprint = fingerprint;
+            if node.given.dir_mtime != Some(fingerprint.mtime) {
+                // The state's time came by this way and may go back to the one that was applied last.
+                node.wanted = Wanted::UNKNOWN;
+            }
             node.given.dir_mtime = Some(fingerprint.mtime);
             tx.put_node(&key, node);
         }

@@ -793,6 +793,10 @@ impl Engine {
 
     /// Directory times are part of the state: they go with the change of the children that moved them.
     fn record_dir_times(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        if self.follows() {
+            pass.touched.clear();
+            return Ok(());
+        }
         for key in std::mem::take(&mut pass.touched) {
             let Some(node) = tx.node(&key)? else { continue };
             if !node.kind.is_dir() {
