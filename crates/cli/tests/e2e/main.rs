@@ -7,6 +7,7 @@ mod active_passive;
 mod common;
 mod continuous;
 mod crash;
+mod dir_times;
 mod dry_run;
 mod guards;
 mod once;
