@@ -374,10 +374,13 @@ fn attrs_owners(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
     if let Bind::Dir(members) = &node.bind {
         return Ok(members.clone());
     }
-    // Attributes belong to the entry: a copy that is one of its siblings has to become an entry first.
+    // Attributes belong to the entry: copies that are its siblings have to become entries first, the changed one and
+    // those beside it.
     settle::extra_names(tx, key)?;
     let Some((dir, name)) = node.names.first() else { return Ok(Vec::new()) };
-    Ok(vec![records::owner_at(tx, (dir, name))?.entry])
+    let owner = records::owner_at(tx, (dir, name))?;
+    settle::extras_of(tx, owner, None)?;
+    Ok(vec![owner.entry])
 }
 
 fn change_attrs(tx: &mut Tx<'_>, id: EntryId, key: &NodeKey, given: &Attrs, looked: &Attrs) -> Result<()> {

@@ -165,6 +165,43 @@ fn only_departures_from_what_was_given_back_are_changes() {
     });
 }
 
+/// Gives the entry of `make`'s dot 1 at `f` a concurrent version, and this disk the copy that shows it. Its name.
+fn with_copy(tx: &mut Tx<'_>, node: u8, text: &str) -> Name {
+    let mut e = state(tx, 1).entry.clone();
+    let theirs = Dot::new(ReplicaId(2), 1);
+    e.ctx.add(theirs);
+    let look = file(node, text);
+    let content = look.content.clone().unwrap();
+    e.data.push(Version { dot: theirs, stamp: stamp(1), content: content.clone() });
+    let n = tx.new_dot().n;
+    tree::put_state(tx, e, n).unwrap();
+    let group = tree::shown_at(tx, &[EntryId::ROOT], &name("f")).unwrap().groups.remove(1);
+    let shares = &group.claims[0];
+    let claim =
+        Claim { entry: shares.entry, link: shares.link, name_dot: shares.name_dot, version: shares.version };
+    let wanted = Wanted::of(&look.attrs, Some(content.mtime()));
+    let bound = Bind::Leaf { identity: content.identity() };
+    tx.put_node(&look.key, node_of(&look, wanted, Vec::new(), bound));
+    let place = Place { node: look.key, claims: vec![claim], conflict_of: Some(name("f")) };
+    add_place(tx, (&key(1), &group.name), place).unwrap();
+    group.name
+}
+
+#[test]
+fn a_mode_of_the_winner_is_not_given_to_the_copy_beside_it() {
+    on_root(|tx| {
+        make(tx, 1, "f", &file(2, "one"));
+        let copy = with_copy(tx, 3, "two");
+        attrs(tx, &Looked { attrs: attrs_of(0o4755), ..file(2, "one") }).unwrap();
+        assert_eq!(state(tx, 1).entry.meta.1.mode, 0o4755);
+        let shown = tree::shown_at(tx, &[EntryId::ROOT], &copy).unwrap();
+        let own = tx.entry_must(shown.groups[0].claims[0].entry).unwrap();
+        assert_ne!(own.entry.id, id(1));
+        assert_eq!(own.entry.meta.1.mode, 0o644);
+        assert_eq!(tx.place(&key(1), &copy).unwrap().unwrap().conflict_of, None);
+    });
+}
+
 #[test]
 fn xattrs_depart_one_by_one() {
     let x = |k: &str, v: &str| (k.as_bytes().to_vec(), v.as_bytes().to_vec());
