@@ -175,3 +175,52 @@ fn the_bandwidth_limit_is_kept() {
     assert!(started.elapsed().as_secs_f64() > 1.5, "1.5 MB at 500 kB/s took {:?}", started.elapsed());
     pair.assert_same();
 }
+
+#[test]
+fn a_save_by_rename_that_got_a_link_keeps_both_names() {
+    let pair = Pair::new();
+    put(&pair.a, "d/f", "old");
+    pair.once(&[]);
+    put(&pair.a, "d/.f.tmp", "new");
+    fs::rename(pair.a.join("d/.f.tmp"), pair.a.join("d/f")).unwrap();
+    fs::hard_link(pair.a.join("d/f"), pair.a.join("other")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(read(&pair.b, "d/f"), "new");
+}
+
+#[test]
+fn a_file_that_takes_the_name_of_its_directory_is_a_move() {
+    let pair = Pair::new();
+    put(&pair.a, "d/s/f", "moves up");
+    put(&pair.a, "d/s/g", "gets two names");
+    pair.once(&[]);
+    fs::hard_link(pair.a.join("d/s/g"), pair.a.join("d/h")).unwrap();
+    fs::rename(pair.a.join("d/s/f"), pair.a.join("d/tmp")).unwrap();
+    fs::remove_dir_all(pair.a.join("d/s")).unwrap();
+    fs::rename(pair.a.join("d/tmp"), pair.a.join("d/s")).unwrap();
+    fs::hard_link(pair.a.join("d/h"), pair.a.join("d/i")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(read(&pair.b, "d/s"), "moves up");
+}
+
+#[test]
+fn directories_that_changed_places_with_each_other_arrive() {
+    let pair = Pair::new();
+    put(&pair.a, "d/e/f", "x");
+    put(&pair.a, "p/1", "one");
+    put(&pair.a, "q/2", "two");
+    pair.once(&[]);
+    fs::rename(pair.a.join("d/e"), pair.a.join("tmp")).unwrap();
+    fs::rename(pair.a.join("d"), pair.a.join("tmp/e")).unwrap();
+    fs::rename(pair.a.join("tmp"), pair.a.join("d")).unwrap();
+    fs::rename(pair.a.join("p"), pair.a.join("tmp")).unwrap();
+    fs::rename(pair.a.join("q"), pair.a.join("p")).unwrap();
+    fs::rename(pair.a.join("tmp"), pair.a.join("q")).unwrap();
+    let before = inodes(&pair.b);
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(read(&pair.b, "q/1"), "one");
+    assert_eq!(inodes(&pair.b)[std::path::Path::new("d")], before[std::path::Path::new("d/e")]);
+}

@@ -542,55 +542,110 @@ impl Engine {
     /// Renames and new links, in an order in which no directory goes below itself and no name is taken
     /// before its inode has left it.
     fn record_moves(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
-        let mut left: Vec<(NodeKey, Name, Seen)> = Vec::new();
         let mut placed = HashSet::new();
-        for a in std::mem::take(&mut pass.appeared) {
-            if placed.insert((a.0.clone(), a.1.clone())) {
-                left.push(a);
-            }
+        let mut left = std::mem::take(&mut pass.appeared);
+        left.retain(|a| placed.insert((a.0.clone(), a.1.clone())));
+        // What moves with a directory is found where that is now.
+        left.sort_by_key(|(_, _, seen)| !seen.kind.is_dir());
+        let mut moving: HashMap<NodeKey, usize> = HashMap::new();
+        for (_, _, seen) in &left {
+            *moving.entry(seen.key.clone()).or_default() += 1;
         }
-        while !left.is_empty() {
-            let moving: HashMap<NodeKey, usize> = left.iter().map(|a| (a.2.key.clone(), 1)).collect();
-            let mut ready = None;
-            for (i, (dir, name, seen)) in left.iter().enumerate() {
-                let occupied =
-                    tx.place(dir, name)?.is_some_and(|p| p.node != seen.key && moving.contains_key(&p.node));
-                let below_itself = seen.kind.is_dir() && self.is_below(tx, dir, &seen.key)?;
-                if !occupied && !below_itself {
-                    ready = Some(i);
-                    break;
+        let mut left = VecDeque::from(left);
+        let mut stepped_aside = HashSet::new();
+        let mut passed_over = 0;
+        while let Some((dir, name, seen)) = left.pop_front() {
+            let to = (&dir, &name);
+            let below_itself = seen.kind.is_dir() && self.is_below(tx, &dir, &seen.key)?;
+            if !below_itself && !self.takes_from_movers(tx, to, &seen, &moving)? {
+                self.record_move(tx, pass, to, &seen)?;
+                passed_over = 0;
+                if let Some(names) = moving.get_mut(&seen.key) {
+                    *names -= 1;
+                    if *names == 0 {
+                        moving.remove(&seen.key);
+                    }
                 }
+                continue;
             }
-            match ready {
-                Some(i) => {
-                    let (dir, name, seen) = left.swap_remove(i);
-                    self.record_move(tx, pass, (&dir, &name), &seen)?;
+            left.push_back((dir, name, seen));
+            passed_over += 1;
+            if passed_over == left.len() {
+                passed_over = 0;
+                if !self.step_aside(tx, &left, &mut stepped_aside)? {
+                    // The tree changed while it was looked at.
+                    self.want_crawl = true;
+                    return Ok(());
                 }
-                None => self.break_ring(tx, &mut left)?,
             }
         }
         Ok(())
     }
 
-    /// Names that wait for each other (a swap): one inode steps aside first.
-    fn break_ring(&mut self, tx: &mut Tx<'_>, left: &mut Vec<(NodeKey, Name, Seen)>) -> Result<(), Fail> {
-        let Some((_, _, seen)) = left.first() else { return Ok(()) };
-        let node = tx.node_must(&seen.key)?;
-        let Some((dir, name)) = node.names.first().cloned() else {
-            left.remove(0);
-            return Ok(());
-        };
-        let mut n = 0u64;
-        let aside = loop {
-            let candidate =
-                Name::new(format!("driftless-swap-{n}").as_bytes()).map_err(|e| Fail::Bug(e.to_string()))?;
-            if tx.place(&dir, &candidate)?.is_none() {
-                break candidate;
+    /// True if what is recorded at `to` moves itself, or is a directory that some mover is still recorded in: with
+    /// its record a mover would lose the name that it comes from.
+    fn takes_from_movers(
+        &mut self,
+        tx: &mut Tx<'_>,
+        to: local::Spot<'_>,
+        seen: &Seen,
+        moving: &HashMap<NodeKey, usize>,
+    ) -> Result<bool, Fail> {
+        let Some(place) = tx.place(to.0, to.1)?.filter(|p| p.node != seen.key) else { return Ok(false) };
+        if moving.contains_key(&place.node) {
+            return Ok(true);
+        }
+        if !tx.node_must(&place.node)?.kind.is_dir() {
+            return Ok(false);
+        }
+        for mover in moving.keys() {
+            let Some(node) = tx.node(mover)? else { continue };
+            for (dir, _) in &node.names {
+                if self.is_below(tx, dir, &place.node)? {
+                    return Ok(true);
+                }
             }
-            n += 1;
-        };
-        local::rename(tx, (&dir, &name), (&dir, &aside), u64::MAX)?;
-        Ok(())
+        }
+        Ok(false)
+    }
+
+    /// Names that wait for each other (a swap): one inode leaves the name that it is not at any more for one in the root,
+    /// where it is in nobody's way. False if there is none.
+    fn step_aside(
+        &mut self,
+        tx: &mut Tx<'_>,
+        movers: &VecDeque<(NodeKey, Name, Seen)>,
+        stepped_aside: &mut HashSet<NodeKey>,
+    ) -> Result<bool, Fail> {
+        for (_, _, seen) in movers {
+            if stepped_aside.contains(&seen.key) {
+                continue;
+            }
+            let Some(node) = tx.node(&seen.key)? else { continue };
+            let Some((dir, name)) = self.left_name(tx, &node.names, &seen.key)? else { continue };
+            let root = self.volume.root_key();
+            let aside = free_name(tx, &root)?;
+            local::rename(tx, (&dir, &name), (&root, &aside), u64::MAX)?;
+            self.paths.clear();
+            stepped_aside.insert(seen.key.clone());
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The first of an inode's recorded names that does not show it any more.
+    fn left_name(
+        &mut self,
+        tx: &mut Tx<'_>,
+        names: &[(NodeKey, Name)],
+        key: &NodeKey,
+    ) -> Result<Option<(NodeKey, Name)>, Fail> {
+        for (dir, name) in names {
+            if !self.still_at(tx, dir, name, key)? {
+                return Ok(Some((dir.clone(), name.clone())));
+            }
+        }
+        Ok(None)
     }
 
     fn record_move(
@@ -604,13 +659,7 @@ impl Engine {
         if tx.place(to.0, to.1)?.is_some_and(|p| p.node == seen.key) {
             return Ok(());
         }
-        let mut from = None;
-        for (dir, name) in &node.names {
-            if !self.still_at(tx, dir, name, &seen.key)? {
-                from = Some((dir.clone(), name.clone()));
-                break;
-            }
-        }
+        let from = self.left_name(tx, &node.names, &seen.key)?;
         self.clear_dir_at(tx, pass, to)?;
         match from {
             Some((dir, name)) => {
@@ -618,6 +667,9 @@ impl Engine {
                 let over = tx.place(to.0, to.1)?;
                 let shipped_n = if over.is_some() { self.shipped_n } else { u64::MAX };
                 local::rename(tx, (&dir, &name), to, shipped_n)?;
+                if seen.kind.is_dir() {
+                    self.paths.clear();
+                }
             }
             None if seen.kind.is_dir() => return Ok(()),
             None => {
@@ -655,6 +707,11 @@ impl Engine {
             let mut path = dir_path.clone();
             path.push(&name);
             self.settle_path(tx, &path)?;
+            if tx.node(&seen.key)?.is_some() {
+                // Another name of it was taken in meanwhile: this one is a link.
+                pass.appeared.push((dir, name, seen));
+                continue;
+            }
             let old = match tx.place(&dir, &name)? {
                 Some(p) => Some(tx.node_must(&p.node)?),
                 None => None,
@@ -662,9 +719,6 @@ impl Engine {
             match old {
                 Some(old) if !old.kind.is_dir() && !seen.kind.is_dir() => {
                     let Some(looked) = self.look_closely(tx, &fd, &path, &seen, true)? else { continue };
-                    if tx.node(&looked.key)?.is_some() {
-                        continue; // another name of it was taken in meanwhile: the next look sees a link
-                    }
                     local::replace(tx, (&dir, &name), &looked)?;
                     pass.recorded += 1;
                 }
@@ -814,9 +868,20 @@ impl Engine {
 
     /// True if the path still shows this inode.
     fn still_at(&mut self, tx: &mut Tx<'_>, dir: &NodeKey, name: &Name, key: &NodeKey) -> Result<bool, Fail> {
-        let Some(path) = self.path_of_node(tx, dir)? else { return Ok(false) };
-        let Ok(fd) = self.volume.dir(&path, Some(dir)) else { return Ok(false) };
+        let Some(fd) = self.dir_wherever(tx, dir)? else { return Ok(false) };
         Ok(matches!(fd.look(name), Ok(Some(s)) if s.key == *key))
+    }
+
+    /// A known directory where it is recorded, else where it is now: its move may not have been recorded yet.
+    fn dir_wherever(&mut self, tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Option<DirFd>, Fail> {
+        let Some(path) = self.path_of_node(tx, dir)? else { return Ok(None) };
+        if let Ok(fd) = self.volume.dir(&path, Some(dir)) {
+            return Ok(Some(fd));
+        }
+        Ok(match self.volume.locate(dir) {
+            Located::At(path) => self.volume.dir(&path, Some(dir)).ok(),
+            _ => None,
+        })
     }
 
     /// True if directory `dir` is recorded below `top` (or is it).
@@ -836,6 +901,19 @@ impl Engine {
 
     pub(super) fn path_waiter(path: &RelPath) -> Waiter {
         Waiter::Path(path.join_bytes())
+    }
+}
+
+/// A name for an inode that steps aside: nothing is recorded there.
+fn free_name(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Name, Fail> {
+    let mut n = 0u64;
+    loop {
+        let name =
+            Name::new(format!("driftless-swap-{n}").as_bytes()).map_err(|e| Fail::Bug(e.to_string()))?;
+        if tx.place(dir, &name)?.is_none() {
+            return Ok(name);
+        }
+        n += 1;
     }
 }
 
