@@ -37,7 +37,10 @@ def new():
     global n; n+=1; return f"v{seed}-{n}"
 tk=0
 os.makedirs(R+"/trash",exist_ok=True)
+def say(*what):
+    log.write("%.3f USER %s\n"%(time.time()%1000," ".join(str(w) for w in what).replace(R+"/",""))); log.flush()
 def take(p):
+    say("take",p,read(p))
     global tk; tk+=1; t=R+"/trash/"+str(tk)
     os.rename(p,t); killed.add(read(t))
 def step(root):
@@ -48,40 +51,40 @@ def step(root):
         if op=="create":
             p=os.path.join(rnd.choice(ds),name())
             if os.path.lexists(p): return
-            c=new(); open(p,"x").write(c); written[c]=root
+            c=new(); say(op,p,c); open(p,"x").write(c); written[c]=root
         elif op=="over" and fs:
             p=rnd.choice(fs); c=new()
             with open(p,"r+") as f:
                 old=f.read(); f.seek(0); f.truncate(0); f.write(c)
-            killed.add(old); written[c]=root
+            killed.add(old); written[c]=root; say(op,p,c,"over",old)
         elif op=="save" and fs:
-            p=rnd.choice(fs); t=p+".tmp"; c=new(); open(t,"w").write(c); written[c]=root
+            p=rnd.choice(fs); t=p+".tmp"; c=new(); say(op,p,c); open(t,"w").write(c); written[c]=root
             take(p); os.rename(t,p)
         elif op=="mv" and fs:
             p=rnd.choice(fs); q=os.path.join(rnd.choice(ds),name())
             if os.path.lexists(q): return
-            os.rename(p,q)
+            say(op,p,q); os.rename(p,q)
         elif op=="mvover" and len(fs)>1:
             p,q=rnd.sample(fs,2); 
             if os.path.samefile(p,q): return
-            take(q); os.rename(p,q)
+            say(op,p,q); take(q); os.rename(p,q)
         elif op=="mvdir" and len(ds)>1:
             p=rnd.choice(ds[1:]); q=os.path.join(rnd.choice(ds),name())
             if q.startswith(p+"/") or os.path.lexists(q): return
-            os.rename(p,q)
+            say(op,p,q); os.rename(p,q)
         elif op=="rm" and fs:
             p=rnd.choice(fs); take(p)
         elif op=="mkdir":
             p=os.path.join(rnd.choice(ds),name())
             if not os.path.lexists(p): os.mkdir(p)
         elif op=="rmr" and len(ds)>1:
-            p=rnd.choice(ds[1:])
+            p=rnd.choice(ds[1:]); say(op,p)
             for f in files(p): 
                 take(f)
             for d,ds,fs2 in os.walk(p,topdown=False): os.rmdir(d)
         elif op=="ln" and fs:
             p=rnd.choice(fs); q=os.path.join(rnd.choice(ds),name())
-            if not os.path.lexists(q): os.link(p,q)
+            if not os.path.lexists(q): say(op,p,q); os.link(p,q)
         elif op=="chmod" and fs:
             os.chmod(rnd.choice(fs),rnd.choice([0o644,0o600,0o755]))
     except (FileNotFoundError,FileExistsError,NotADirectoryError,IsADirectoryError,OSError) as e:
@@ -112,7 +115,7 @@ try:
             while time.time()<t:
                 step(R+"/a") if rnd.random()<.5 else step(R+"/b"); time.sleep(rnd.random()*0.02)
             if p.poll() is not None: fail(f"died {p.returncode}")
-            if mode=="kill": p.kill(); p.wait(); 
+            if mode=="kill": p.kill(); p.wait(); say("killed")
             if mode=="kill" and rnd.random()<.5:
                 for _ in range(5): step(R+"/a"); step(R+"/b")
             if mode=="kill": p=start()

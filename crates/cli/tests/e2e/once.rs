@@ -118,6 +118,28 @@ fn a_renamed_directory_is_renamed_and_not_written_again() {
 }
 
 #[test]
+fn names_taken_over_by_one_new_inode_are_links_of_one_file() {
+    let pair = Pair::new();
+    put(&pair.a, "was/a dir/with a file", "gone");
+    put(&pair.a, "one", "1");
+    put(&pair.a, "two", "2");
+    pair.once(&[]);
+    fs::remove_dir_all(pair.b.join("was")).unwrap();
+    fs::remove_file(pair.b.join("one")).unwrap();
+    fs::remove_file(pair.b.join("two")).unwrap();
+    put(&pair.b, "one", "linked");
+    for name in ["two", "was", "new"] {
+        fs::hard_link(pair.b.join("one"), pair.b.join(name)).unwrap();
+    }
+    pair.once(&[]);
+    pair.assert_same();
+    // All of them are one file from now on.
+    put(&pair.a, "was", "written once");
+    pair.once(&[]);
+    pair.assert_same();
+}
+
+#[test]
 fn two_edits_of_one_file_both_stay() {
     let pair = Pair::new();
     put(&pair.a, "report.docx", "first");

@@ -215,12 +215,9 @@ impl Engine {
     /// limbo what the steps replace. Gives the plan's number.
     fn write_intents(&mut self, plan: &Plan, ids: &[StageId], run: &Run) -> Result<u64, Fail> {
         let n = self.next_plan;
-        let rows: Vec<IntentRow> = plan
-            .steps
-            .iter()
-            .zip(ids)
-            .filter_map(|(step, id)| intent_of(n, step, *id, &run.staged))
-            .collect();
+        let mut known = Known { staged: &run.staged, times: HashMap::new() };
+        let rows: Vec<IntentRow> =
+            plan.steps.iter().zip(ids).filter_map(|(step, id)| known.intent_of(n, step, *id)).collect();
         if rows.is_empty() {
             // Attributes on a disk whose state was lost would look like a user's change of this moment.
             if plan.steps.iter().any(|s| matches!(s, Step::SetAttrs { .. })) {
@@ -700,20 +697,40 @@ pub(super) fn park_id(node: &NodeKey) -> StageId {
     StageId(u64::from_be_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]))
 }
 
-/// The intent of a step. Placing names the victim as what replaces it was named in staging.
-fn intent_of(plan: u64, step: &Step, id: StageId, all: &StagedByKey) -> Option<IntentRow> {
-    let staged = all.get(step.node()).filter(|_| matches!(step, Step::Put { .. }));
-    let mut row = IntentRow::of(plan, step, staged.map(intent_staged))?;
-    // What is staged has a key already, whichever step speaks of it.
-    let real = |key: &mut NodeKey| all.get(key).into_iter().for_each(|s| key.clone_from(&s.key));
-    real(&mut row.node);
-    row.victim.iter_mut().for_each(|v| real(&mut v.node));
-    let leaves_something =
-        row.victim.as_ref().is_some_and(|v| !v.kind.is_dir()) || row.operation == Operation::Link;
-    if leaves_something {
-        row.limbo = staged.map_or(id, |s| s.id).to_string().into_bytes();
+/// What is known of inodes when intents are written down.
+struct Known<'a> {
+    staged: &'a StagedByKey,
+    /// Times that earlier steps of the plan set.
+    times: HashMap<NodeKey, Time>,
+}
+
+impl Known<'_> {
+    /// The intent of a step. Placing names the victim as what replaces it was named in staging.
+    fn intent_of(&mut self, plan: u64, step: &Step, id: StageId) -> Option<IntentRow> {
+        if let Step::SetAttrs { node, content: Some(content), .. } = step {
+            self.times.insert(node.clone(), content.mtime());
+        }
+        let staged = self.staged.get(step.node()).filter(|_| matches!(step, Step::Put { .. }));
+        let mut row = IntentRow::of(plan, step, staged.map(intent_staged))?;
+        // What is staged has a key already, whichever step speaks of it.
+        if let Some(s) = self.staged.get(&row.node) {
+            row.node.clone_from(&s.key);
+        }
+        if let Some(victim) = &mut row.victim {
+            if let Some(s) = self.staged.get(&victim.node) {
+                (victim.node, victim.fingerprint) = (s.key.clone(), s.fingerprint);
+            }
+            if let Some(time) = self.times.get(&victim.node) {
+                victim.fingerprint.mtime = *time;
+            }
+        }
+        let leaves_something =
+            row.victim.as_ref().is_some_and(|v| !v.kind.is_dir()) || row.operation == Operation::Link;
+        if leaves_something {
+            row.limbo = staged.map_or(id, |s| s.id).to_string().into_bytes();
+        }
+        Some(row)
     }
-    Some(row)
 }
 
 fn intent_staged(s: &Staged) -> intent::StagedFile {

@@ -317,7 +317,13 @@ impl Engine {
         let me = tx.me();
         sites::set_name(&mut tx, me, &own.site)?;
         let hello = link::hello(&mut tx, &own)?;
-        self.backlog_from = (self.planned < self.head).then_some(self.planned);
+        let unplanned = tx.feed_after(self.planned, QUEUE_MAX + 1)?;
+        if unplanned.len() > QUEUE_MAX {
+            self.backlog_from = Some(self.planned);
+        } else {
+            self.planned = self.head;
+            unplanned.iter().for_each(|(_, id)| tx.add_pending(*id));
+        }
         for id in tx.pending(usize::MAX)? {
             self.enqueue(id);
         }
@@ -558,8 +564,12 @@ impl Engine {
         let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
         if import {
             self.taking = Taking::Import;
+            let planned = self.is_planned();
             local::import_root(&mut tx)?;
             self.commit(tx)?;
+            if planned {
+                self.planned = self.head;
+            }
             self.start_crawl();
         } else {
             self.taking = Taking::Adopt;
