@@ -36,6 +36,11 @@ fn mtime(path: &Path) -> i64 {
     fs::metadata(path).unwrap().mtime()
 }
 
+fn ctime(path: &Path) -> (i64, i64) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.ctime(), meta.ctime_nsec())
+}
+
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
     assert!(copied.status.success(), "{copied:?}");
@@ -137,31 +142,50 @@ fn two_users_in_one_directory_end_with_one_time() {
 fn a_killed_sync_keeps_the_times_of_the_source() {
     let pair = Pair::new();
     let mut rng = Rng::new(91);
-    pair.once(&[]);
-    for round in 0..6 {
-        old_tree(&pair.a.join(format!("tree {round}")), 100 + round, 300);
-        // Directories that are there already get more, and their times are set back.
-        let before = dir_times(&pair.a);
-        for dir in before.keys().filter(|_| round > 0) {
-            if rng.below(3) == 0 {
-                fs::write(pair.a.join(dir).join(format!("more {round}")), [round as u8; 5000]).unwrap();
-            }
-        }
-        for (dir, (sec, _)) in before.iter().rev() {
-            touch(&pair.a.join(dir), sec - 1);
-        }
-        let wanted = dir_times(&pair.a);
-        for _ in 0..3 {
-            let running = Running::start(&mut pair.sync_command(&["--json"]));
-            std::thread::sleep(Duration::from_millis(30 + rng.below(120)));
-            running.kill();
-        }
-        if round % 2 == 1 {
-            pair.once(&[]);
-            pair.assert_same();
-            assert_eq!(dir_times(&pair.a), wanted);
-        }
+    for i in 0..1200 {
+        put(&pair.a, &format!("d{}/e{}/f{i}", i % 6, i % 30), "before");
     }
     pair.once(&[]);
-    pair.assert_same();
+    for round in 0..6 {
+        work_everywhere(&pair.a, round, &mut rng);
+        let wanted = dir_times(&pair.a);
+        // Killed soon after the other side has begun to move, and then amid the repairs of that.
+        let dirs: Vec<PathBuf> = dir_times(&pair.b).into_keys().map(|dir| pair.b.join(dir)).collect();
+        let ctimes = || dirs.iter().map(|dir| ctime(dir)).collect::<Vec<_>>();
+        let before = ctimes();
+        let running = Running::start(&mut pair.sync_command(&["--json"]));
+        wait_until("the other side moves", || {
+            if ctimes() == before { Err("nothing moved".into()) } else { Ok(()) }
+        });
+        std::thread::sleep(Duration::from_millis(rng.below(40)));
+        running.kill();
+        let running = Running::start(&mut pair.sync_command(&["--json"]));
+        std::thread::sleep(Duration::from_millis(10 + rng.below(90)));
+        running.kill();
+        pair.once(&[]);
+        pair.assert_same();
+        assert_eq!(dir_times(&pair.a), wanted, "round {round}");
+    }
+}
+
+/// Files come, change, move and go in all directories, whose times are set back after that.
+fn work_everywhere(root: &Path, round: u64, rng: &mut Rng) {
+    let dirs = dir_times(root);
+    for dir in dirs.keys() {
+        let dir = root.join(dir);
+        for name in names(&dir).into_iter().filter(|n| n.starts_with('f')) {
+            let path = dir.join(&name);
+            match rng.below(8) {
+                0 => fs::remove_file(path).unwrap(),
+                1 => fs::write(path, format!("round {round}")).unwrap(),
+                2 => fs::rename(&path, dir.join(format!("{name}x"))).unwrap(),
+                3 => fs::write(dir.join(format!("{name}-{round}")), "new").unwrap(),
+                _ => {}
+            }
+        }
+    }
+    fs::create_dir(root.join(format!("new {round}"))).unwrap();
+    for (i, dir) in dir_times(root).into_keys().rev().enumerate() {
+        touch(&root.join(dir), 1_000_000_000 - round as i64 * 1000 + i as i64);
+    }
 }
