@@ -45,7 +45,7 @@ def take(p):
     os.rename(p,t); killed.add(read(t))
 def step(root):
     try:
-        op=rnd.choice(["create"]*4+["over"]*3+["save"]*2+["mv"]*3+["mvdir"]*2+["rm"]*2+["mkdir"]*2+["rmr","ln","chmod","mvover"])
+        op=rnd.choice(["create"]*4+["over"]*3+["save"]*2+["mv"]*3+["mvdir"]*2+["rm"]*2+["mkdir"]*2+["rmr","ln","chmod","mvover","touchdir"])
         fs=files(root); ds=dirs(root)
         name=lambda: rnd.choice("abcdefgh")
         if op=="create":
@@ -87,6 +87,8 @@ def step(root):
             if not os.path.lexists(q): say(op,p,q); os.link(p,q)
         elif op=="chmod" and fs:
             os.chmod(rnd.choice(fs),rnd.choice([0o644,0o600,0o755]))
+        elif op=="touchdir" and len(ds)>1:
+            p=rnd.choice(ds[1:]); s=rnd.randrange(2_000_000_000); say(op,p,s); os.utime(p,(s,s))
     except (FileNotFoundError,FileExistsError,NotADirectoryError,IsADirectoryError,OSError) as e:
         pass
 def once():
