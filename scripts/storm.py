@@ -58,7 +58,7 @@ def step(root):
                 old=f.read(); f.seek(0); f.truncate(0); f.write(c)
             killed.add(old); written[c]=root; say(op,p,c,"over",old)
         elif op=="save" and fs:
-            p=rnd.choice(fs); t=p+".tmp"; c=new(); say(op,p,c); open(t,"w").write(c); written[c]=root
+            p=rnd.choice(fs); t=p+".tmp"; c=new(); say(op,p,c); open(t,"x").write(c); written[c]=root
             take(p); os.rename(t,p)
         elif op=="mv" and fs:
             p=rnd.choice(fs); q=os.path.join(rnd.choice(ds),name())

@@ -6,7 +6,7 @@ use crate::disk::{Fingerprint, NodeKey};
 use crate::id::{Kind, Name};
 use crate::local::Looked;
 use crate::meta::{Attrs, Content, Time};
-use crate::plan::{At, Outcome, Plan, Step, Victim, record};
+use crate::plan::{At, Outcome, Plan, Step, Victim, record, stands};
 use crate::tx::Tx;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -37,6 +37,9 @@ pub enum MemError {
     /// A parked name or provisional inode was used before it was there.
     #[error("provisional inode {0:?} used before it was made")]
     Provisional(NodeKey),
+    /// An earlier step that it builds on was not done.
+    #[error("what it builds on was not done")]
+    NotRecorded,
     /// Asked for with [`MemDisk::fail_step`].
     #[error("injected fault")]
     Injected,
@@ -154,6 +157,9 @@ impl MemDisk {
         let index = |e: crate::tx::Error| MemError::Index(e.to_string());
         let mut step = step.clone();
         step.resolve(&self.real);
+        if !stands(tx, &step).map_err(index)? {
+            return Err(MemError::NotRecorded);
+        }
         step.refresh(tx).map_err(index)?;
         let outcome = self.perform(&step)?;
         if let (Step::MakeDir { node, .. } | Step::Put { node, .. }, Some(o)) = (&step, &outcome) {

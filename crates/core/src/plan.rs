@@ -381,6 +381,31 @@ impl Step {
     }
 }
 
+/// True if the record still shows what the step was planned on: an earlier step of the batch that should have made
+/// room, or brought what this one moves, may have failed. What is recorded at a name must not be covered by
+/// another inode then, or the change that was in the way would never be seen.
+pub fn stands(tx: &mut Tx<'_>, step: &Step) -> Result<bool> {
+    let (source, target) = match step {
+        Step::MakeDir { at, .. } | Step::Put { at, .. } => (None, Some(at.clone())),
+        Step::Link { from, to, node, .. } | Step::Move { from, to, node, .. } => {
+            (Some((from.clone(), node)), Some(to.clone()))
+        }
+        Step::Park { from, node, .. } => (Some((from.clone(), node)), Some(Plan::parked(node))),
+        Step::Unpark { to, node, .. } => (Some((Plan::parked(node), node)), Some(to.clone())),
+        Step::Remove { at, .. } => (None, Some(at.clone())),
+        Step::SetAttrs { node, .. } => return Ok(tx.node(node)?.is_some()),
+        Step::Rebind { .. } => return Ok(true), // looks for itself
+    };
+    if let Some((from, node)) = source
+        && tx.place(&from.dir, &from.name)?.is_none_or(|p| p.node != *node)
+    {
+        return Ok(false);
+    }
+    let Some(at) = target else { return Ok(true) };
+    let there = tx.place(&at.dir, &at.name)?.map(|p| p.node);
+    Ok(there.as_ref() == step.victim().map(|v| &v.node))
+}
+
 /// The entries that are not done if `step` is not: those that it shows, and those recorded at the names that
 /// it would take or take over. They have to be planned again. Keys in `step` must be real, `tx` must not
 /// have the step recorded.

@@ -641,6 +641,28 @@ fn conflict_copies_come_and_go() {
     v.take(&b);
 }
 
+/// The loser of a conflict was to move out of the winner's way, but a user had just taken it away. If the winner were
+/// put at the name nevertheless, its record would cover that of the loser, and the removal would never be seen.
+#[test]
+fn nothing_is_put_where_what_was_there_is_still_recorded() {
+    let (mut a, mut b, mut v) = (Author::new(1), Author::new(2), Volume::new());
+    let f = a.file(ROOT, "f.txt", "base");
+    b.learn_all(&a);
+    v.take(&a);
+    a.write(f, "from a");
+    b.write(f, "from b");
+    b.write(f, "from b again");
+    v.take(&a);
+    v.receive(b.states.values());
+    let plan = v.plan();
+    assert_eq!(words(&plan.steps), ["move", "put"]);
+    v.disk.fail_step(0);
+    let snap = v.store.snapshot().unwrap();
+    let mut tx = Tx::open(&*snap, ENV).unwrap();
+    assert_eq!(v.disk.run_step(&mut tx, &plan.steps[0]), Err(MemError::Injected));
+    assert_eq!(v.disk.run_step(&mut tx, &plan.steps[1]), Err(MemError::NotRecorded));
+}
+
 #[test]
 fn a_file_becomes_a_directory_and_back() {
     let (mut a, mut v) = (Author::new(1), Volume::new());

@@ -286,12 +286,13 @@ impl Engine {
     fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, id: StageId, run: &mut Run) -> Result<(), Fail> {
         let provisional = step.node().clone();
         step.resolve(&run.real);
-        let result = match unresolved(&step) {
-            true => Done::No(Reason::ParentWaits, String::new()),
-            false => {
-                step.refresh(tx)?;
-                self.do_step(tx, &step, id, run)?
-            }
+        let result = if unresolved(&step) {
+            Done::No(Reason::ParentWaits, String::new())
+        } else if !plan::stands(tx, &step)? {
+            Done::No(Reason::Raced, "what it builds on was not done".into())
+        } else {
+            step.refresh(tx)?;
+            self.do_step(tx, &step, id, run)?
         };
         match result {
             Done::Yes(outcome) => {
@@ -357,7 +358,7 @@ impl Engine {
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.link_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => self.done_before_or(e, &t, to, node, run),
+                    Err(e) => self.done_before_or(e, &t, (from, to), node, run),
                 }
             }
             Step::Move { from, to, node, kind, victim, .. } => {
@@ -371,7 +372,7 @@ impl Engine {
                 }
                 match self.volume.rename_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => self.done_before_or(e, &t, to, node, run),
+                    Err(e) => self.done_before_or(e, &t, (from, to), node, run),
                 }
             }
             Step::Park { from, node, kind } => {
@@ -390,7 +391,7 @@ impl Engine {
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.unpark(park_id(node), node, &t, &to.name, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
-                    Err(e) => self.done_before_or(e, &t, to, node, run),
+                    Err(e) => self.done_before_or(e, &t, (to, to), node, run),
                 }
             }
             Step::Remove { at, victim } => {
@@ -494,7 +495,7 @@ impl Engine {
         &mut self,
         e: ApplyError,
         dir: &DirFd,
-        to: &At,
+        (from, to): (&At, &At),
         node: &NodeKey,
         run: &mut Run,
     ) -> Result<Done, Fail> {
@@ -504,7 +505,10 @@ impl Engine {
                 let fingerprint = Fingerprint { ctime: NEVER, ..seen.fingerprint };
                 Ok(Done::Yes(Some(Outcome { node: seen.key, fingerprint, given: Attrs::default() })))
             }
-            _ => Ok(self.refused(to, e, run)),
+            _ => {
+                run.relook.push(from.clone());
+                Ok(self.refused(to, e, run))
+            }
         }
     }
 
