@@ -448,6 +448,14 @@ impl StagedWriter {
     /// Mode until it is finished.
     const MODE: u32 = 0o600;
 
+    /// Throws it away: nobody wants it any more.
+    pub fn discard(self) -> Result<bool, VolumeError> {
+        let name = self.id.to_string();
+        let look = stat::look_fd(self.volume.0.capabilities.identity, self.fd.as_fd());
+        let look = look.doing("look at the staged file", name.as_bytes())?;
+        self.volume.unlink_verified(&self.volume.private()?.staging, name.as_bytes(), &look.key)
+    }
+
     /// Its name in staging.
     pub fn id(&self) -> StageId {
         self.id

@@ -112,6 +112,20 @@ fn many_files_at_once_arrive() {
 }
 
 #[test]
+fn transfers_that_are_overtaken_leave_nothing_behind() {
+    let pair = Pair::new();
+    let running = pair.start(&["--bwlimit", "2M"]);
+    for i in 0..8u8 {
+        fs::write(pair.a.join("log"), vec![i; 300_000 + 1000 * usize::from(i)]).unwrap();
+        // Its first pieces are under way when the next version comes.
+        std::thread::sleep(std::time::Duration::from_millis(40));
+    }
+    pair.wait_same("the last version");
+    running.stop();
+    assert_eq!(names(&pair.b.join(".driftless/staging")), Vec::<String>::new());
+}
+
+#[test]
 fn an_interrupt_ends_it_and_the_next_run_goes_on() {
     let pair = Pair::new();
     let running = pair.start(&[]);

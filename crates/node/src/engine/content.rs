@@ -8,9 +8,9 @@ use super::{Engine, Fail};
 use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want};
 use driftless_core::meta::Digest;
 use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Time, Tx};
-use driftless_volume::{ReadHandle, StageId, StagedWriter, VolumeError};
+use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
 use lru::LruCache;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 
 /// Contents up to this length are kept in memory until staged.
@@ -377,12 +377,68 @@ impl Engine {
         self.enqueue(key.0);
     }
 
-    fn give_up_fetch(&mut self, key: Key) {
+    /// Asks for it no more. What came of it stays in staging: a later attempt goes on from there.
+    fn give_up_fetch(&mut self, key: Key) -> Option<StagedWriter> {
         if let Some(f) = self.contents.fetching.remove(&key) {
             self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(f.lack.size);
             self.contents.unwant(key.0);
             self.fetcher.cancel(key.0, key.1);
+            if let Sink::Disk(writer) = f.sink {
+                return Some(*writer);
+            }
         }
+        None
+    }
+
+    /// Drops what was fetched, or is being fetched, of versions that do not count any more: a file that is written
+    /// to all the time would leave one behind for each time it was overtaken.
+    pub(super) fn drop_overtaken(&mut self, tx: &mut Tx<'_>, changed: &[EntryId]) -> Result<(), Fail> {
+        let c = &self.contents;
+        let keys = c.fetching.keys().chain(c.fetched.keys()).chain(c.inline.keys());
+        let mut keys: Vec<Key> = keys.copied().collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let changed: HashSet<EntryId> = changed.iter().copied().collect();
+        keys.retain(|(entry, _)| changed.contains(entry));
+        for key in keys {
+            let row = tx.entry(key.0)?;
+            if row.is_some_and(|r| r.entry.counting().any(|v| v.dot == key.1)) {
+                continue;
+            }
+            self.contents.inline.remove(&key);
+            let begun = self.give_up_fetch(key);
+            for writer in begun.into_iter().chain(self.contents.fetched.remove(&key)) {
+                self.discard(writer);
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, writer: StagedWriter) {
+        if let Err(e) = writer.discard() {
+            self.log(crate::api::Level::Warn, e.to_string());
+        }
+    }
+
+    /// At the end, with nothing under way: transfers stay for the next start only if their entry waits for them.
+    pub(super) fn sweep_transfers(&mut self) -> Result<(), Fail> {
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut wanted = HashSet::new();
+        for id in tx.pending(usize::MAX)? {
+            if let Some(row) = tx.entry(id)? {
+                wanted.extend(row.entry.counting().map(|v| transfer_id((id, v.dot)).0));
+            }
+        }
+        for entry in self.volume.list_private().map_err(Fail::Volume)? {
+            let id = StageId::parse(&entry.name).filter(|id| is_transfer(*id));
+            if entry.part == Part::Staging && id.is_some_and(|id| !wanted.contains(&id.0)) {
+                self.volume.drop_private(&entry).map_err(Fail::Volume)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn take_not_here(&mut self, answer: &NotHere) -> Result<(), Fail> {

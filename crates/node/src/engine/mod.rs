@@ -676,6 +676,7 @@ impl Engine {
         }
         if tx.head() != self.head || !changed.is_empty() || batch.knowledge.is_some() || batch.to > batch.from
         {
+            self.drop_overtaken(&mut tx, &changed)?;
             self.commit_lazily(tx)?;
             self.merges_lazy = true;
         }
@@ -1290,6 +1291,9 @@ impl Engine {
         self.harden()?;
         if !self.shared.dry_run && (self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty()) {
             self.seal()?;
+        }
+        if !self.shared.dry_run && self.is_idle() {
+            self.sweep_transfers()?;
         }
         self.tell_progress(true);
         Ok(())
