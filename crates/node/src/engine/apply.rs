@@ -48,6 +48,8 @@ struct Run {
     /// Users' versions that a race left in limbo, and where they belong.
     raced: Vec<(At, Limbo)>,
     lacking: Vec<(EntryId, Lack)>,
+    /// Inodes that a step which was not done should have moved, linked or copied: no later step takes them away.
+    sources: BTreeSet<NodeKey>,
 }
 
 impl Engine {
@@ -87,6 +89,7 @@ impl Engine {
             relook: Vec::new(),
             raced: Vec::new(),
             lacking: Vec::new(),
+            sources: BTreeSet::new(),
         };
         if let Some(text) = held {
             for id in entries {
@@ -288,7 +291,7 @@ impl Engine {
         step.resolve(&run.real);
         let result = if unresolved(&step) {
             Done::No(Reason::ParentWaits, String::new())
-        } else if !plan::stands(tx, &step)? {
+        } else if !plan::stands(tx, &step)? || step.victim().is_some_and(|v| run.sources.contains(&v.node)) {
             Done::No(Reason::Raced, "what it builds on was not done".into())
         } else {
             step.refresh(tx)?;
@@ -318,6 +321,7 @@ impl Engine {
                 for id in plan::concerned(tx, &step)? {
                     run.failed.entry(id).or_insert((reason, detail.clone()));
                 }
+                run.sources.extend(source_of(&step).cloned());
                 Ok(())
             }
         }
@@ -676,6 +680,15 @@ fn note_change_time(tx: &mut Tx<'_>, limbo: &Limbo) -> Result<(), Fail> {
         tx.put_node(&limbo.key, node);
     }
     Ok(())
+}
+
+/// The inode that a step takes its content from.
+fn source_of(step: &Step) -> Option<&NodeKey> {
+    match step {
+        Step::Put { copy, .. } => copy.as_ref(),
+        Step::Link { node, .. } | Step::Move { node, .. } | Step::Unpark { node, .. } => Some(node),
+        _ => None,
+    }
 }
 
 /// True if the step builds on something that an earlier step should have made and did not.
