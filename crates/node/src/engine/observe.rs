@@ -289,6 +289,9 @@ impl Engine {
         if same_attrs && same_times && node.fingerprint.size == seen.fingerprint.size && !node.racy {
             return Ok(());
         }
+        if node.names.len() > 1 && !pass.complete && !same_times {
+            self.note_lost_names(tx, pass, &node.names, &seen.key)?;
+        }
         let content_suspect = !seen.kind.is_dir()
             && (node.racy
                 || node.fingerprint.size != seen.fingerprint.size
@@ -312,6 +315,23 @@ impl Engine {
             local::write(tx, &looked)?;
         }
         pass.recorded += u64::from(tx.head() != before);
+        Ok(())
+    }
+
+    /// The change time of an inode with several names moves on when one of them goes. That has to be recorded before the
+    /// new time is: a plan which then replaces the names that are left would make it look like the removal of the last one.
+    fn note_lost_names(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        names: &[(NodeKey, Name)],
+        key: &NodeKey,
+    ) -> Result<(), Fail> {
+        for (dir, name) in names {
+            if !self.still_at(tx, dir, name, key)? {
+                pass.missing.push((dir.clone(), name.clone()));
+            }
+        }
         Ok(())
     }
 
