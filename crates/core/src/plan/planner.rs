@@ -488,6 +488,7 @@ impl<'p, 't> Planner<'p, 't> {
         if self.is_below(&at.dir, key)? {
             return Ok(false);
         }
+        self.leave_from_below(key, at)?;
         self.clear(at, Kind::Dir)?;
         let node = self.tx.node_must(key)?;
         let Some((dir, name)) = node.names.first() else { return Ok(false) };
@@ -495,6 +496,19 @@ impl<'p, 't> Planner<'p, 't> {
         let binding = Binding { members: self.dir_members(key)?, ..Binding::default() };
         self.carry(key, &node, &from, at, None, binding)?;
         Ok(true)
+    }
+
+    /// Parks a directory that has to take the place of one above it. That one is about to be parked, and nothing moves out
+    /// of a parked directory.
+    fn leave_from_below(&mut self, key: &NodeKey, at: &At) -> Result<()> {
+        let Some(place) = self.tx.place(&at.dir, &at.name)? else { return Ok(()) };
+        let node = self.tx.node_must(key)?;
+        let Some((dir, name)) = node.names.first() else { return Ok(()) };
+        if Plan::is_parked_dir(dir) || !self.is_below(dir, &place.node)? {
+            return Ok(());
+        }
+        let from = At { dir: dir.clone(), name: name.clone() };
+        self.step(Step::Park { from, node: key.clone(), kind: Kind::Dir })
     }
 
     /// True if the inode stands at `at`.
