@@ -246,3 +246,21 @@ fn directories_that_changed_places_with_each_other_arrive() {
     assert_eq!(read(&pair.b, "q/1"), "one");
     assert_eq!(inodes(&pair.b)[std::path::Path::new("d")], before[std::path::Path::new("d/e")]);
 }
+
+#[test]
+fn a_known_file_takes_the_name_of_a_directory_that_moved() {
+    let pair = Pair::new();
+    put(&pair.a, "d/in", "stays in it");
+    put(&pair.a, "x", "takes its name");
+    put(&pair.a, "y", "goes into it");
+    fs::create_dir(pair.a.join("e")).unwrap();
+    pair.once(&[]);
+    let before = inodes(&pair.b);
+    fs::rename(pair.a.join("y"), pair.a.join("d/y")).unwrap();
+    put(&pair.a, "y", "new");
+    fs::rename(pair.a.join("d"), pair.a.join("e/d")).unwrap();
+    fs::rename(pair.a.join("x"), pair.a.join("d")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(inodes(&pair.b)[std::path::Path::new("e/d/in")], before[std::path::Path::new("d/in")]);
+}

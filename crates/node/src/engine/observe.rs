@@ -525,6 +525,8 @@ impl Engine {
         let mut asked = HashSet::new();
         let mut places = pass.missing.clone();
         places.extend(pass.taken.iter().map(|t| (t.0.clone(), t.1.clone())));
+        // What was there may have moved just as well, with what else is in it.
+        places.extend(pass.appeared.iter().map(|a| (a.0.clone(), a.1.clone())));
         for (dir, name) in places {
             let Some(place) = tx.place(&dir, &name)? else { continue };
             if known.contains(&place.node) || !asked.insert(place.node.clone()) {
@@ -675,7 +677,11 @@ impl Engine {
         to: local::Spot<'_>,
         seen: &Seen,
     ) -> Result<(), Fail> {
-        let node = tx.node_must(&seen.key)?;
+        let (Some(node), Some(_)) = (tx.node(&seen.key)?, tx.node(to.0)?) else {
+            // What was recorded before took its record: the tree changed while it was looked at.
+            self.want_crawl = true;
+            return Ok(());
+        };
         if tx.place(to.0, to.1)?.is_some_and(|p| p.node == seen.key) {
             return Ok(());
         }
