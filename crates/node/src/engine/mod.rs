@@ -1063,13 +1063,23 @@ impl Engine {
 
     fn look_at_path_soon(&mut self, path: &RelPath) -> Result<(), Fail> {
         let Some((name, parents)) = path.split_last() else { return Ok(()) };
-        if let Ok(fd) = self.volume.dir(parents, None) {
-            if let Ok(Some(s)) = fd.look(name)
-                && s.kind.is_dir()
-            {
-                self.lists.insert(s.key);
+        match self.volume.dir(parents, None) {
+            Ok(fd) => {
+                if let Ok(Some(s)) = fd.look(name)
+                    && s.kind.is_dir()
+                {
+                    self.lists.insert(s.key);
+                }
+                self.hints.insert((fd.key().clone(), name.clone()));
             }
-            self.hints.insert((fd.key().clone(), name.clone()));
+            // Gone with its directory: what waited there is looked at wherever it is now.
+            Err(e) if observe::is_gone(&e) && self.waiting.contains_key(&Engine::path_waiter(path)) => {
+                let snapshot = self.store.snapshot()?;
+                let mut tx = Tx::open(&*snapshot, self.env())?;
+                self.settle_path(&mut tx, path)?;
+                self.commit_lazily(tx)?;
+            }
+            Err(_) => {}
         }
         Ok(())
     }
