@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Name of a version: BLAKE3 of its bytes.
 pub type Digest = [u8; 32];
 
+/// This many random bytes at the beginning make a version one of its kind.
+pub(crate) const UNIQUE_LEN: usize = 8;
+
 /// One closed version.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -29,6 +32,8 @@ pub struct Written {
 pub struct Journal {
     /// Who.
     pub user: String,
+    /// What was done or tried, for people.
+    pub deeds: Vec<String>,
     /// Versions written.
     pub written: Vec<Written>,
     /// Versions taken away knowingly.
@@ -61,11 +66,16 @@ impl Journal {
     }
 
     pub(crate) fn wrote(&mut self, step: u64, path: &Path, bytes: &[u8]) {
-        // Empty files are all one version: there is nothing to lose.
-        if !bytes.is_empty() {
+        // Empty files are all one version, and very short ones may be: there is nothing to lose.
+        if bytes.len() >= UNIQUE_LEN {
             let digest = *blake3::hash(bytes).as_bytes();
             self.written.push(Written { digest, path: path.to_owned(), step });
         }
+    }
+
+    /// Digests of the versions written.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.written.iter().map(|w| w.digest)
     }
 
     pub(crate) fn took(&mut self, bytes: &[u8]) {
@@ -90,7 +100,7 @@ pub fn check_no_loss(journals: &[&Journal], tree: &Path) -> io::Result<Vec<Lost>
 }
 
 /// Digests of all regular files below `tree`, our private directory left out.
-fn digests_in(tree: &Path) -> io::Result<HashSet<Digest>> {
+pub fn digests_in(tree: &Path) -> io::Result<HashSet<Digest>> {
     let mut found = HashSet::new();
     let mut todo = vec![tree.to_owned()];
     while let Some(dir) = todo.pop() {

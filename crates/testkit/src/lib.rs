@@ -12,6 +12,6 @@ pub mod user;
 
 pub use compare::{CompareOptions, Difference, compare};
 pub use grow::{Spec, grow};
-pub use journal::{Journal, Lost, check_no_loss};
+pub use journal::{Journal, Lost, check_no_loss, digests_in};
 pub use rng::Rng;
 pub use user::User;

@@ -3,8 +3,9 @@
 //! Names come from a small set, so that users of two trees meet. Operations that fail because the
 //! tree changed meanwhile (a replica is at work in it) are no errors: the user shrugs.
 
-use crate::journal::Journal;
+use crate::journal::{Journal, UNIQUE_LEN};
 use crate::rng::Rng;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -72,6 +73,8 @@ const WEIGHTS: [(Op, u64); 14] = [
 /// A user of the tree at a root.
 pub struct User {
     root: PathBuf,
+    /// Where what is taken away is looked at while others work in the tree.
+    trash: Option<PathBuf>,
     rng: Rng,
     journal: Journal,
     step: u64,
@@ -89,7 +92,14 @@ impl User {
     /// A user of the tree at `root`; `seed` names him and his bytes, so no two users of a test may share one.
     pub fn new(root: &Path, seed: u64) -> User {
         let journal = Journal::new(format!("user {seed}"));
-        User { root: root.to_owned(), rng: Rng::new(seed), journal, step: 0 }
+        User { root: root.to_owned(), trash: None, rng: Rng::new(seed), journal, step: 0 }
+    }
+
+    /// As [`User::new`], in a tree in which a replica is at work. Between a look and an unlink, or a rename over a
+    /// name, it may put another version there, and nobody could tell which one was taken. So this user removes by a rename to
+    /// `trash`, a directory on the same file system, and replaces by an exchange of names: what comes out is what was taken.
+    pub fn beside_others(root: &Path, seed: u64, trash: &Path) -> User {
+        User { trash: Some(trash.to_owned()), ..User::new(root, seed) }
     }
 
     /// What was done so far.
@@ -105,11 +115,30 @@ impl User {
         self.step += 1;
         let op = self.choose();
         let seen = self.look()?;
-        match self.perform(op, &seen) {
+        let (step, deeds) = (self.step, self.journal.deeds.len());
+        let result = self.perform(op, &seen);
+        for deed in &mut self.journal.deeds[deeds..] {
+            let end = match &result {
+                Ok(true) => String::new(),
+                Ok(false) => ": not done".into(),
+                Err(e) => format!(": {e}"),
+            };
+            *deed = format!("{step} {op:?} {deed}{end}");
+        }
+        match result {
             Ok(done) => Ok((op, done)),
             Err(e) if explained(&e) => Ok((op, false)),
             Err(e) => Err(io::Error::new(e.kind(), format!("{op:?} in {}: {e}", self.root.display()))),
         }
+    }
+
+    /// Notes what is about to be done.
+    fn note(&mut self, path: &Path, to: Option<&Path>) {
+        let text = |p: &Path| p.as_os_str().as_bytes().escape_ascii().to_string();
+        self.journal.deeds.push(match to {
+            Some(to) => format!("{} -> {}", text(path), text(to)),
+            None => text(path),
+        });
     }
 
     fn choose(&mut self) -> Op {
@@ -143,15 +172,21 @@ impl User {
             Op::Overwrite | Op::Append | Op::Truncate => self.modify(op, file),
             Op::RenameFile => {
                 let to = self.spot(seen);
+                self.note(file, Some(&to));
                 self.replace(file, &to)
             }
             Op::Link => {
                 let to = self.spot(seen);
+                self.note(file, Some(&to));
                 fs::hard_link(self.full(file), self.full(&to)).map(|()| true)
             }
-            Op::Unlink => self.unlink(file).map(|()| true),
+            Op::Unlink => {
+                self.note(file, None);
+                self.unlink(file).map(|()| true)
+            }
             _ => {
                 let mode = [0o644, 0o600, 0o755, 0o664, 0o4755][self.rng.below(5) as usize];
+                self.note(file, Some(Path::new(&format!("{mode:o}"))));
                 fs::set_permissions(self.full(file), fs::Permissions::from_mode(mode)).map(|()| true)
             }
         }
@@ -195,7 +230,9 @@ impl User {
             1 => 100_000,
             _ => 3000,
         };
-        let mut bytes = format!("{} step {}\n", self.journal.user, self.step).into_bytes();
+        // Random bytes come first: what is cut off later must leave something that nobody else wrote.
+        let mut bytes = self.rng.bytes(UNIQUE_LEN);
+        bytes.extend(format!(" {} step {}\n", self.journal.user, self.step).into_bytes());
         let more = self.rng.below(len) as usize;
         bytes.extend(self.rng.bytes(more));
         bytes
@@ -203,6 +240,7 @@ impl User {
 
     fn create(&mut self, seen: &Seen) -> io::Result<bool> {
         let path = self.spot(seen);
+        self.note(&path, None);
         let bytes = self.bytes();
         let mut file = File::create_new(self.full(&path))?;
         file.write_all(&bytes)?;
@@ -212,12 +250,14 @@ impl User {
 
     /// In place, through one descriptor: the version taken is exactly the one that was read.
     fn modify(&mut self, op: Op, path: &Path) -> io::Result<bool> {
+        self.note(path, None);
         let mut file = File::options().read(true).write(true).open(self.full(path))?;
         let mut old = Vec::new();
         file.read_to_end(&mut old)?;
         let new = match op {
             Op::Append => [&old[..], &self.bytes()].concat(),
-            Op::Truncate => old[..old.len() / 2].to_vec(),
+            // Not at a fixed part of the length: a file that grew to twice its size would become what it was.
+            Op::Truncate => old[..self.rng.below(old.len() as u64) as usize].to_vec(),
             _ => self.bytes(),
         };
         // Written as far as it differs, as an editor or a log writer does it.
@@ -237,6 +277,7 @@ impl User {
             _ => self.spot(seen),
         };
         let temporary = path.with_file_name(format!(".save-{}-{}", self.rng.next_u64(), self.step));
+        self.note(&path, None);
         let bytes = self.bytes();
         fs::write(self.full(&temporary), &bytes)?;
         self.journal.wrote(self.step, &path, &bytes);
@@ -249,14 +290,46 @@ impl User {
 
     /// Renames `from` over `to`.
     fn replace(&mut self, from: &Path, to: &Path) -> io::Result<bool> {
+        if self.trash.is_some() && is_leaf(&self.full(to)) {
+            renameat_with(CWD, self.full(from), CWD, self.full(to), RenameFlags::EXCHANGE)?;
+            return self.take(from).map(|()| true);
+        }
+        let ino = fs::symlink_metadata(self.full(from))?.ino();
         let victim = Victim::look(&self.full(to))?;
         fs::rename(self.full(from), self.full(to))?;
         // Two names of one inode: rename does nothing, and nothing is taken.
-        self.account(victim, to)?;
+        let other = |v: &Victim| v.file.metadata().is_ok_and(|m| m.ino() != ino);
+        self.account(victim.filter(other), to)?;
         Ok(true)
     }
 
+    /// Moves whatever is at a name out of the tree, and looks at it there.
+    fn take(&mut self, path: &Path) -> io::Result<()> {
+        let Some(trash) = &self.trash else { return Ok(()) };
+        let taken = trash.join(format!("{} {}", self.journal.user, self.journal.taken.len()));
+        renameat_with(CWD, self.full(path), CWD, &taken, RenameFlags::NOREPLACE)?;
+        let meta = fs::symlink_metadata(&taken)?;
+        if meta.is_dir() {
+            // It came there after the look; somebody else's now.
+            let back = renameat_with(CWD, &taken, CWD, self.full(path), RenameFlags::NOREPLACE);
+            return back.map_err(|e| io::Error::other(format!("a directory cannot go back: {e}")));
+        }
+        if meta.is_file() && !self.has_inode(meta.ino())? {
+            let bytes = fs::read(&taken)?;
+            self.journal.took(&bytes);
+        }
+        fs::remove_file(&taken)
+    }
+
+    fn has_inode(&self, ino: u64) -> io::Result<bool> {
+        let inode = |p: &PathBuf| fs::symlink_metadata(self.full(p)).map(|m| m.ino()).ok();
+        Ok(self.look()?.files.iter().any(|p| inode(p) == Some(ino)))
+    }
+
     fn unlink(&mut self, path: &Path) -> io::Result<()> {
+        if self.trash.is_some() {
+            return self.take(path);
+        }
         let victim = Victim::look(&self.full(path))?;
         fs::remove_file(self.full(path))?;
         self.account(victim, path)
@@ -278,11 +351,13 @@ impl User {
         if path.components().count() > DEPTH_MAX {
             return Ok(false);
         }
+        self.note(&path, None);
         fs::create_dir(self.full(&path)).map(|()| true)
     }
 
     fn symlink(&mut self, seen: &Seen) -> io::Result<bool> {
         let (path, target) = (self.spot(seen), self.spot(seen));
+        self.note(&path, Some(&target));
         symlink(target, self.full(&path)).map(|()| true)
     }
 
@@ -292,11 +367,13 @@ impl User {
         if to.components().count() > DEPTH_MAX {
             return Ok(false);
         }
+        self.note(&from, Some(&to));
         fs::rename(self.full(&from), self.full(&to)).map(|()| true)
     }
 
     fn remove_dir(&mut self, op: Op, seen: &Seen) -> io::Result<bool> {
         let Some(dir) = self.rng.pick(&seen.dirs[1..]).cloned() else { return Ok(false) };
+        self.note(&dir, None);
         if op == Op::RemoveAll {
             self.remove_contents(&dir)?;
         }
@@ -339,6 +416,10 @@ impl Victim {
         file.read_to_end(&mut bytes)?;
         Ok(Some(Victim { file, bytes, links }))
     }
+}
+
+fn is_leaf(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| !m.is_dir())
 }
 
 /// Names in a directory in a fixed order; none if it is gone.

@@ -225,6 +225,15 @@ impl Running {
         (outcome, code)
     }
 
+    /// Asks it to end; all that it said and nobody has waited for, and its exit code.
+    pub(crate) fn stop_telling(mut self) -> (Vec<Value>, i32) {
+        self.signal(Signal::TERM);
+        self.seen.clear();
+        self.wait_for("outcome");
+        let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        (std::mem::take(&mut self.seen), code)
+    }
+
     /// Ends it as a crash would.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -13,5 +13,6 @@ mod guards;
 mod once;
 mod queries;
 mod ssh;
+mod stress;
 mod terminal;
 mod waiting;
