@@ -20,7 +20,7 @@ use driftless_volume::{ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, St
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
-pub(super) const ENTRIES_PER_PLAN: usize = 2048;
+pub(super) const ENTRIES_PER_PLAN: usize = 8192;
 
 /// A change time that no file has: what was recorded with it is compared whole by the next look.
 const NEVER: Time = Time { sec: 0, nsec: 0 };
@@ -168,6 +168,7 @@ impl Engine {
 
     /// Makes every new leaf of the plan in the staging directory, and all of them durable.
     fn stage(&mut self, plan: &Plan, run: &mut Run) -> Result<(), Fail> {
+        let mut to_sync = Vec::new();
         for step in &plan.steps {
             let Step::Put { node, kind, entry, version, content, attrs, copy, .. } = step else { continue };
             if self.left.is_placed(&(*entry, *version)) {
@@ -175,8 +176,11 @@ impl Engine {
             }
             if let Some(early) = self.early.remove(&(*entry, *version)) {
                 match self.as_wanted(early, attrs, content.mtime()) {
-                    Ok(staged) => {
+                    Ok((staged, durable)) => {
                         self.counts.applied_bytes += content.size();
+                        if !durable {
+                            to_sync.push(staged.clone());
+                        }
                         run.staged.insert(node.clone(), staged);
                     }
                     Err(e) => {
@@ -188,6 +192,7 @@ impl Engine {
             match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
                 Ok(Some(staged)) => {
                     self.counts.applied_bytes += content.size();
+                    to_sync.push(staged.clone());
                     run.staged.insert(node.clone(), staged);
                 }
                 Ok(None) => {
@@ -199,19 +204,16 @@ impl Engine {
                 }
             }
         }
-        if run.staged.is_empty() {
-            return Ok(());
-        }
-        let staged: Vec<Staged> = run.staged.values().cloned().collect();
-        self.volume.make_durable(&staged, &[]).map_err(Fail::Volume)
+        self.volume.make_durable(&to_sync, &[]).map_err(Fail::Volume)
     }
 
-    /// What was staged before the state was merged may need other attributes than it came with.
-    fn as_wanted(&self, early: Early, attrs: &Attrs, mtime: Time) -> Result<Staged, VolumeError> {
+    /// What was staged before the state was merged may need other attributes than it came with. Says whether it is
+    /// durable as it is.
+    fn as_wanted(&self, early: Early, attrs: &Attrs, mtime: Time) -> Result<(Staged, bool), VolumeError> {
         if early.attrs == *attrs && early.mtime == mtime {
-            return Ok(early.staged);
+            return Ok((early.staged, true));
         }
-        self.volume.restyle(&early.staged, attrs, mtime)
+        Ok((self.volume.restyle(&early.staged, attrs, mtime)?, false))
     }
 
     /// What is about to be moved, durably, before the first move: a restart then knows what is ours. `ids` name in

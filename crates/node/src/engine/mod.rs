@@ -510,12 +510,13 @@ impl Engine {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
                 }
                 let limits = SendLimits {
-                    // Two in flight and one being filled: what a session keeps of contents in memory.
-                    batch_bytes: 8 << 20,
-                    window: 2,
+                    // What a session keeps of contents in memory. Small batches overlap better: while one is synced,
+                    // the next ones are staged.
+                    batch_bytes: 4 << 20,
+                    window: 6,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: 1 << 20,
-                    fill_rows: 1024,
+                    fill_rows: 2048,
                     relay_delay_ms: 0,
                     inline: hello.inline,
                     ..SendLimits::default()
@@ -612,8 +613,8 @@ impl Engine {
         if self.peer.is_none() && self.messages_in == 0 {
             return Ok(false); // not introduced yet
         }
-        if let Some(ready) = self.batches.pop_front() {
-            self.merge_batch(ready)?;
+        if !self.batches.is_empty() {
+            self.merge_batches()?;
             return Ok(true);
         }
         if self.scanned && self.has_hints() {
@@ -641,31 +642,57 @@ impl Engine {
         Ok(worked)
     }
 
-    fn merge_batch(&mut self, ready: Ready) -> Result<(), Fail> {
-        let Ready { batch, early } = ready;
-        self.early.extend(early);
-        let Some(mut peer) = self.peer.take() else { return Ok(()) };
-        let snapshot = self.store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
-        let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
-            Ok(m) => m,
-            Err(link::ReceiveError::Index(e)) => return Err(e.into()),
-            Err(link::ReceiveError::WeAreRolledBack { .. }) => {
-                drop(tx);
-                return self.take_new_replica_id();
-            }
-            Err(e) => return Err(Fail::Peer(e.to_string())),
+    /// Merges and applies the batches that have come, as one: one sync of the disk serves them all.
+    fn merge_batches(&mut self) -> Result<(), Fail> {
+        let Some(mut peer) = self.peer.take() else {
+            self.batches.clear();
+            return Ok(());
         };
-        peer.sender.handle_merged(&merged.echoes);
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let (mut changed, mut receipts, mut told) = (Vec::new(), Vec::new(), false);
+        while let Some(Ready { batch, early }) = self.next_of_group(changed.len()) {
+            self.early.extend(early);
+            let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
+                Ok(m) => m,
+                Err(link::ReceiveError::Index(e)) => return Err(e.into()),
+                Err(link::ReceiveError::WeAreRolledBack { .. }) => return self.take_new_replica_id(),
+                Err(e) => return Err(Fail::Peer(e.to_string())),
+            };
+            peer.sender.handle_merged(&merged.echoes);
+            self.counts.received += batch.entries.len() as u64;
+            told |= batch.knowledge.is_some() || batch.to > batch.from;
+            for inline in batch.inline {
+                self.contents.put_inline(inline.entry, inline.version, inline.bytes);
+            }
+            for a in merged.anomalies {
+                self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
+            }
+            changed.extend(merged.changed);
+            receipts.push(merged.receipt);
+        }
         self.peer = Some(peer);
-        self.counts.received += batch.entries.len() as u64;
-        for inline in batch.inline {
-            self.contents.put_inline(inline.entry, inline.version, inline.bytes);
-        }
-        for a in merged.anomalies {
-            self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
-        }
-        let changed = merged.changed;
+        changed.sort_unstable();
+        changed.dedup();
+        self.take_merged(tx, &changed, told)?;
+        self.drop_early()?;
+        self.status.idle = false;
+        self.tell_status_now()?;
+        // A receipt promises that what was merged is durable.
+        self.harden_merges()?;
+        receipts.into_iter().try_for_each(|receipt| self.send(Message::Receipt(receipt)))
+    }
+
+    /// The next batch that is there, while a group has room for it.
+    fn next_of_group(&mut self, entries: usize) -> Option<Ready> {
+        let fits =
+            |next: &Ready| entries == 0 || entries + next.batch.entries.len() <= apply::ENTRIES_PER_PLAN;
+        if self.batches.front().is_some_and(fits) { self.batches.pop_front() } else { None }
+    }
+
+    /// Commits what was merged and brings it to the disk, or remembers it until that may be done.
+    fn take_merged(&mut self, mut tx: Tx<'_>, changed: &[EntryId], told: bool) -> Result<(), Fail> {
         // Few that cannot be planned yet are remembered one by one, so that what the crawl records meanwhile need
         // not be planned with them.
         let few = changed.len() + self.queue.len() <= QUEUE_MAX;
@@ -674,9 +701,8 @@ impl Engine {
             changed.iter().for_each(|id| tx.add_pending(*id));
             self.planned = tx.head();
         }
-        if tx.head() != self.head || !changed.is_empty() || batch.knowledge.is_some() || batch.to > batch.from
-        {
-            self.drop_overtaken(&mut tx, &changed)?;
+        if tx.head() != self.head || !changed.is_empty() || told {
+            self.drop_overtaken(&mut tx, changed)?;
             self.commit_lazily(tx)?;
             self.merges_lazy = true;
         }
@@ -692,12 +718,7 @@ impl Engine {
             }
             self.advance_planned()?;
         }
-        self.drop_early()?;
-        self.status.idle = false;
-        self.tell_status_now()?;
-        // A receipt promises that what was merged is durable.
-        self.harden_merges()?;
-        self.send(Message::Receipt(merged.receipt))
+        Ok(())
     }
 
     /// What was staged for a batch and not used is not kept: what still wants it asks again.
@@ -959,9 +980,26 @@ impl Engine {
         if self.send_blocked_at == Some(state) && peer.sender.poll_at_ms().is_none_or(|t| t > now_ms) {
             return Ok(false);
         }
-        let snapshot = self.store.snapshot()?;
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
-        let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? else {
+        let mut batches = Vec::new();
+        while let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? {
+            if peer.inline {
+                for wish in std::mem::take(&mut out.inline) {
+                    if let Some(bytes) = self.read_small(&mut tx, &wish)? {
+                        out.batch.inline.push(link::Inline {
+                            entry: wish.entry,
+                            version: wish.version,
+                            bytes,
+                        });
+                    }
+                }
+            }
+            self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
+            batches.push(out.batch);
+        }
+        if batches.is_empty() {
             self.send_blocked_at = Some(state);
             let sent_all = peer.sender.at_head(&tx);
             if self.status.sent_all != sent_all {
@@ -969,20 +1007,14 @@ impl Engine {
                 self.tell_status_now()?;
             }
             return Ok(false);
-        };
-        self.status.sent_all = false;
-        if peer.inline {
-            for wish in std::mem::take(&mut out.inline) {
-                if let Some(bytes) = self.read_small(&mut tx, &wish)? {
-                    out.batch.inline.push(link::Inline { entry: wish.entry, version: wish.version, bytes });
-                }
-            }
         }
-        self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
+        self.status.sent_all = false;
         drop(tx);
         // A change must not leave before it is durable: its dot would be given out twice.
         self.harden()?;
-        self.send(Message::Batch(out.batch))?;
+        for batch in batches {
+            self.send(Message::Batch(batch))?;
+        }
         Ok(true)
     }
 

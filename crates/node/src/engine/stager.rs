@@ -1,8 +1,9 @@
 //! Staging small contents while the engine does something else.
 //!
-//! Batches go through this thread in order. What they carry inside is written to the private directory here, with
-//! the attributes that come along; the engine, which merges, plans, moves and records, then finds it staged. Making
-//! inodes is most of the work of a first copy, and this is what puts it on another core.
+//! Batches go through these threads in order. What they carry inside is written to the private directory here, with
+//! the attributes that come along, and made durable; the engine, which merges, plans, moves and records, then finds it
+//! staged. Making inodes is most of the work of a first copy, and this is what puts it on another core; waiting for the
+//! disk is the rest, and others work meanwhile.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use driftless_core::link::Batch;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-/// A content that is staged already, with what it was given.
+/// A content that is staged and durable already, with what it was given.
 pub(super) struct Early {
     pub(super) staged: Staged,
     pub(super) attrs: Attrs,
@@ -43,26 +44,41 @@ impl StageIds {
     }
 }
 
-/// The thread. Its queues need no bound of their own: the window of batches bounds what is in them.
+/// Most entries that one sync of the disk serves: what follows should not wait longer.
+const SYNC_ENTRIES_MAX: usize = 8192;
+
+/// Two threads in a row: one stages, one makes durable what is staged, many batches at once when they come faster than
+/// the disk syncs. Their queues need no bound of their own: the window of batches bounds what is in them.
 pub(super) struct Stager {
     jobs: Option<Sender<Batch>>,
     pub(super) ready: Receiver<Ready>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Stager {
     pub(super) fn start(volume: Directory, ids: StageIds) -> std::io::Result<Stager> {
         let (jobs, todo) = unbounded::<Batch>();
+        let (staged, to_sync) = unbounded::<Ready>();
         let (done, ready) = unbounded();
-        let thread = std::thread::Builder::new().name("stager".into()).spawn(move || {
+        let syncing = volume.clone();
+        let stager = std::thread::Builder::new().name("stager".into()).spawn(move || {
             for batch in todo {
                 // The engine is gone: what is staged is swept by the next start.
-                if done.send(stage(&volume, &ids, batch)).is_err() {
+                if staged.send(stage(&volume, &ids, batch)).is_err() {
                     return;
                 }
             }
         })?;
-        Ok(Stager { jobs: Some(jobs), ready, thread: Some(thread) })
+        let syncer = std::thread::Builder::new().name("syncer".into()).spawn(move || {
+            while let Ok(first) = to_sync.recv() {
+                for ready in sync_all(&syncing, group(first, &to_sync)) {
+                    if done.send(ready).is_err() {
+                        return;
+                    }
+                }
+            }
+        })?;
+        Ok(Stager { jobs: Some(jobs), ready, threads: vec![stager, syncer] })
     }
 
     /// Hands over a batch; it comes back by `ready`.
@@ -77,11 +93,36 @@ impl Stager {
 impl Drop for Stager {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(t) = self.thread.take() {
-            // A panicked stager has said so on stderr.
+        for t in self.threads.drain(..) {
+            // A panicked thread has said so on stderr.
             let _ = t.join();
         }
     }
+}
+
+/// What one sync makes durable: all that is staged by now.
+fn group(first: Ready, more: &Receiver<Ready>) -> Vec<Ready> {
+    let mut entries = first.early.len();
+    let mut group = vec![first];
+    while entries < SYNC_ENTRIES_MAX
+        && let Ok(next) = more.try_recv()
+    {
+        entries += next.early.len();
+        group.push(next);
+    }
+    group
+}
+
+fn sync_all(volume: &Directory, mut group: Vec<Ready>) -> Vec<Ready> {
+    let staged: Vec<Staged> = group.iter().flat_map(|r| r.early.values().map(|e| e.staged.clone())).collect();
+    if volume.make_durable(&staged, &[]).is_err() {
+        // A sync that succeeds later would prove nothing about these: they are asked for and staged once more.
+        for early in group.iter_mut().flat_map(|r| std::mem::take(&mut r.early).into_values()) {
+            // If it cannot be removed, the next start sweeps it.
+            let _ = volume.unstage(&early.staged);
+        }
+    }
+    group
 }
 
 fn stage(volume: &Directory, ids: &StageIds, mut batch: Batch) -> Ready {
