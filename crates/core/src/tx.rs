@@ -88,9 +88,18 @@ pub struct Env {
     pub epoch: u64,
 }
 
+/// Rows that a transaction left behind when it was committed: what follows mostly reads them again. Holds only if
+/// nothing was committed between.
+#[derive(Default)]
+pub struct Warm {
+    entries: cache::Rows<EntryId, EntryRow>,
+    nodes: cache::Rows<NodeKey, Node>,
+}
+
 /// A transaction. Reads see its own changes.
 pub struct Tx<'a> {
     base: &'a dyn Read,
+    warm: Option<Arc<Warm>>,
     /// Time and epoch for new stamps.
     pub env: Env,
     me: ReplicaId,
@@ -132,6 +141,7 @@ impl<'a> Tx<'a> {
         let replicas_before = replicas.replicas().len();
         Ok(Tx {
             base,
+            warm: None,
             env,
             me,
             next_n,
@@ -145,6 +155,11 @@ impl<'a> Tx<'a> {
             rows: Overlay::default(),
             classes: HashMap::new(),
         })
+    }
+
+    /// As [`Tx::open`], right after the commit that `warm` was left by.
+    pub fn open_warm(base: &'a dyn Read, env: Env, warm: Arc<Warm>) -> Result<Tx<'a>> {
+        Ok(Tx { warm: Some(warm), ..Tx::open(base, env)? })
     }
 
     /// The batch that makes an empty store the index of replica `me`.
@@ -214,6 +229,10 @@ impl<'a> Tx<'a> {
     pub fn entry(&mut self, id: EntryId) -> Result<Option<Arc<EntryRow>>> {
         if let Some(known) = self.entries.get(&id) {
             return Ok(known);
+        }
+        if let Some(known) = self.warm.as_ref().and_then(|w| w.entries.get(&id)).cloned() {
+            self.entries.note(id, Some(known.clone()));
+            return Ok(Some(known));
         }
         if self.is_newborn(id) {
             return Ok(None);
@@ -422,6 +441,10 @@ impl<'a> Tx<'a> {
     pub fn node(&mut self, key: &NodeKey) -> Result<Option<Arc<Node>>> {
         if let Some(known) = self.nodes.get(key) {
             return Ok(known);
+        }
+        if let Some(known) = self.warm.as_ref().and_then(|w| w.nodes.get(key)).cloned() {
+            self.nodes.note(key.clone(), Some(known.clone()));
+            return Ok(Some(known));
         }
         let value = match self.base.get(Table::Nodes, key.as_bytes())? {
             Some(b) => Some(Arc::new(dec(Table::Nodes, &b, |d| d.node(&self.replicas))?)),
@@ -681,7 +704,12 @@ impl<'a> Tx<'a> {
 
     /// Everything that was changed, for [`crate::rows::Store::commit`]. `tag` is 64 fresh random bits: it
     /// names this commit to other replicas if it made dots.
-    pub fn into_batch(mut self, tag: u64) -> Batch {
+    pub fn into_batch(self, tag: u64) -> Batch {
+        self.into_batch_and_warm(tag).0
+    }
+
+    /// As [`Tx::into_batch`], with the rows that the next transaction will want again.
+    pub fn into_batch_and_warm(mut self, tag: u64) -> (Batch, Warm) {
         self.flush_entries();
         self.flush_nodes();
         self.flush_dirs();
@@ -698,7 +726,8 @@ impl<'a> Tx<'a> {
             let key = ((i + 1) as u16).to_be_bytes().to_vec();
             self.rows.put(Table::Replicas, key, Some(r.0.to_be_bytes().to_vec()));
         }
-        self.rows.into_batch()
+        let warm = Warm { entries: self.entries.into_rows(), nodes: self.nodes.into_rows() };
+        (self.rows.into_batch(), warm)
     }
 }
 
@@ -750,4 +779,58 @@ pub(crate) fn dec<'b, T>(
     let mut d = Decoder::new(b);
     let v = f(&mut d).and_then(|v| d.end().map(|()| v));
     v.map_err(|source| damaged(table, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Bind, Fingerprint, Wanted};
+    use crate::id::Kind;
+    use crate::meta::Attrs;
+    use crate::rows::{MemStore, Store};
+
+    const ENV: Env = Env { now_ns: 1, epoch: 0 };
+
+    fn node(size: u64) -> Node {
+        Node {
+            kind: Kind::Dir,
+            fingerprint: Fingerprint { size, ..Fingerprint::default() },
+            racy: false,
+            given: Attrs::default(),
+            wanted: Wanted::UNKNOWN,
+            names: Vec::new(),
+            bind: Bind::Dir(Vec::new()),
+        }
+    }
+
+    #[test]
+    fn what_a_transaction_leaves_is_what_was_committed() {
+        let key = |b: u8| NodeKey::new(&[b]).unwrap();
+        let store = MemStore::new();
+        store.commit(Tx::create(ReplicaId(7))).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let mut tx = Tx::open(&*snapshot, ENV).unwrap();
+        for b in 1..4 {
+            tx.put_node(&key(b), node(u64::from(b)));
+        }
+        let (rows, _) = tx.into_batch_and_warm(1);
+        store.commit(rows).unwrap();
+
+        let snapshot = store.snapshot().unwrap();
+        let mut tx = Tx::open(&*snapshot, ENV).unwrap();
+        tx.node(&key(1)).unwrap();
+        tx.put_node(&key(2), node(20));
+        tx.delete_node(&key(3));
+        let (rows, warm) = tx.into_batch_and_warm(2);
+        store.commit(rows).unwrap();
+
+        let snapshot = store.snapshot().unwrap();
+        let mut cold = Tx::open(&*snapshot, ENV).unwrap();
+        let mut warm = Tx::open_warm(&*snapshot, ENV, Arc::new(warm)).unwrap();
+        for b in 1..4 {
+            assert_eq!(warm.node(&key(b)).unwrap(), cold.node(&key(b)).unwrap());
+        }
+        assert_eq!(cold.node(&key(2)).unwrap().unwrap().fingerprint.size, 20);
+        assert_eq!(cold.node(&key(3)).unwrap(), None);
+    }
 }

@@ -201,7 +201,7 @@ fn serve(carrier: &Carrier, state: Option<PathBuf>) -> Result<Counts, SessionErr
     guard_state(&root, state.path())?;
     let (to, inbox) = engine::inbox();
     let (out, from) = unbounded();
-    let options = EngineOptions { side, root, state, shared };
+    let options = EngineOptions { side, root, state, shared, peer_in_process: false };
     let join = engine::start(options, inbox, out)
         .map_err(|e| SessionError { what: format!("cannot start a thread: {e}"), advice: String::new() })?;
     let result = exchange(carrier, &incoming, &to, &from);

@@ -143,7 +143,9 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
     guard_state(&root, state.path())?;
     let (to, inbox) = engine::inbox();
     let (out, from) = unbounded();
-    let engine = EngineOptions { side, root, state, shared: options.shared.clone() };
+    let local = |end: &Endpoint| matches!(end, Endpoint::Local(_));
+    let peer_in_process = local(&options.a) && local(&options.b);
+    let engine = EngineOptions { side, root, state, shared: options.shared.clone(), peer_in_process };
     let join = engine::start(engine, inbox, out).map_err(|e| SessionError {
         what: format!("cannot start a thread: {e}"),
         advice: "raise the limit of processes (ulimit -u)".into(),

@@ -267,9 +267,10 @@ impl Directory {
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
         let source = CName::new(from_name);
-        let (name, beside) = (id.name(), id.beside(LIMBO_PART));
+        let beside = id.beside(LIMBO_PART);
         let (private, is_limbo) = (self.private()?, self.0.capabilities.exchange);
-        let dir = if is_limbo { &private.limbo } else { &private.staging };
+        let (dir, name) =
+            if is_limbo { (&private.limbo, id.name()) } else { (&private.staging, id.staged_name()) };
         let private = Spot { is_limbo, ..Spot::in_private(dir, name.get()) };
         let link = |to: &Spot<'_>| {
             let link = || rustix::fs::linkat(from_dir, source.get(), to.dir, to.name, AtFlags::empty());

@@ -8,11 +8,12 @@ use crate::capability::{self, Capabilities};
 use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
+use crate::stage::{SHARDS, shard_name};
 use crate::stat::{self, Look, MountId};
 use crate::sys::{self, Writers};
 use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId};
 use lru::LruCache;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -59,7 +60,8 @@ pub(crate) struct Private {
     pub(crate) dir: OwnedFd,
     pub(crate) staging: OwnedFd,
     pub(crate) limbo: OwnedFd,
-    pub(crate) keys: [NodeKey; 3],
+    /// Of these, and of the parts of staging.
+    pub(crate) keys: Vec<NodeKey>,
 }
 
 /// How to open a volume.
@@ -110,7 +112,10 @@ impl Directory {
         let look = |fd: &OwnedFd| stat::look_fd(identity, fd).doing("identify", at).map(|look| look.key);
         let private = private
             .map(|(dir, staging, limbo)| {
-                let keys = [look(&dir)?, look(&staging)?, look(&limbo)?];
+                let mut keys = vec![look(&dir)?, look(&staging)?, look(&limbo)?];
+                for shard in open_shards(&staging, options.create_private).doing("open staging of", at)? {
+                    keys.push(look(&shard)?);
+                }
                 Ok::<_, VolumeError>(Private { dir, staging, limbo, keys })
             })
             .transpose()?;
@@ -392,6 +397,25 @@ fn open_private(root: &OwnedFd, create: bool) -> Result<Option<PrivateFds>, Volu
     Ok(staging.zip(limbo).map(|(staging, limbo)| (dir, staging, limbo)))
 }
 
+/// Opens (and makes, if asked to) the parts of staging.
+fn open_shards(staging: &OwnedFd, create: bool) -> Result<Vec<OwnedFd>, Errno> {
+    if create {
+        spread_below(staging);
+    }
+    let opened = (0..SHARDS).map(|shard| open_own(staging, shard_name(shard).as_bytes(), create));
+    Ok(opened.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+/// Asks ext4 to put the directories below this one into different block groups, as it does below its root: inodes
+/// of one group are searched one by one. Other file systems know better, or refuse.
+fn spread_below(dir: &OwnedFd) {
+    if let Ok(flags) = rustix::fs::ioctl_getflags(dir)
+        && !flags.contains(IFlags::TOPDIR)
+    {
+        let _ = rustix::fs::ioctl_setflags(dir, flags | IFlags::TOPDIR);
+    }
+}
+
 /// A directory of our own: no symlink, ours or root's, closed to others, handing down no ACL or group.
 fn open_own(at: &OwnedFd, name: &[u8], create: bool) -> Result<Option<OwnedFd>, Errno> {
     if create {
@@ -458,36 +482,32 @@ impl Directory {
     pub fn list_private(&self) -> Result<Vec<PrivateEntry>, VolumeError> {
         let mut found = Vec::new();
         let Some(private) = &self.0.private else { return Ok(found) };
-        for (part, dir) in [(Part::Staging, &private.staging), (Part::Limbo, &private.limbo)] {
-            let names = crate::dirfd::names_in(dir).doing("list the private directory", b"")?;
-            for name in names {
-                match stat::look_name(self.0.capabilities.identity, dir, &name) {
-                    Ok(look) => {
-                        let (fingerprint, links) = (look.fingerprint(), look.stat.stx_nlink);
-                        found.push(PrivateEntry {
-                            part,
-                            name: name.into_bytes(),
-                            key: look.key,
-                            fingerprint,
-                            links,
-                        });
-                    }
-                    Err(Errno::NOENT) => {}
-                    Err(e) => return Err(VolumeError::sys("look at the private file", name.as_bytes(), e)),
-                }
-            }
+        self.list_part(Part::Limbo, &private.limbo, &mut found)?;
+        for shard in open_shards(&private.staging, false).doing("list the private directory", b"")? {
+            self.list_part(Part::Staging, &shard, &mut found)?;
         }
         Ok(found)
     }
 
+    fn list_part(&self, part: Part, dir: &OwnedFd, found: &mut Vec<PrivateEntry>) -> Result<(), VolumeError> {
+        for name in crate::dirfd::names_in(dir).doing("list the private directory", b"")? {
+            match stat::look_name(self.0.capabilities.identity, dir, &name) {
+                Ok(look) => {
+                    let (fingerprint, links) = (look.fingerprint(), look.stat.stx_nlink);
+                    let (name, key) = (name.into_bytes(), look.key);
+                    found.push(PrivateEntry { part, name, key, fingerprint, links });
+                }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(VolumeError::sys("look at the private file", name.as_bytes(), e)),
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a file from the private directory if it is still this inode. True if it was removed or not there.
     pub fn drop_private(&self, entry: &PrivateEntry) -> Result<bool, VolumeError> {
-        let private = self.private()?;
-        let dir = match entry.part {
-            Part::Staging => &private.staging,
-            Part::Limbo => &private.limbo,
-        };
-        self.unlink_verified(dir.as_fd(), &entry.name, &entry.key)
+        let path = entry.path()?;
+        self.unlink_verified(self.part(entry.part)?.as_fd(), path.as_bytes(), &entry.key)
     }
 
     /// Unlinks `name` if it is `key`. True if it is gone afterwards.

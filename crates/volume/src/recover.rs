@@ -31,10 +31,10 @@ impl Directory {
     pub fn to_limbo_from_staging(&self, entry: &PrivateEntry) -> Result<PrivateEntry, VolumeError> {
         let doing = "move into limbo";
         let private = self.private()?;
-        let name = private_cname(entry)?;
-        self.rename_away(private.staging.as_fd(), &name, private.limbo.as_fd(), &name)
+        let in_limbo = PrivateEntry { part: Part::Limbo, ..entry.clone() };
+        self.rename_away(private.staging.as_fd(), &entry.path()?, private.limbo.as_fd(), &in_limbo.path()?)
             .doing(doing, &entry.name)?;
-        Ok(PrivateEntry { part: Part::Limbo, ..entry.clone() })
+        Ok(in_limbo)
     }
 
     /// Shows an inode of the private directory as `name`, if that is free: `false` if it is not, or if the inode is
@@ -42,7 +42,7 @@ impl Directory {
     pub fn give_back(&self, entry: &PrivateEntry, dir: &DirFd, name: &Name) -> Result<bool, VolumeError> {
         let doing = "give back";
         let from = self.part(entry.part)?;
-        let (cname, to) = (private_cname(entry)?, CName::new(name));
+        let (cname, to) = (entry.path()?, CName::new(name));
         let look = self.look_private(from, &cname).doing(doing, &entry.name)?;
         if look.is_none_or(|look| look.key != entry.key) {
             return Ok(false);
@@ -58,7 +58,7 @@ impl Directory {
     pub fn open_private_file(&self, entry: &PrivateEntry) -> Result<Option<ReadHandle>, VolumeError> {
         let doing = "open the private file";
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let name = private_cname(entry)?;
+        let name = entry.path()?;
         let fd = match rustix::fs::openat(self.part(entry.part)?, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             other => other.doing(doing, &entry.name)?,
@@ -68,7 +68,7 @@ impl Directory {
         Ok(same.then(|| ReadHandle::new(fd, look.fingerprint())))
     }
 
-    fn part(&self, part: Part) -> Result<&OwnedFd, VolumeError> {
+    pub(crate) fn part(&self, part: Part) -> Result<&OwnedFd, VolumeError> {
         let private = self.private()?;
         Ok(match part {
             Part::Staging => &private.staging,
@@ -86,6 +86,14 @@ impl Directory {
 }
 
 impl PrivateEntry {
+    /// Where it is, relative to its part.
+    pub(crate) fn path(&self) -> Result<CString, VolumeError> {
+        let staged = StageId::parse(&self.name).filter(|_| self.part == Part::Staging);
+        let path = staged.map_or_else(|| self.name.clone(), |id| id.staged_name().get().to_bytes().to_vec());
+        // Names that were listed hold no NUL.
+        CString::new(path).map_err(|_| VolumeError::sys("use the private name", &self.name, Errno::INVAL))
+    }
+
     /// As a victim that waits in limbo, if it lies there under a name of ours.
     pub fn as_limbo(&self) -> Option<Limbo> {
         let id = StageId::parse(&self.name).filter(|_| self.part == Part::Limbo)?;
@@ -100,10 +108,4 @@ impl Limbo {
         let name = self.id.to_string().into_bytes();
         PrivateEntry { part: Part::Limbo, name, key: self.key.clone(), fingerprint, links: 1 }
     }
-}
-
-fn private_cname(entry: &PrivateEntry) -> Result<CString, VolumeError> {
-    // Names that were listed hold no NUL.
-    CString::new(entry.name.clone())
-        .map_err(|_| VolumeError::sys("use the private name", &entry.name, Errno::INVAL))
 }

@@ -11,6 +11,7 @@ use driftless_core::meta::Xattrs;
 use driftless_core::{Attrs, Digest, Fingerprint, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,17 @@ const COPY_PIECE_LEN: usize = 1 << 20;
 pub const SYNC_SINGLY_MAX: usize = 64;
 /// Threads that sync files of a batch; they wait for the device, and its queue takes several requests.
 const SYNC_THREADS: usize = 4;
+
+/// Staging has so many parts: one thread stages in one of them while another moves out of others, so that neither waits
+/// for the other's directory lock; and file systems that put files near their directory do not put all in one place.
+pub(crate) const SHARDS: usize = 16;
+/// Consecutive ids in one part.
+const SHARD_LEN: u64 = 512;
+
+/// A part's name.
+pub(crate) fn shard_name(shard: usize) -> String {
+    format!("{shard:02x}")
+}
 
 /// Name of a file in the private directory; never given twice by one volume.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -44,10 +56,25 @@ impl StageId {
         name
     }
 
+    /// Its name in limbo.
     pub(crate) fn name(self) -> PrivateName {
         let mut name = PrivateName::empty();
         name.push(self.to_string().as_bytes());
         name
+    }
+
+    /// Its place below staging: a part of it, and its name.
+    pub(crate) fn staged_name(self) -> PrivateName {
+        let mut name = PrivateName::empty();
+        name.push(shard_name(self.shard()).as_bytes());
+        name.push(b"/");
+        name.push(self.to_string().as_bytes());
+        name
+    }
+
+    /// The part of staging it is in. Neighbours are together, in few blocks of one directory.
+    pub(crate) fn shard(self) -> usize {
+        (self.0 / SHARD_LEN) as usize % SHARDS
     }
 }
 impl fmt::Display for StageId {
@@ -102,7 +129,7 @@ pub struct Staged {
 
 impl Staged {
     pub(crate) fn name(&self) -> PrivateName {
-        if self.beside.is_some() { self.id.beside("") } else { self.id.name() }
+        if self.beside.is_some() { self.id.beside("") } else { self.id.staged_name() }
     }
 }
 
@@ -119,7 +146,7 @@ impl Directory {
         mtime: Time,
     ) -> Result<Staged, VolumeError> {
         let staging = self.private()?.staging.as_fd();
-        self.stage_small_in(staging, id.name(), bytes, attrs, mtime)
+        self.stage_small_in(staging, id.staged_name(), bytes, attrs, mtime)
             .map(|(look, given)| staged(id, look, given))
             .doing("write", id.to_string().as_bytes())
     }
@@ -183,7 +210,8 @@ impl Directory {
         let staging = &self.private()?.staging;
         let name = id.to_string();
         let mode = Mode::from_raw_mode(StagedWriter::MODE);
-        let fd = rustix::fs::openat(staging, id.name().get(), flags, mode).doing("stage", name.as_bytes())?;
+        let fd = rustix::fs::openat(staging, id.staged_name().get(), flags, mode)
+            .doing("stage", name.as_bytes())?;
         let size = stat::stat_fd(&fd).doing("stage", name.as_bytes())?.stx_size;
         let hash = (size == 0).then(blake3::Hasher::new);
         let attrs = attrs.clone();
@@ -215,7 +243,7 @@ impl Directory {
         mtime: Time,
     ) -> Result<Staged, VolumeError> {
         let staging = &self.private()?.staging;
-        let made = rustix::fs::symlinkat(target, staging, id.name().get());
+        let made = rustix::fs::symlinkat(target, staging, id.staged_name().get());
         made.doing("make the symlink", id.to_string().as_bytes())?;
         self.settle_path(id, Kind::Symlink, 0o777, attrs, mtime)
     }
@@ -242,8 +270,13 @@ impl Directory {
             _ => return Err(VolumeError::own(doing, id.to_string().as_bytes(), Reason::Unsupported)),
         };
         let mode = attrs.mode & 0o777;
-        let made =
-            rustix::fs::mknodat(staging, id.name().get(), kind_of_node, Mode::from_raw_mode(mode), rdev);
+        let made = rustix::fs::mknodat(
+            staging,
+            id.staged_name().get(),
+            kind_of_node,
+            Mode::from_raw_mode(mode),
+            rdev,
+        );
         made.doing(doing, id.to_string().as_bytes())?;
         self.settle_path(id, kind, mode, attrs, mtime)
     }
@@ -258,9 +291,10 @@ impl Directory {
     ) -> Result<Staged, VolumeError> {
         let staging = &self.private()?.staging;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let settled = rustix::fs::openat(staging, id.name().get(), flags, Mode::empty()).and_then(|fd| {
-            self.settle(&Target::Path(&fd), mode, &Wanted { kind, attrs, mtime: Some(mtime) })
-        });
+        let settled =
+            rustix::fs::openat(staging, id.staged_name().get(), flags, Mode::empty()).and_then(|fd| {
+                self.settle(&Target::Path(&fd), mode, &Wanted { kind, attrs, mtime: Some(mtime) })
+            });
         let (look, given) = settled.doing("set the attributes of", id.to_string().as_bytes())?;
         Ok(staged(id, look, given))
     }
@@ -309,7 +343,7 @@ impl Directory {
         // These file systems log a new name no later than the sync of its file.
         let staging = files.len() < staged.len() || (!files.is_empty() && !self.0.capabilities.syncfs);
         let synced = in_parallel(&files, |s| self.sync_staged(s))
-            .and_then(|()| if staging { rustix::fs::fsync(self.private_staging()?) } else { Ok(()) })
+            .and_then(|()| if staging { self.sync_shards(staged) } else { Ok(()) })
             .and_then(|()| in_parallel(dirs, |dir| rustix::fs::fsync(dir)));
         synced.map_err(sync_failed)
     }
@@ -320,6 +354,18 @@ impl Directory {
     /// As [`Directory::make_durable`].
     pub fn sync(&self) -> Result<(), VolumeError> {
         rustix::fs::syncfs(&self.0.sync).map_err(sync_failed)
+    }
+
+    /// Makes names in staging durable.
+    fn sync_shards(&self, staged: &[Staged]) -> Result<(), Errno> {
+        let shards: BTreeSet<usize> = staged.iter().map(|s| s.id.shard()).collect();
+        for shard in shards {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let name = shard_name(shard);
+            let dir = rustix::fs::openat(self.private_staging()?, name.as_str(), flags, Mode::empty())?;
+            rustix::fs::fsync(dir)?;
+        }
+        Ok(())
     }
 
     fn private_staging(&self) -> Result<BorrowedFd<'_>, Errno> {
@@ -375,18 +421,18 @@ impl Directory {
         match first.kind {
             Kind::File => {
                 let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let source = rustix::fs::openat(staging, first.id.name().get(), read, Mode::empty())?;
+                let source = rustix::fs::openat(staging, first.id.staged_name().get(), read, Mode::empty())?;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(StagedWriter::MODE))?;
                 copy_content(source.as_fd(), &fd)?;
                 return finish(&Target::Open(&fd));
             }
             Kind::Symlink => {
-                let target = rustix::fs::readlinkat(staging, first.id.name().get(), Vec::new())?;
+                let target = rustix::fs::readlinkat(staging, first.id.staged_name().get(), Vec::new())?;
                 rustix::fs::symlinkat(target, dir, name.get())?;
             }
             _ => {
-                let stat = stat::stat_name(staging, first.id.name().get())?;
+                let stat = stat::stat_name(staging, first.id.staged_name().get())?;
                 let kind = FileType::from_raw_mode(stat.stx_mode.into());
                 let mode = Mode::from_raw_mode(u32::from(stat.stx_mode));
                 rustix::fs::mknodat(dir, name.get(), kind, mode, stat::rdev_of(&stat))?;
@@ -450,10 +496,11 @@ impl StagedWriter {
 
     /// Throws it away: nobody wants it any more.
     pub fn discard(self) -> Result<bool, VolumeError> {
-        let name = self.id.to_string();
+        let name = self.id.staged_name();
+        let bytes = name.get().to_bytes();
         let look = stat::look_fd(self.volume.0.capabilities.identity, self.fd.as_fd());
-        let look = look.doing("look at the staged file", name.as_bytes())?;
-        self.volume.unlink_verified(&self.volume.private()?.staging, name.as_bytes(), &look.key)
+        let look = look.doing("look at the staged file", bytes)?;
+        self.volume.unlink_verified(&self.volume.private()?.staging, bytes, &look.key)
     }
 
     /// Its name in staging.

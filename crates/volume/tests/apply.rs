@@ -22,7 +22,7 @@ fn a_staged_file_is_placed_at_a_free_name() {
     assert_eq!(now.looked.content, Some(file_content(b"hello")));
     assert_eq!(now.looked.attrs, staged.given);
     assert_eq!(now.bytes.as_deref(), Some(&b"hello"[..]));
-    assert_eq!(names(&v.path(".driftless/staging")), Vec::<String>::new());
+    assert_eq!(v.staged(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_link_is_another_name_of_the_same_inode() {
     let taken = v.volume.link_node(&root, &name("a"), &root, &name("b"), &key, None, v.id());
     assert_eq!(taken.unwrap_err().reason(), Reason::Unexpected);
     assert_eq!(seen(&root, "a").nlink, 3);
-    assert_eq!(names(&v.path(".driftless/staging")), Vec::<String>::new());
+    assert_eq!(v.staged(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]

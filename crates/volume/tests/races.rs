@@ -19,6 +19,10 @@ fn contents(dir: &Path) -> BTreeSet<String> {
     names(dir).iter().map(|name| fs::read_to_string(dir.join(name)).unwrap()).collect()
 }
 
+fn staged_contents(v: &Volume) -> BTreeSet<String> {
+    v.staged().iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
 fn raced(result: Result<Placed, ApplyError>) -> Option<Placed> {
     match result {
         Ok(placed) => Some(placed),
@@ -68,7 +72,7 @@ fn versions_are_conserved_when_a_user_replaces_at_the_same_time() {
     });
     let mut found = contents(mine.path());
     found.extend(contents(&v.path(".driftless/limbo")));
-    found.extend(contents(&v.path(".driftless/staging")));
+    found.extend(staged_contents(&v));
     found.insert(fs::read_to_string(&f).unwrap());
     let mut made: BTreeSet<String> = (0..users).map(|n| format!("user {n}")).collect();
     made.extend((0..ROUNDS).map(|n| format!("ours {n}")));
@@ -126,7 +130,7 @@ fn nobody_writes_to_what_went_into_limbo() {
         assert_eq!(now.len(), before.size, "written to in limbo");
     }
     let mut found: Vec<String> = Vec::new();
-    for text in contents(&v.path(".driftless/limbo")).iter().chain(&contents(&v.path(".driftless/staging"))) {
+    for text in contents(&v.path(".driftless/limbo")).iter().chain(&staged_contents(&v)) {
         found.extend(text.lines().map(str::to_owned));
     }
     found.extend(fs::read_to_string(&f).unwrap().lines().map(str::to_owned));

@@ -153,7 +153,7 @@ fn own_changes_and_the_private_directory_are_not_heard() {
     let Some(w) = Watched::new(Volume::new(), WatchOptions::default()) else { return };
     let staged = w.v.stage(b"ours");
     w.v.volume.place(&staged, &w.v.root(), &name("ours"), None).unwrap();
-    w.run("echo 1 > .driftless/staging/x; rm .driftless/staging/x; echo 1 > last");
+    w.run("echo 1 > .driftless/staging/07/x; rm .driftless/staging/07/x; echo 1 > last");
     let last = w.look(&w.v.volume.root_key(), "last");
     let ours: Vec<NodeKey> = w.v.volume.list_private().unwrap().into_iter().map(|e| e.key).collect();
     assert_eq!(ours, []);

@@ -336,3 +336,17 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
 pub(crate) fn copies(dir: &Path) -> Vec<String> {
     names(dir).into_iter().filter(|n| n.contains(".conflict-")).collect()
 }
+
+/// Files in the private directory that are on their way in or out.
+pub(crate) fn left_private(root: &Path) -> Vec<PathBuf> {
+    let private = root.join(".driftless");
+    let mut todo = vec![private.join("staging"), private.join("limbo")];
+    let mut left = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { todo.push(path) } else { left.push(path) }
+        }
+    }
+    left
+}

@@ -6,7 +6,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use std::fs::{self, File};
 use std::io::{Seek as _, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 type Change = (&'static str, fn(&Path));
 
@@ -122,7 +122,7 @@ fn transfers_that_are_overtaken_leave_nothing_behind() {
     }
     pair.wait_same("the last version");
     running.stop();
-    assert_eq!(names(&pair.b.join(".driftless/staging")), Vec::<String>::new());
+    assert_eq!(left_private(&pair.b), Vec::<PathBuf>::new());
 }
 
 #[test]

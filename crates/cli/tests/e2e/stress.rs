@@ -236,11 +236,9 @@ impl Play {
             }
         }
         for root in [&self.pair.a, &self.pair.b] {
-            for dir in ["staging", "limbo"] {
-                let left = names(&root.join(".driftless").join(dir));
-                if !left.is_empty() {
-                    return Err(format!("left in {}: {left:?}", root.join(".driftless").join(dir).display()));
-                }
+            let left = left_private(root);
+            if !left.is_empty() {
+                return Err(format!("left behind: {left:?}"));
             }
         }
         Ok(())

@@ -15,6 +15,9 @@ struct Slot<V> {
     dirty: bool,
 }
 
+/// Rows that are there.
+pub(super) type Rows<K, V> = HashMap<K, Arc<V>, BuildHasherDefault<FastHasher>>;
+
 /// Rows by key; absence is remembered too.
 pub(super) struct Cache<K, V> {
     slots: HashMap<K, Slot<V>, BuildHasherDefault<FastHasher>>,
@@ -42,6 +45,11 @@ impl<K: Hash + Eq + Ord + Clone, V> Cache<K, V> {
         }
         self.read_rows += 1;
         self.slots.insert(key, Slot { value, own: false, dirty: false });
+    }
+
+    /// The rows that are known to be there, for a transaction that follows the commit of this one.
+    pub(super) fn into_rows(self) -> Rows<K, V> {
+        self.slots.into_iter().filter_map(|(k, s)| s.value.map(|v| (k, v))).collect()
     }
 
     /// Changes the row; `None` removes it.
@@ -80,7 +88,7 @@ impl<K: Hash + Eq + Ord + Clone, V> Cache<K, V> {
 /// costs time within one transaction, whose size is bounded, and nothing else. The same keys hash the same
 /// in each run, which keeps simulations reproducible.
 #[derive(Default)]
-struct FastHasher(u64);
+pub(super) struct FastHasher(u64);
 
 impl FastHasher {
     fn mix(&mut self, word: u64) {

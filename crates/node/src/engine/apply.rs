@@ -56,7 +56,7 @@ impl Engine {
     /// Plans `entries` and does what the plan says. Entries whose content is missing are asked for and stay pending.
     pub(super) fn plan_and_apply(&mut self, entries: &[EntryId]) -> Result<(), Fail> {
         let snapshot = self.store.snapshot()?;
-        let mut scratch = Tx::open(&*snapshot, self.env())?;
+        let mut scratch = self.open_tx(&*snapshot)?;
         let mut plan = Plan::new();
         plan.provisional_count = self.provisional;
         let mut missing = Vec::new();
@@ -104,7 +104,7 @@ impl Engine {
         run.plan = self.write_intents(&plan, &ids, &run)?;
 
         let snapshot = self.store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut tx = self.open_tx(&*snapshot)?;
         for (step, id) in plan.steps.into_iter().zip(ids) {
             self.run_step(&mut tx, step, id, &mut run)?;
         }

@@ -31,8 +31,8 @@ use driftless_core::link::{
 };
 use driftless_core::local;
 use driftless_core::plan::At;
-use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
-use driftless_core::tx::Env;
+use driftless_core::rows::{Batch as Rows, Read, Store, StoreError, Table};
+use driftless_core::tx::{Env, Warm};
 use driftless_core::{Content, Digest, Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, StageId, VolumeError, Watcher};
 use lru::LruCache;
@@ -258,6 +258,8 @@ pub(crate) struct Engine {
     unsealed: bool,
     lazy: bool,
     merges_lazy: bool,
+    /// What the last transaction knew.
+    warm: Arc<Warm>,
     dir_cache: LruCache<NodeKey, DirFd>,
     paths: HashMap<NodeKey, RelPath>,
     removals_in_window: u64,
@@ -650,7 +652,7 @@ impl Engine {
         };
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut tx = self.open_tx(&*snapshot)?;
         let (mut changed, mut receipts, mut told) = (Vec::new(), Vec::new(), false);
         while let Some(Ready { batch, early }) = self.next_of_group(changed.len()) {
             self.early.extend(early);
@@ -867,7 +869,7 @@ impl Engine {
         }
         let Some(mut pass) = self.pass.take() else { return Ok(false) };
         let snapshot = self.store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut tx = self.open_tx(&*snapshot)?;
         self.step_pass(&mut tx, &mut pass)?;
         let over = pass.todo.is_empty() && !pass.listing();
         if over {
@@ -982,7 +984,7 @@ impl Engine {
         }
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut tx = self.open_tx(&*snapshot)?;
         let mut batches = Vec::new();
         while let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? {
             if peer.inline {
@@ -1156,6 +1158,11 @@ impl Engine {
         Env { now_ns: wall_ns(), epoch: 0 }
     }
 
+    /// A transaction after the last commit, with what that one knew.
+    fn open_tx<'a>(&self, snapshot: &'a dyn Read) -> Result<Tx<'a>, Fail> {
+        Ok(Tx::open_warm(snapshot, self.env(), self.warm.clone())?)
+    }
+
     /// Commits durably, and remembers what the planner has to look at.
     fn commit(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
         let rows = self.rows_of(tx)?;
@@ -1183,7 +1190,9 @@ impl Engine {
         tx.put(Table::Settings, open::SETTING_PLANNED.to_vec(), Some(self.planned.to_be_bytes().to_vec()));
         self.head = tx.head();
         self.unsealed = true;
-        Ok(tx.into_batch(random_u64()?))
+        let (rows, warm) = tx.into_batch_and_warm(random_u64()?);
+        self.warm = Arc::new(warm);
+        Ok(rows)
     }
 
     /// Makes merged states durable. What was done to the disk since may still be lazy: its intent rows are durable.

@@ -49,6 +49,8 @@ pub(crate) struct EngineOptions {
     pub(crate) root: PathBuf,
     pub(crate) state: StateDir,
     pub(crate) shared: Shared,
+    /// The other end is a thread of this process: its bytes were hashed by this program and went through no wire.
+    pub(crate) peer_in_process: bool,
 }
 
 /// Starts the engine on a thread of its own. It ends by [`FromEngine::Ended`], whatever happens.
@@ -78,7 +80,7 @@ impl Engine {
         inbox: Channel<ToEngine>,
         out: ChannelSender<FromEngine>,
     ) -> Result<(Engine, Option<Held>), Fail> {
-        let EngineOptions { side, root, state, shared } = options;
+        let EngineOptions { side, root, state, shared, peer_in_process } = options;
         let create_private = !shared.dry_run;
         let volume =
             Directory::open(&root, driftless_volume::OpenOptions { create_private }).map_err(Fail::Volume)?;
@@ -114,10 +116,14 @@ impl Engine {
         let stage_ids = StageIds::default();
         let stager = match shared.dry_run {
             true => None,
-            false => Some(Stager::start(volume.clone(), stage_ids.clone()).map_err(|e| Fail::Refused {
-                what: format!("cannot start a thread: {e}"),
-                advice: "raise the limit of processes (ulimit -u)".into(),
-            })?),
+            false => {
+                Some(Stager::start(volume.clone(), stage_ids.clone(), !peer_in_process).map_err(|e| {
+                    Fail::Refused {
+                        what: format!("cannot start a thread: {e}"),
+                        advice: "raise the limit of processes (ulimit -u)".into(),
+                    }
+                })?)
+            }
         };
         let now = Instant::now();
         let mut engine = Engine {
@@ -171,6 +177,7 @@ impl Engine {
             unsealed: false,
             lazy: false,
             merges_lazy: false,
+            warm: Arc::default(),
             dir_cache: LruCache::new(dirs_open_max()),
             paths: HashMap::new(),
             removals_in_window: 0,

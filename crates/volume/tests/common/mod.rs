@@ -77,7 +77,14 @@ impl Volume {
     }
 
     pub fn staging(&self, staged: &Staged) -> PathBuf {
-        self.path(".driftless/staging").join(staged.id.to_string())
+        let shard = format!("{:02x}", staged.id.0 / 512 % 16);
+        self.path(".driftless/staging").join(shard).join(staged.id.to_string())
+    }
+
+    /// All that is in staging.
+    pub fn staged(&self) -> Vec<PathBuf> {
+        let staging = self.path(".driftless/staging");
+        names(&staging).iter().flat_map(|shard| paths(&staging.join(shard))).collect()
     }
 
     pub fn limbo(&self, id: StageId) -> PathBuf {
@@ -148,6 +155,10 @@ pub fn file_content(bytes: &[u8]) -> Content {
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+fn paths(dir: &Path) -> Vec<PathBuf> {
+    names(dir).iter().map(|name| dir.join(name)).collect()
 }
 
 pub fn names(dir: &Path) -> Vec<String> {
