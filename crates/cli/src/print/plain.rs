@@ -1,6 +1,7 @@
 //! Log lines, for when the standard error output is no terminal.
 
 use super::{About, End, Printer, Tally, Verbosity, result_line, words};
+use crate::units::entries;
 use driftless_node::api::{Event, Phase};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,11 @@ impl Printer for Plain {
             && std::mem::replace(&mut self.was_in_sync, true)
             && self.about.verbosity == Verbosity::Normal
         {
+            return;
+        }
+        let waiting = self.tally.waiting_count();
+        if *event == Event::InSync && waiting > 0 {
+            eprintln!("in sync but for what waits: {}", entries(waiting));
             return;
         }
         match (event, words::line(event, &self.about)) {

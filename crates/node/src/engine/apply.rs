@@ -91,10 +91,9 @@ impl Engine {
             lacking: Vec::new(),
             sources: BTreeSet::new(),
         };
-        if let Some(text) = held {
-            for id in entries {
-                run.failed.insert(*id, (Reason::MassRemoval, text.clone()));
-            }
+        if let Some((text, held)) = held {
+            let why = (Reason::MassRemoval, text);
+            run.failed.extend(held.into_iter().map(|id| (id, why.clone())));
         }
         for id in parent_waits {
             run.failed.insert(id, (Reason::ParentWaits, String::new()));
@@ -147,8 +146,8 @@ impl Engine {
         self.commit_lazily(tx)
     }
 
-    /// Removals beyond the limit are taken out of the plan and wait for a person.
-    fn hold_mass_removal(&mut self, plan: &mut Plan) -> Result<Option<String>, Fail> {
+    /// Removals beyond the limit are taken out of the plan and wait for a person: why, and which entries.
+    fn hold_mass_removal(&mut self, plan: &mut Plan) -> Result<Option<(String, BTreeSet<EntryId>)>, Fail> {
         let removals = plan.steps.iter().filter(|s| matches!(s, Step::Remove { .. })).count() as u64;
         self.removals_in_window += removals;
         if removals == 0 || self.removals_in_window <= 100 {
@@ -160,8 +159,13 @@ impl Engine {
             self.removed_in_window += removals;
             return Ok(None);
         }
-        plan.steps.retain(|s| !matches!(s, Step::Remove { .. }));
-        Ok(Some(format!("more than {limit} of {total} entries would be removed at once")))
+        let snapshot = self.store.snapshot()?;
+        let mut tx = self.open_tx(&*snapshot)?;
+        let mut held = BTreeSet::new();
+        for step in plan.steps.extract_if(.., |s| matches!(s, Step::Remove { .. })) {
+            held.extend(plan::concerned(&mut tx, &step)?);
+        }
+        Ok(Some((format!("more than {limit} of {total} entries would be removed at once"), held)))
     }
 
     // ----- staging
