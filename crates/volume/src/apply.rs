@@ -32,9 +32,9 @@ pub struct Limbo {
     pub id: StageId,
     /// Its identity.
     pub key: NodeKey,
-    /// Its length in bytes when it came here ...
+    /// Its length in bytes when it was replaced ...
     pub size: u64,
-    /// ... and its time: if somebody had it open after all and writes, it is not dropped.
+    /// ... and its time: if somebody had it open after all and wrote, it is not dropped.
     pub mtime: Time,
     /// Its change time once it was here: what its other names, if it has any, show now.
     pub ctime: Time,
@@ -571,7 +571,12 @@ impl Directory {
         }
         match self.check_out(from.dir, from.name, victim, guard) {
             Ok(writers) => match self.to_limbo(from, id) {
-                Ok((_, limbo)) => Ok(Limbo { writers, ..limbo }),
+                // What it is expected to be: between the look and the rename somebody may have opened it, by the name
+                // that the inode which was moved had, and written to it.
+                Ok((_, limbo)) => {
+                    let Fingerprint { size, mtime, .. } = victim.fingerprint;
+                    Ok(Limbo { writers, size, mtime, ..limbo })
+                }
                 Err(e) => {
                     self.put_back(swap, from, moved, name, id);
                     Err(e)

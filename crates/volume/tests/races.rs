@@ -81,10 +81,9 @@ fn versions_are_conserved_when_a_user_replaces_at_the_same_time() {
     assert!(won > 0 && lost > 0, "{won} won, {lost} lost: nothing was tested");
 }
 
-/// A user appends lines to whatever has the name. What we put into limbo is never written to afterwards, and no line
-/// is lost.
+/// A user appends lines to whatever has the name. No line is lost, whatever becomes of the files.
 #[test]
-fn nobody_writes_to_what_went_into_limbo() {
+fn what_is_written_to_in_limbo_is_kept() {
     let v = Volume::new();
     if !v.volume.capabilities().leases {
         return eprintln!("skipped: no leases here");
@@ -125,10 +124,6 @@ fn nobody_writes_to_what_went_into_limbo() {
         stop.store(true, Ordering::Relaxed);
         user.join().unwrap()
     });
-    for (limbo, before) in &limbo {
-        let now = fs::metadata(v.limbo(limbo.id)).unwrap();
-        assert_eq!(now.len(), before.size, "written to in limbo");
-    }
     let mut found: Vec<String> = Vec::new();
     for text in contents(&v.path(".driftless/limbo")).iter().chain(&staged_contents(&v)) {
         found.extend(text.lines().map(str::to_owned));
@@ -139,4 +134,10 @@ fn nobody_writes_to_what_went_into_limbo() {
     made.sort();
     assert_eq!(found, made);
     assert!(limbo.len() > 1, "nothing was tested");
+    // An open that had found the name just before may still write: that is not thrown away.
+    let changed = |l: &Limbo, size: u64| fs::metadata(v.limbo(l.id)).unwrap().len() != size;
+    let written: Vec<Limbo> =
+        limbo.iter().filter(|(l, before)| changed(l, before.size)).map(|(l, _)| l.clone()).collect();
+    let all: Vec<Limbo> = limbo.into_iter().map(|(l, _)| l).collect();
+    assert_eq!(v.volume.drop_limbo(&all).unwrap(), written);
 }
