@@ -1,0 +1,208 @@
+//! Committing to the index, durably or not yet, and the seal: a sync after which nothing done so far has to be done again.
+
+use super::observe::{Pass, Taking};
+use super::{Engine, Fail, InLimbo, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
+use crate::api::Phase;
+use crate::needs::Waiter;
+use driftless_core::rows::{Batch as Rows, Read, Table};
+use driftless_core::tx::Env;
+use driftless_core::{Content, Digest, Tx};
+use driftless_volume::Limbo;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+impl Engine {
+    pub(super) fn env(&self) -> Env {
+        Env { now_ns: wall_ns(), epoch: 0 }
+    }
+
+    /// A transaction after the last commit, with what that one knew.
+    pub(super) fn open_tx<'a>(&self, snapshot: &'a dyn Read) -> Result<Tx<'a>, Fail> {
+        Ok(Tx::open_warm(snapshot, self.env(), self.warm.clone())?)
+    }
+
+    /// Commits durably, and remembers what the planner has to look at.
+    pub(super) fn commit(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        let rows = self.rows_of(tx)?;
+        self.store.commit(rows)?;
+        (self.lazy, self.merges_lazy) = (false, false);
+        Ok(())
+    }
+
+    /// As [`Engine::commit`], durable with the next durable commit: [`Engine::harden`] before anything leaves that
+    /// builds on it.
+    pub(super) fn commit_lazily(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        let rows = self.rows_of(tx)?;
+        self.store.commit_lazily(rows)?;
+        self.lazy = true;
+        Ok(())
+    }
+
+    pub(super) fn rows_of(&mut self, mut tx: Tx<'_>) -> Result<Rows, Fail> {
+        for id in tx.new_pending()? {
+            let waits = self.waiting.contains_key(&Waiter::Entry(id)) || self.contents.is_wanted(id);
+            if !waits {
+                self.enqueue(id);
+            }
+        }
+        tx.put(Table::Settings, open::SETTING_PLANNED.to_vec(), Some(self.planned.to_be_bytes().to_vec()));
+        self.head = tx.head();
+        self.unsealed = true;
+        let (rows, warm) = tx.into_batch_and_warm(random_u64()?);
+        self.warm = Arc::new(warm);
+        Ok(rows)
+    }
+
+    /// Makes merged states durable. What was done to the disk since may still be lazy: its intent rows are durable.
+    pub(super) fn harden_merges(&mut self) -> Result<(), Fail> {
+        if self.merges_lazy { self.harden() } else { Ok(()) }
+    }
+
+    /// Makes lazy commits durable.
+    pub(super) fn harden(&mut self) -> Result<(), Fail> {
+        self.merges_lazy = false;
+        if std::mem::take(&mut self.lazy) {
+            let planned = self.planned.to_be_bytes().to_vec();
+            let key = (Table::Settings, open::SETTING_PLANNED.to_vec());
+            self.store.commit([(key, Some(planned))].into())?;
+        }
+        Ok(())
+    }
+
+    /// True if nothing in the feed waits to be planned but what is queued.
+    pub(super) fn is_planned(&self) -> bool {
+        self.planned == self.head && self.backlog_from.is_none()
+    }
+
+    /// Commits what was observed. The disk shows it already: nothing of it has to be planned.
+    pub(super) fn commit_local(&mut self, tx: Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        if self.is_planned() && self.taking != Taking::Adopt {
+            self.planned = tx.head();
+        }
+        self.counts.recorded += std::mem::take(&mut pass.recorded);
+        self.paths.clear();
+        // Nothing of it leaves before the next durable commit: see pump_peer.
+        self.commit_lazily(tx)
+    }
+
+    pub(super) fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
+        let quiet = self.last_work.elapsed() >= SEAL_AFTER;
+        let full = self.limbo.len() > LIMBO_MAX;
+        if self.shared.dry_run || !(quiet || full) {
+            return Ok(false);
+        }
+        if self.limbo.is_empty() && self.open_plans.is_empty() {
+            self.harden()?;
+            self.unsealed = false;
+            return Ok(false);
+        }
+        self.seal()?;
+        Ok(false)
+    }
+
+    /// A sync covers all moves done so far: intents and victims are needed no more.
+    pub(super) fn seal(&mut self) -> Result<(), Fail> {
+        self.volume.sync().map_err(Fail::Volume)?;
+        // Their records are durable before what could redo or undo them goes.
+        self.harden()?;
+        let needed = self.needed_contents()?;
+        self.limbo_contents.clear();
+        let (kept, gone): (Vec<InLimbo>, Vec<InLimbo>) = std::mem::take(&mut self.limbo)
+            .into_iter()
+            .partition(|l| l.identity.is_some_and(|identity| needed.contains(&identity)));
+        let limbo: Vec<Limbo> = gone.iter().map(|l| l.limbo.clone()).collect();
+        let changed = self.volume.drop_limbo(&limbo).map_err(Fail::Volume)?;
+        self.give_back_changed(gone, &changed)?;
+        let keep: BTreeSet<u64> = kept.iter().map(|l| l.plan).collect();
+        for one in kept {
+            self.keep_in_limbo(one);
+        }
+        // The rows go last: a crash before it finds what is left in limbo by them.
+        let (open, done) = std::mem::take(&mut self.open_plans).into_iter().partition(|n| keep.contains(n));
+        self.open_plans = open;
+        let rows: Rows =
+            Vec::into_iter(done).map(|n: u64| ((Table::Intents, n.to_be_bytes().to_vec()), None)).collect();
+        if !rows.is_empty() {
+            self.store.commit(rows)?;
+        }
+        self.unsealed = false;
+        self.note_dropped(&limbo)
+    }
+
+    /// Contents that entries which wait are to show and that may be nowhere else on this disk.
+    pub(super) fn needed_contents(&self) -> Result<HashSet<Digest>, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut needed = HashSet::new();
+        if self.limbo.is_empty() {
+            return Ok(needed);
+        }
+        for id in tx.pending(usize::MAX)? {
+            let Some(row) = tx.entry(id)? else { continue };
+            needed.extend(row.entry.counting().filter_map(|v| match &v.content {
+                Content::File { digest, .. } => Some(*digest),
+                _ => None,
+            }));
+        }
+        Ok(needed)
+    }
+
+    /// Somebody had it open and wrote to it after all.
+    pub(super) fn give_back_changed(&mut self, gone: Vec<InLimbo>, changed: &[Limbo]) -> Result<(), Fail> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        for one in gone.into_iter().filter(|l| changed.contains(&l.limbo)) {
+            self.give_back(&mut tx, &one.at, &one.limbo.as_private())?;
+        }
+        Ok(())
+    }
+
+    /// What went for good by one of its names has another change time by the others: not a user's change.
+    pub(super) fn note_dropped(&mut self, limbo: &[Limbo]) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut changed = false;
+        for l in limbo {
+            let Some(node) = tx.node(&l.key)? else { continue };
+            let Some((dir, name)) = node.names.first() else { continue };
+            let Some(path) = self.path_of_node(&mut tx, dir)? else { continue };
+            let Ok(fd) = self.volume.dir(&path, Some(dir)) else { continue };
+            if let Ok(Some(seen)) = fd.look(name)
+                && seen.key == l.key
+                && (seen.fingerprint.size, seen.fingerprint.mtime)
+                    == (node.fingerprint.size, node.fingerprint.mtime)
+                && node.fingerprint.ctime == l.ctime
+            {
+                let mut node = (*node).clone();
+                node.fingerprint = seen.fingerprint;
+                tx.put_node(&l.key, node);
+                changed = true;
+            }
+        }
+        if changed { self.commit_sealed(tx) } else { Ok(()) }
+    }
+
+    /// Commits records only: there is nothing in them to be sealed.
+    pub(super) fn commit_sealed(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        self.commit(tx)?;
+        self.unsealed = false;
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Result<(), Fail> {
+        self.set_phase(Phase::Stopping);
+        self.harden()?;
+        if !self.shared.dry_run && (self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty()) {
+            self.seal()?;
+        }
+        if !self.shared.dry_run && self.is_idle() {
+            self.sweep_transfers()?;
+        }
+        self.tell_progress(true);
+        Ok(())
+    }
+}

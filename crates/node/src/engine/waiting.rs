@@ -1,0 +1,185 @@
+//! What could not be done yet: the needs list, and trying again.
+
+use super::observe;
+use super::{Engine, Fail, HEARTBEAT_EVERY, REMOVAL_WINDOW, RelPath, pause_ns, retry_pause_ns, wall_ns};
+use crate::api::{Event, PathText, Reason};
+use crate::needs::{self, Need, Waiter};
+use driftless_core::plan::At;
+use driftless_core::{EntryId, Name, NodeKey, Tx};
+use std::time::{Duration, Instant};
+
+impl Engine {
+    pub(super) fn retry_due(&mut self) -> Result<bool, Fail> {
+        let mut worked = false;
+        let now = Instant::now();
+        if now.duration_since(self.last_beat) >= HEARTBEAT_EVERY {
+            self.beat()?;
+        }
+        if now.duration_since(self.removal_window_at) >= REMOVAL_WINDOW {
+            self.removal_window_at = now;
+            self.removals_in_window = 0;
+            self.removed_in_window = 0;
+        }
+        while let Some(entry) = self.later.first_entry() {
+            if *entry.key() > now {
+                break;
+            }
+            for path in entry.remove() {
+                self.look_at_path_soon(&path)?;
+                worked = true;
+            }
+        }
+        let now_ns = wall_ns();
+        let due: Vec<Waiter> =
+            self.waiting.iter().filter(|(_, n)| n.retry_ns <= now_ns).map(|(w, _)| w.clone()).collect();
+        for w in due {
+            match &w {
+                Waiter::Entry(id) => {
+                    if self.enqueue(*id) {
+                        worked = true;
+                    }
+                }
+                Waiter::Path(path) => {
+                    let names: Option<Vec<Name>> =
+                        path.split(|b| *b == b'/').map(|n| Name::new(n).ok()).collect();
+                    if let Some(n) = self.waiting.get_mut(&w) {
+                        n.retry_ns = now_ns + retry_pause_ns(n.tries);
+                    }
+                    if let Some(n) = self.waiting.get_mut(&w) {
+                        n.tries += 1;
+                    }
+                    match names {
+                        Some(names) => self.look_at_path_soon(&RelPath(names))?,
+                        // The root: held removals are judged again by a crawl.
+                        None => self.want_crawl = true,
+                    }
+                    worked = true;
+                }
+            }
+        }
+        Ok(worked)
+    }
+
+    pub(super) fn look_at_path_soon(&mut self, path: &RelPath) -> Result<(), Fail> {
+        let Some((name, parents)) = path.split_last() else { return Ok(()) };
+        match self.volume.dir(parents, None) {
+            Ok(fd) => {
+                if let Ok(Some(s)) = fd.look(name)
+                    && s.kind.is_dir()
+                {
+                    self.lists.insert(s.key);
+                }
+                self.hints.insert((fd.key().clone(), name.clone()));
+            }
+            // Gone with its directory: what waited there is looked at wherever it is now.
+            Err(e) if observe::is_gone(&e) && self.waiting.contains_key(&Engine::path_waiter(path)) => {
+                let snapshot = self.store.snapshot()?;
+                let mut tx = Tx::open(&*snapshot, self.env())?;
+                self.settle_path(&mut tx, path)?;
+                self.commit_lazily(tx)?;
+            }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The fingerprint is too young to be trusted: looked at again when it is not.
+    pub(super) fn look_again_later(&mut self, path: &RelPath) {
+        let tick = Duration::from_nanos(self.volume.capabilities().tick_ns).max(Duration::from_millis(10));
+        self.look_again_after(path, tick * 2);
+    }
+
+    pub(super) fn look_again_after(&mut self, path: &RelPath, pause: Duration) {
+        if self.shared.dry_run {
+            return; // records then say what would be, the disk what is: no look may compare the two
+        }
+        self.later.entry(Instant::now() + pause).or_default().push(path.clone());
+    }
+
+    pub(super) fn look_soon(&mut self, dir: NodeKey, name: Name) {
+        self.hints.insert((dir, name));
+    }
+
+    pub(super) fn list_soon(&mut self, dir: NodeKey) {
+        self.lists.insert(dir);
+    }
+
+    pub(super) fn list_at_soon(&mut self, at: &At) {
+        self.hints.insert((at.dir.clone(), at.name.clone()));
+        self.want_crawl = true;
+    }
+
+    pub(super) fn enqueue(&mut self, id: EntryId) -> bool {
+        let new = self.queued.insert(id);
+        if new {
+            self.queue.push_back(id);
+        }
+        new
+    }
+
+    pub(super) fn waits(
+        &mut self,
+        tx: &mut Tx<'_>,
+        who: Waiter,
+        path: &[u8],
+        reason: Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        let before = self.waiting.get(&who).cloned();
+        let now = wall_ns();
+        let tries = before.as_ref().map_or(0, |n| n.tries) + 1;
+        let since_ns = before.as_ref().filter(|n| n.reason == reason).map_or(now, |n| n.since_ns);
+        let need =
+            Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + pause_ns(reason, tries) };
+        needs::put(tx, &who, &need);
+        if before.is_none_or(|b| b.reason != reason) {
+            self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
+        }
+        self.waiting.insert(who, need);
+        self.counts.waiting = self.waiting.len() as u64;
+        Ok(())
+    }
+
+    pub(super) fn resolved(&mut self, tx: &mut Tx<'_>, who: &Waiter, path: &[u8]) {
+        if self.waiting.remove(who).is_some() {
+            needs::remove(tx, who);
+            self.counts.waiting = self.waiting.len() as u64;
+            self.say(Event::Resolved { side: self.side, path: PathText::new(path) });
+        }
+    }
+
+    /// Something on this disk cannot be taken in.
+    pub(super) fn path_waits(
+        &mut self,
+        tx: &mut Tx<'_>,
+        path: Vec<u8>,
+        reason: Reason,
+        detail: String,
+    ) -> Result<(), Fail> {
+        self.waits(tx, Waiter::Path(path.clone()), &path, reason, detail)
+    }
+
+    /// A look at the path worked.
+    pub(super) fn settle_path(&mut self, tx: &mut Tx<'_>, path: &RelPath) -> Result<(), Fail> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let who = Engine::path_waiter(path);
+        if self.waiting.contains_key(&who) {
+            self.resolved(tx, &who, &path.join_bytes());
+        }
+        Ok(())
+    }
+
+    pub(super) fn hold_removals(&mut self, tx: &mut Tx<'_>, text: String) -> Result<(), Fail> {
+        self.path_waits(tx, b".".to_vec(), Reason::MassRemoval, text)
+    }
+
+    /// A whole crawl held nothing back.
+    pub(super) fn settle_held(&mut self, tx: &mut Tx<'_>) {
+        let who = Waiter::Path(b".".to_vec());
+        if self.waiting.get(&who).is_some_and(|n| n.reason == Reason::MassRemoval) {
+            self.resolved(tx, &who, b".");
+        }
+    }
+}
