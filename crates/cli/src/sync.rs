@@ -109,10 +109,10 @@ fn session(options: SyncOptions, printer: &mut dyn Printer) -> Result<Outcome, C
         })?;
     relay(&events, &notices, printer);
     let result = thread.join().unwrap_or_else(|_| {
-        Err(SessionError {
-            what: "the session broke off by an error of its own (see above)".into(),
-            advice: "run it again: nothing is lost; please report what it said".into(),
-        })
+        Err(SessionError::new(
+            "the session broke off by an error of its own (see above)",
+            "run it again: nothing is lost; please report what it said",
+        ))
     });
     let now = Instant::now();
     match result {

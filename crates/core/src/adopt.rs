@@ -3,16 +3,20 @@
 //! Path by path, parents before children: what the tree shows alike is bound to it, other content of
 //! the same kind becomes a sibling, everything else a new entry. Nothing here removes anything: what the
 //! tree has and the disk lacks is wanted.
+//!
+//! A disk that had an index and lost it is different in one thing. What only it has may be a user's, or something that was
+//! removed elsewhere meanwhile: a new entry would bring that back. The very version that a removal took is bound to
+//! the removed entry, and its plan removes it here too; of anything else no entry is made, and the caller puts it aside.
 
 use crate::disk::{Bind, Claim, Node, Place, Wanted};
 use crate::entry::{Entry, Version};
 use crate::id::{EntryId, Kind, Name};
 use crate::local::{self, Looked, Origin, Spot};
-use crate::meta::{Content, Digest};
+use crate::meta::{Content, Digest, Time};
 use crate::rows::Table;
 use crate::tree::{self, Group, Shown};
 use crate::tx::{Error, Result, Tx};
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// How an inode of the scanned tree was taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -24,19 +28,35 @@ pub enum Adopted {
     SameDir,
     /// The tree shows other content there: a sibling (concurrent version; newer mtime wins).
     Different,
-    /// The tree has nothing there (or another kind): a new entry.
+    /// The tree has nothing there (or another kind): a new entry. After a lost index nothing was recorded.
     OnlyHere,
-    /// Another name of an inode that was taken before; the tree has no such name: it has now.
+    /// Another name of an inode that was taken before; the tree has no such name: it has now. After a lost index
+    /// nothing was recorded.
     LinkOnlyHere,
-    /// Name and content match a version that was removed: it was removed elsewhere while we had no
-    /// index. Nothing was recorded. To the trash.
+    /// This very name of this very version was removed elsewhere, or the directory was, while we had no index: bound to the
+    /// removed entry, to be removed by its plan. Only after a lost index.
     RemovedElsewhere,
 }
 
 /// The adoption of one tree.
 pub struct Adoption {
-    /// What removed files were: (directory entry, name, content). Empty unless the index was lost.
-    removed: HashSet<(EntryId, Name, Digest)>,
+    /// What was removed elsewhere. `None` unless the index was lost.
+    removed: Option<Removed>,
+}
+
+/// Names that were removed, by (directory entry, name).
+#[derive(Default)]
+struct Removed {
+    leaves: HashMap<(EntryId, Name), Vec<RemovedLeaf>>,
+    dirs: HashMap<(EntryId, Name), EntryId>,
+}
+
+/// A version under a name that was removed.
+struct RemovedLeaf {
+    claim: Claim,
+    kind: Kind,
+    identity: Digest,
+    mtime: Time,
 }
 
 /// How many rows are read at once.
@@ -47,19 +67,25 @@ impl Adoption {
     /// `lost_index`: the tree was a replica's before, so that what was removed elsewhere since may still be
     /// on it; costs one pass over all entries. `tx` must have no changes yet.
     pub fn new(tx: &mut Tx<'_>, lost_index: bool) -> Result<Adoption> {
-        let mut removed = HashSet::new();
-        if lost_index {
-            let mut from = Vec::new();
-            loop {
-                let rows = tx.scan(Table::Entries, &from, None, STEP)?;
-                let Some((last, _)) = rows.last() else { break };
-                from = [&last[..], &[0]].concat();
-                for (_, value) in &rows {
-                    note_removed(&mut removed, &tx.decode_entry_row(value)?.entry);
-                }
+        if !lost_index {
+            return Ok(Adoption { removed: None });
+        }
+        let mut removed = Removed::default();
+        let mut from = Vec::new();
+        loop {
+            let rows = tx.scan(Table::Entries, &from, None, STEP)?;
+            let Some((last, _)) = rows.last() else { break };
+            from = [&last[..], &[0]].concat();
+            for (_, value) in &rows {
+                removed.note(&tx.decode_entry_row(value)?.entry);
             }
         }
-        Ok(Adoption { removed })
+        Ok(Adoption { removed: Some(removed) })
+    }
+
+    /// True if this is the disk of a replica that lost its index.
+    pub fn lost_index(&self) -> bool {
+        self.removed.is_some()
     }
 
     /// Takes one inode found at `at`, parents before children.
@@ -70,7 +96,7 @@ impl Adoption {
         };
         let shown = tree::shown_at(tx, &class, at.1)?;
         if found.kind.is_dir() {
-            return adopt_dir(tx, at, found, shown);
+            return self.adopt_dir(tx, at, found, &class, shown);
         }
         let Some(content) = &found.content else {
             return Err(Error::Inconsistent(format!("{:?} was found without content", at.1)));
@@ -90,7 +116,8 @@ impl Adoption {
             return if shown.dir.is_empty() {
                 Ok(Adopted::OnlyHere)
             } else {
-                adopt_dir(tx, at, found, shown)
+                bind_dir(tx, at, found, shown.dir)?;
+                Ok(Adopted::SameDir)
             };
         }
         let Some(content) = &found.content else {
@@ -120,14 +147,18 @@ impl Adoption {
         {
             return bind_leaf(tx, at, found, content, claims, base);
         }
-        if tx.node(&found.key)?.is_some() {
-            local::link(tx, &found.key, at)?;
-            return Ok(Adopted::LinkOnlyHere);
-        }
-        let identity = content.identity();
-        let was_removed = |e: &EntryId| self.removed.contains(&(*e, at.1.clone(), identity));
-        if class.iter().any(was_removed) {
+        if let Some(removed) = &self.removed
+            && let Some(claim) = removed.leaf(class, at.1, found.kind, content)
+            && is_of_entry(tx, found, claim.entry)?
+        {
+            bind_leaf(tx, at, found, content, vec![claim], None)?;
             return Ok(Adopted::RemovedElsewhere);
+        }
+        if tx.node(&found.key)?.is_some() {
+            if self.removed.is_none() {
+                local::link(tx, &found.key, at)?;
+            }
+            return Ok(Adopted::LinkOnlyHere);
         }
         let real = shown.groups.iter().find(|g| !g.conflict);
         if let Some(group) = real
@@ -136,34 +167,87 @@ impl Adoption {
             add_sibling(tx, at, found, content, group)?;
             return Ok(Adopted::Different);
         }
-        local::create(tx, at, found, Origin::Import)?;
+        self.only_here(tx, at, found)
+    }
+
+    fn adopt_dir(
+        &self,
+        tx: &mut Tx<'_>,
+        at: Spot<'_>,
+        found: &Looked,
+        class: &[EntryId],
+        shown: Shown,
+    ) -> Result<Adopted> {
+        if !shown.dir.is_empty() {
+            bind_dir(tx, at, found, shown.dir)?;
+            return Ok(Adopted::SameDir);
+        }
+        // Its children are judged one by one: what is none's but ours is put aside before the plan removes the rest.
+        if let Some(dead) = self.removed.as_ref().and_then(|r| r.dir(class, at.1))
+            && shown.groups.is_empty()
+            && tx.entry_must(dead)?.bound.is_empty()
+        {
+            bind_dir(tx, at, found, vec![dead])?;
+            return Ok(Adopted::RemovedElsewhere);
+        }
+        self.only_here(tx, at, found)
+    }
+
+    fn only_here(&self, tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked) -> Result<Adopted> {
+        if self.removed.is_none() {
+            local::create(tx, at, found, Origin::Import)?;
+        }
         Ok(Adopted::OnlyHere)
     }
 }
 
-fn note_removed(removed: &mut HashSet<(EntryId, Name, Digest)>, e: &Entry) {
-    if e.kind.is_dir() || !e.shown_links().is_empty() {
-        return;
-    }
-    for link in &e.links {
-        for version in &e.data {
-            removed.insert((link.at.parent, link.at.name.clone(), version.content.identity()));
+impl Removed {
+    fn note(&mut self, e: &Entry) {
+        for link in e.links.iter().filter(|l| !l.present()) {
+            let at = (link.at.parent, link.at.name.clone());
+            if e.kind.is_dir() {
+                self.dirs.insert(at, e.id);
+                continue;
+            }
+            let leaves = self.leaves.entry(at).or_default();
+            leaves.extend(e.data.iter().map(|v| RemovedLeaf {
+                claim: Claim { entry: e.id, link: link.id, name_dot: link.at.dot, version: v.dot },
+                kind: e.kind,
+                identity: v.content.identity(),
+                mtime: v.content.mtime(),
+            }));
         }
+    }
+
+    /// The version that was removed at this name, if it is this one, down to its time: a file made anew since is none.
+    fn leaf(&self, class: &[EntryId], name: &Name, kind: Kind, content: &Content) -> Option<Claim> {
+        let same = |r: &&RemovedLeaf| {
+            r.kind == kind && r.identity == content.identity() && r.mtime == content.mtime()
+        };
+        let mut candidates = class.iter().filter_map(|dir| self.leaves.get(&(*dir, name.clone()))).flatten();
+        candidates.find(same).map(|r| r.claim)
+    }
+
+    fn dir(&self, class: &[EntryId], name: &Name) -> Option<EntryId> {
+        class.iter().find_map(|dir| self.dirs.get(&(*dir, name.clone())).copied())
     }
 }
 
-fn adopt_dir(tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked, shown: Shown) -> Result<Adopted> {
-    if shown.dir.is_empty() {
-        local::create(tx, at, found, Origin::Import)?;
-        return Ok(Adopted::OnlyHere);
-    }
-    tx.put_node(&found.key, node_of(found, at, Bind::Dir(shown.dir.clone())));
+/// True if the inode is not known yet, or known as one of this entry: all names of an inode belong to one.
+fn is_of_entry(tx: &mut Tx<'_>, found: &Looked, entry: EntryId) -> Result<bool> {
+    let Some(node) = tx.node(&found.key)? else { return Ok(true) };
+    let Some((dir, name)) = node.names.first() else { return Ok(true) };
+    Ok(tx.place(dir, name)?.is_some_and(|p| p.claims.first().is_some_and(|c| c.entry == entry)))
+}
+
+fn bind_dir(tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked, members: Vec<EntryId>) -> Result<()> {
+    tx.put_node(&found.key, node_of(found, at, Bind::Dir(members.clone())));
     tx.put_place(at.0, at.1, &Place { node: found.key.clone(), claims: Vec::new(), conflict_of: None });
-    for member in shown.dir {
+    for member in members {
         local::bind(tx, member, &found.key)?;
         tx.add_pending(member);
     }
-    Ok(Adopted::SameDir)
+    Ok(())
 }
 
 /// The group that has `content`: the one shown under this very name, or another at the same name that is not on

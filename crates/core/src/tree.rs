@@ -27,8 +27,8 @@ mod roots;
 mod tests;
 
 pub use change::{put_state, receive, remove_state};
-pub use conflict::conflict_name;
 pub(crate) use conflict::{MARK, conflict_bases};
+pub use conflict::{conflict_name, utc};
 
 use crate::entry::{Entry, Version};
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};

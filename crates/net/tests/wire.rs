@@ -161,9 +161,9 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 fn hello() -> impl Strategy<Value = Message> {
     let cursors = vec((dot(), any::<u64>()), 0..4);
-    let start = (any::<(u16, u16)>(), any::<u128>(), any::<u64>(), text(), any::<[bool; 2]>());
+    let start = (any::<(u16, u16)>(), any::<u128>(), any::<u64>(), text(), any::<[bool; 3]>());
     (start, knowledge(), cursors).prop_map(
-        |((protocol, volume, replica, site, [follows, inline]), knowledge, cursors)| {
+        |((protocol, volume, replica, site, [follows, inline, scanned]), knowledge, cursors)| {
             let cursor = |(d, tag): (Dot, u64)| FeedCursor { replica: d.replica, n: d.n, tag };
             Message::Hello(Hello {
                 protocol,
@@ -174,6 +174,7 @@ fn hello() -> impl Strategy<Value = Message> {
                 knowledge,
                 cursors: cursors.into_iter().map(cursor).collect(),
                 inline,
+                scanned,
             })
         },
     )
@@ -447,6 +448,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
         knowledge: knowledge.clone(),
         cursors: vec![FeedCursor { replica: r2, n: 6, tag: 2 }],
         inline: true,
+        scanned: false,
     };
     let batch = Batch {
         seq: 3,

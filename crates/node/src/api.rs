@@ -336,6 +336,15 @@ pub enum Event {
         /// `only here`, `changed` or `missing`.
         what: String,
     },
+    /// Only this end has it and its index was lost: it was moved out of the way.
+    PutAside {
+        /// Which end.
+        side: Side,
+        /// Path below the root where it was.
+        path: PathText,
+        /// Path below the root where it is now.
+        to: PathText,
+    },
     /// Both ends agree (again).
     InSync,
     /// The ends differ (again): changes are on their way.
@@ -413,4 +422,14 @@ pub struct SessionError {
     pub what: String,
     /// What to do about it.
     pub advice: String,
+    /// The cause was put right: the same session again will do.
+    #[serde(default)]
+    pub again: bool,
+}
+
+impl SessionError {
+    /// What happened and what to do about it.
+    pub fn new(what: impl Into<String>, advice: impl Into<String>) -> SessionError {
+        SessionError { what: what.into(), advice: advice.into(), again: false }
+    }
 }

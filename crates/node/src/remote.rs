@@ -62,12 +62,12 @@ pub(crate) fn open(
         ssh_command: std::env::var_os(ssh::SSH_ENV),
     };
     let carrier = CarrierOptions { bytes_per_s_max: options.bwlimit_bytes_per_s, compress: true };
-    let session = ssh::spawn(&remote, carrier).map_err(|e| SessionError {
-        what: e.to_string(),
-        advice:
+    let session = ssh::spawn(&remote, carrier).map_err(|e| {
+        SessionError::new(
+            e.to_string(),
             "check that `ssh` to that host works without a password prompt in scripts, and that driftless is \
-                 installed there (--remote-bin names its place)"
-                .into(),
+                 installed there (--remote-bin names its place)",
+        )
     })?;
     let start = Start { side, path: path.to_vec(), shared: options.shared.clone() };
     let started = encode(&Command::Start(start))
@@ -79,9 +79,11 @@ pub(crate) fn open(
     let join = std::thread::Builder::new()
         .name(format!("remote-{side:?}"))
         .spawn(move || pass_on(&target, session, &commands, &out))
-        .map_err(|e| SessionError {
-            what: format!("cannot start a thread: {e}"),
-            advice: "raise the limit of processes (ulimit -u)".into(),
+        .map_err(|e| {
+            SessionError::new(
+                format!("cannot start a thread: {e}"),
+                "raise the limit of processes (ulimit -u)",
+            )
         })?;
     Ok(End::new(to, from, Some(join)))
 }
@@ -149,32 +151,35 @@ fn read_reports(
 }
 
 fn broken(target: &str, why: &str) -> SessionError {
-    SessionError {
-        what: format!("the connection to {target} broke: {why}"),
-        advice: "run it again when the host can be reached: it goes on where it was".into(),
-    }
+    SessionError::new(
+        format!("the connection to {target} broke: {why}"),
+        "run it again when the host can be reached: it goes on where it was",
+    )
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Frame, SessionError> {
-    serde_json::to_vec(value).map(Frame::Control).map_err(|e| SessionError {
-        what: format!("cannot be put into JSON: {e}"),
-        advice: "please report it".into(),
-    })
+    serde_json::to_vec(value)
+        .map(Frame::Control)
+        .map_err(|e| SessionError::new(format!("cannot be put into JSON: {e}"), "please report it"))
 }
 
 fn decode<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, SessionError> {
-    serde_json::from_slice(body).map_err(|e| SessionError {
-        what: format!("the other end sent a command that is not understood: {e}"),
-        advice: "install the same version at both ends".into(),
+    serde_json::from_slice(body).map_err(|e| {
+        SessionError::new(
+            format!("the other end sent a command that is not understood: {e}"),
+            "install the same version at both ends",
+        )
     })
 }
 
 /// The remote end itself: `driftless agent --stdio`. Returns when the session is over.
 pub fn run_agent(state: Option<PathBuf>, bwlimit_bytes_per_s: Option<u64>) -> Result<(), SessionError> {
     let options = CarrierOptions { bytes_per_s_max: bwlimit_bytes_per_s, compress: true };
-    let carrier = Carrier::stdio(options).map_err(|e| SessionError {
-        what: e.to_string(),
-        advice: "this command is started by `driftless sync` on another machine, not by hand".into(),
+    let carrier = Carrier::stdio(options).map_err(|e| {
+        SessionError::new(
+            e.to_string(),
+            "this command is started by `driftless sync` on another machine, not by hand",
+        )
     })?;
     let result = serve(&carrier, state);
     let ended = encode(&Report::Ended(result))?;
@@ -203,7 +208,7 @@ fn serve(carrier: &Carrier, state: Option<PathBuf>) -> Result<Counts, SessionErr
     let (out, from) = unbounded();
     let options = EngineOptions { side, root, state, shared, peer_in_process: false };
     let join = engine::start(options, inbox, out)
-        .map_err(|e| SessionError { what: format!("cannot start a thread: {e}"), advice: String::new() })?;
+        .map_err(|e| SessionError::new(format!("cannot start a thread: {e}"), ""))?;
     let result = exchange(carrier, &incoming, &to, &from);
     // The engine has ended, or ends now.
     let _ = to.send(ToEngine::Stop);

@@ -64,7 +64,7 @@ fn unusable(root: &Path, e: &io::Error) -> SessionError {
 }
 
 fn error(what: String, advice: &str) -> SessionError {
-    SessionError { what, advice: advice.to_owned() }
+    SessionError::new(what, advice)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! on, tells events, and knows from both ends' status when they agree: both idle, all of both feeds acknowledged, and no
 //! message on its way.
 
-use crate::api::{Endpoint, Event, Outcome, SessionError, Side, SyncOptions};
+use crate::api::{Endpoint, Event, Level, Outcome, SessionError, Side, SyncOptions};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
 use crate::filter::Filter;
 use crate::pace::Pacer;
@@ -67,32 +67,48 @@ pub fn run(
     events: ChannelSender<Event>,
     stop: StopFlag,
 ) -> Result<Outcome, SessionError> {
-    Filter::new(&options.shared.filters).map_err(|e| SessionError {
-        what: e.to_string(),
-        advice: "correct the pattern; `*` matches within a name, `**` across names".into(),
+    match run_once(&options, &events, &stop) {
+        // An index was put aside: this time it is built anew.
+        Err(e) if e.again => {
+            let text = format!("{}; starting again", e.what);
+            // Nobody listens any more: the session goes on all the same.
+            let _ = events.send(Event::Log { side: None, level: Level::Warn, text });
+            run_once(&options, &events, &stop)
+        }
+        result => result,
+    }
+}
+
+fn run_once(
+    options: &SyncOptions,
+    events: &ChannelSender<Event>,
+    stop: &StopFlag,
+) -> Result<Outcome, SessionError> {
+    Filter::new(&options.shared.filters).map_err(|e| {
+        SessionError::new(e.to_string(), "correct the pattern; `*` matches within a name, `**` across names")
     })?;
     guard_roots(&options.a, &options.b)?;
-    let a = open_end(Side::A, &options)?;
-    let b = match open_end(Side::B, &options) {
+    let a = open_end(Side::A, options)?;
+    let b = match open_end(Side::B, options) {
         Ok(b) => b,
         Err(e) => {
             end(a);
             return Err(e);
         }
     };
-    let pacer = || Pacer::new(local_rate(&options));
+    let pacer = || Pacer::new(local_rate(options));
     Coordinator {
         a,
         b,
         to_a: pacer(),
         to_b: pacer(),
-        events,
+        events: events.clone(),
         once: options.shared.once,
         in_sync: false,
         drain_until: None,
         stopping: false,
     }
-    .run(&stop)
+    .run(stop)
 }
 
 /// The rate to be kept here: none if a carrier keeps it already.
@@ -146,9 +162,8 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
     let local = |end: &Endpoint| matches!(end, Endpoint::Local(_));
     let peer_in_process = local(&options.a) && local(&options.b);
     let engine = EngineOptions { side, root, state, shared: options.shared.clone(), peer_in_process };
-    let join = engine::start(engine, inbox, out).map_err(|e| SessionError {
-        what: format!("cannot start a thread: {e}"),
-        advice: "raise the limit of processes (ulimit -u)".into(),
+    let join = engine::start(engine, inbox, out).map_err(|e| {
+        SessionError::new(format!("cannot start a thread: {e}"), "raise the limit of processes (ulimit -u)")
     })?;
     Ok(End::new(to, from, Some(join)))
 }
@@ -156,10 +171,9 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
 pub(crate) fn state_dir(given: Option<&Path>) -> Result<StateDir, SessionError> {
     match given {
         Some(p) => Ok(StateDir::at(p)),
-        None => StateDir::of_user().map_err(|e| SessionError {
-            what: e.to_string(),
-            advice: "name a directory with --state".into(),
-        }),
+        None => {
+            StateDir::of_user().map_err(|e| SessionError::new(e.to_string(), "name a directory with --state"))
+        }
     }
 }
 
@@ -167,10 +181,10 @@ pub(crate) fn state_dir(given: Option<&Path>) -> Result<StateDir, SessionError> 
 pub(crate) fn guard_state(root: &Path, state: &Path) -> Result<(), SessionError> {
     let real = state.canonicalize().unwrap_or_else(|_| state.to_owned());
     if real.starts_with(root) {
-        return Err(SessionError {
-            what: format!("the state directory {} lies inside {}", real.display(), root.display()),
-            advice: "name a state directory elsewhere with --state; nothing was changed".into(),
-        });
+        return Err(SessionError::new(
+            format!("the state directory {} lies inside {}", real.display(), root.display()),
+            "name a state directory elsewhere with --state; nothing was changed",
+        ));
     }
     Ok(())
 }
@@ -305,8 +319,8 @@ impl Coordinator {
 }
 
 fn gone() -> SessionError {
-    SessionError {
-        what: "one end stopped without saying why".into(),
-        advice: "look for a message of it above; run again: it goes on where it was".into(),
-    }
+    SessionError::new(
+        "one end stopped without saying why",
+        "look for a message of it above; run again: it goes on where it was",
+    )
 }

@@ -104,7 +104,7 @@ impl Tally {
                 self.planned += u64::from(!done);
                 true
             }
-            Event::Change { .. } | Event::Log { .. } => true,
+            Event::Change { .. } | Event::Log { .. } | Event::PutAside { .. } => true,
         }
     }
 

@@ -46,6 +46,9 @@ pub(super) fn line(event: &Event, about: &About) -> Option<String> {
         Event::Resolved { side: s, path: p } => format!("{}: {} waits no longer", side(*s), path(&p.text)),
         Event::Conflict { side: s, path: p } => format!("{}: conflict copy {}", side(*s), path(&p.text)),
         Event::Drift { side: s, path: p, what } => format!("{}: drift: {} ({what})", side(*s), path(&p.text)),
+        Event::PutAside { side: s, path: p, to } => {
+            format!("{}: only here, moved: {} -> {}", side(*s), path(&p.text), path(&to.text))
+        }
         Event::InSync => "in sync".into(),
         Event::Log { side: s, level, text } if level_wanted(*level, about.verbosity) => log(*s, *level, text),
         _ => return None,

@@ -10,6 +10,7 @@ mod crash;
 mod dir_times;
 mod dry_run;
 mod guards;
+mod lost;
 mod once;
 mod queries;
 mod ssh;

@@ -26,6 +26,8 @@ pub struct OwnHello {
     pub role: Role,
     /// Whether we want small contents inside batches.
     pub inline: bool,
+    /// See [`Hello::scanned`].
+    pub scanned: bool,
 }
 
 /// What a peer's hello means for us.
@@ -71,6 +73,7 @@ pub fn hello(tx: &mut Tx<'_>, own: &OwnHello) -> Result<Hello> {
         knowledge: tx.knowledge()?,
         cursors: cursors.map(|(replica, row)| FeedCursor { replica, n: row.cursor, tag: row.tag }).collect(),
         inline: own.inline,
+        scanned: own.scanned,
     })
 }
 

@@ -67,6 +67,8 @@ pub struct Hello {
     pub cursors: Vec<FeedCursor>,
     /// Send small contents inside batches (no while its own tree is not scanned yet).
     pub inline: bool,
+    /// Its tree was taken in as a whole once: what it has no state of is not in it.
+    pub scanned: bool,
 }
 
 /// How far somebody has read a replica's feed.

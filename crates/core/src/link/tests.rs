@@ -128,7 +128,7 @@ impl Site {
     }
 
     fn hello(&self) -> Hello {
-        let own = OwnHello { volume: 7, site: "x".into(), role: Role::Writer, inline: true };
+        let own = OwnHello { volume: 7, site: "x".into(), role: Role::Writer, inline: true, scanned: true };
         self.read(|tx| hello(tx, &own).unwrap())
     }
 

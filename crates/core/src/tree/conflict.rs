@@ -127,7 +127,7 @@ fn tag(base: &Name, lowest: Dot, round: u32, len: usize) -> String {
 }
 
 /// `20261120T101112Z` for seconds since 1970.
-fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Civil date from days by eras of 400 years that start on 1 March 0000.
     let z = days + 719_468;

@@ -81,25 +81,64 @@ impl Site {
         *self = fresh;
     }
 
-    /// Takes the disk into the index, after all that peers know has been read.
+    /// Takes the disk into the index, after all that peers know has been read. What only a disk has whose index was lost is
+    /// put aside, and is new there.
     pub fn scan(&mut self, lost_index: bool) -> Vec<(Vec<Name>, Adopted)> {
         self.blind = false;
         let adoption = self.tx(|tx| Adoption::new(tx, lost_index));
         let mut out = Vec::new();
+        let mut aside: Vec<Vec<Name>> = Vec::new();
         for (path, ino) in self.disk.paths() {
             let Some((name, above)) = path.split_last() else { continue };
+            if aside.iter().any(|top| path.starts_with(top)) {
+                continue;
+            }
             let dir = self.ino(above);
             let looked = self.disk.looked(ino);
             let adopted = self.tx(|tx| adoption.adopt(tx, (&Disk::key(dir), name), &looked));
-            if adopted == Adopted::RemovedElsewhere {
-                let mtime = self.disk.inodes[&dir].mtime;
-                self.disk.take(dir, name);
-                self.disk.inodes.get_mut(&dir).unwrap().mtime = mtime;
+            if lost_index && matches!(adopted, Adopted::OnlyHere | Adopted::LinkOnlyHere) {
+                aside.push(path.clone());
             }
             out.push((path, adopted));
         }
+        for path in aside {
+            self.put_aside(&path);
+        }
         self.disk.touched.clear();
         out
+    }
+
+    /// Moves what is at `path` to a directory for such things, and takes it in there.
+    fn put_aside(&mut self, path: &[Name]) {
+        let recovered = Name::new(b"recovered").unwrap();
+        if self.disk.get(ROOT, &recovered).is_none() {
+            let made = self.disk.new_inode(Kind::Dir, None, 0o755);
+            self.disk.put(ROOT, &recovered, made);
+            self.take_in(ROOT, &recovered, made);
+        }
+        let to = self.disk.get(ROOT, &recovered).unwrap();
+        let (name, above) = path.split_last().unwrap();
+        let from = self.ino(above);
+        let free = (0..).map(|n| format!("{}{}", self.text(path).replace('/', "_"), "+".repeat(n)));
+        let free = free.map(|n| Name::new(n.as_bytes()).unwrap()).find(|n| self.disk.get(to, n).is_none());
+        let free = free.unwrap();
+        let ino = self.disk.get(from, name).unwrap();
+        let mtime = self.disk.inodes[&from].mtime;
+        self.disk.rename((from, name), (to, &free));
+        // The engine puts the time back: taking away what nobody knows is no change of the directory.
+        self.disk.inodes.get_mut(&from).unwrap().mtime = mtime;
+        self.take_in(to, &free, ino);
+    }
+
+    fn take_in(&mut self, dir: u64, name: &Name, ino: u64) {
+        let looked = self.disk.looked(ino);
+        self.tx(|tx| match tx.node(&looked.key)? {
+            Some(_) => local::link(tx, &looked.key, (&Disk::key(dir), name)),
+            None => local::create(tx, (&Disk::key(dir), name), &looked, Origin::User),
+        });
+        for (name, below) in self.disk.inodes[&ino].names.clone() {
+            self.take_in(ino, &name, below);
+        }
     }
 
     /// Runs the translation of what the user did.

@@ -442,7 +442,21 @@ fn g14_a_lost_index_goes_on_as_another_replica() {
     // Nothing happened meanwhile: nothing happens.
     trace(2, &format!("{tree} forget 1; all; 1 write g 4"), "d/ d/f=1 g=4 h=3");
     // Removed elsewhere: it does not come back. Made here and never told: it stays.
-    trace(2, &format!("{tree} 0 rm g; 1 create i 5; forget 1"), "d/ d/f=1 h=3 i=5");
+    trace(2, &format!("{tree} 0 rm g; 1 create i 5; forget 1"), "d/ d/f=1 h=3 recovered/ recovered/i=5");
+    trace(2, &format!("{tree} 0 rm d/f; 0 rmdir d; forget 1"), "g=2 h=3");
+    trace(
+        2,
+        &format!("{tree} 0 rm d/f; 0 rmdir d; 1 create d/i 5; forget 1"),
+        "g=2 h=3 recovered/ recovered/d_i=5",
+    );
+    // Another name that was removed elsewhere.
+    trace(2, "0 create g 2; 0 ln g k; all; 0 rm k; forget 1", "g=2");
+    // Made anew with the same content: another version than the one that was removed.
+    trace(
+        2,
+        &format!("{tree} 0 rm g; 1 rm g; 1 create g 2; forget 1"),
+        "d/ d/f=1 h=3 recovered/ recovered/g=2",
+    );
     // Written here and never told: beside what others have.
     trace(2, &format!("{tree} 1 write h 6; forget 1"), "d/ d/f=1 g=2 h=6 h~=3");
     // Conflict copies on the disk are known again.

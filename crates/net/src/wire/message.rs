@@ -136,7 +136,7 @@ impl Payload {
             Role::Writer => 0,
             Role::Follower => 1,
         });
-        self.e.u8(h.inline.into());
+        self.e.u8(u8::from(h.inline) | u8::from(h.scanned) << 1);
         self.knowledge(&h.knowledge);
         self.e.uint(h.cursors.len() as u64);
         for c in &h.cursors {
@@ -228,7 +228,7 @@ fn hello(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<Hello> {
         1 => Role::Follower,
         _ => return d.bad("role"),
     };
-    let inline = flag(d)?;
+    let (inline, scanned) = two_flags(d)?;
     let knowledge = knowledge(d, table)?;
     let count = d.count(DOT_LEN_MIN + 8)?;
     let mut cursors = Vec::with_capacity(count);
@@ -237,7 +237,7 @@ fn hello(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<Hello> {
         cursors.push(FeedCursor { replica, n, tag: d.fixed64()? });
     }
     let volume = u128::from_be_bytes(volume);
-    Ok(Hello { protocol, volume, replica, site, role, knowledge, cursors, inline })
+    Ok(Hello { protocol, volume, replica, site, role, knowledge, cursors, inline, scanned })
 }
 
 fn knowledge(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<Knowledge> {
@@ -300,6 +300,14 @@ fn entry_id(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<EntryId> {
 fn version(d: &mut Decoder<'_>) -> Decoded<u16> {
     let v = d.uint()?;
     u16::try_from(v).or_else(|_| d.bad("protocol version"))
+}
+
+/// The lowest two bits of a byte.
+fn two_flags(d: &mut Decoder<'_>) -> Decoded<(bool, bool)> {
+    match d.u8()? {
+        bits @ 0..=3 => Ok((bits & 1 != 0, bits & 2 != 0)),
+        _ => d.bad("flags"),
+    }
 }
 
 fn flag(d: &mut Decoder<'_>) -> Decoded<bool> {

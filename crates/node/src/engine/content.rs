@@ -70,6 +70,8 @@ pub(super) struct Contents {
     by_digest_bytes: usize,
     fetching: HashMap<Key, Fetch>,
     fetched: HashMap<Key, StagedWriter>,
+    /// What came of them stays in staging, for a later attempt.
+    given_up: HashSet<Key>,
     wanted: HashMap<EntryId, usize>,
     no_room: VecDeque<EntryId>,
     served: LruCache<Key, ReadHandle>,
@@ -84,6 +86,7 @@ impl Contents {
             by_digest_bytes: 0,
             fetching: HashMap::new(),
             fetched: HashMap::new(),
+            given_up: HashSet::new(),
             wanted: HashMap::new(),
             no_room: VecDeque::new(),
             served: LruCache::new(NonZeroUsize::new(SERVED_MAX).unwrap_or(NonZeroUsize::MIN)),
@@ -307,6 +310,7 @@ impl Engine {
         let file = FetchFile { entry, version: lack.version, size: lack.size, digest: lack.digest, have };
         self.counts.to_apply_bytes += lack.size;
         let whole = file.have.iter().any(|r| r.start == 0 && r.end >= lack.size);
+        self.contents.given_up.remove(&key);
         self.contents.fetching.insert(key, Fetch { lack, sink });
         if whole {
             self.fetched_all(key);
@@ -385,6 +389,7 @@ impl Engine {
             self.contents.unwant(key.0);
             self.fetcher.cancel(key.0, key.1);
             if let Sink::Disk(writer) = f.sink {
+                self.contents.given_up.insert(key);
                 return Some(*writer);
             }
         }
@@ -395,7 +400,7 @@ impl Engine {
     /// to all the time would leave one behind for each time it was overtaken.
     pub(super) fn drop_overtaken(&mut self, tx: &mut Tx<'_>, changed: &[EntryId]) -> Result<(), Fail> {
         let c = &self.contents;
-        let keys = c.fetching.keys().chain(c.fetched.keys()).chain(c.inline.keys());
+        let keys = c.fetching.keys().chain(c.fetched.keys()).chain(c.inline.keys()).chain(&c.given_up);
         let mut keys: Vec<Key> = keys.copied().collect();
         if keys.is_empty() {
             return Ok(());
@@ -408,8 +413,11 @@ impl Engine {
                 continue;
             }
             self.contents.inline.remove(&key);
-            let begun = self.give_up_fetch(key);
-            for writer in begun.into_iter().chain(self.contents.fetched.remove(&key)) {
+            let begun = self.give_up_fetch(key).or_else(|| self.contents.fetched.remove(&key));
+            let given_up = self.contents.given_up.remove(&key);
+            // Found again by its name; if it cannot be opened there is nothing to drop.
+            let again = || self.volume.reopen(transfer_id(key), &Attrs::default(), Time::default()).ok();
+            if let Some(writer) = begun.or_else(|| given_up.then(again).flatten()) {
                 self.discard(writer);
             }
         }

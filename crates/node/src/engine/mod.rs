@@ -9,6 +9,7 @@
 //! - [`apply`]: doing what a plan says.
 //! - [`content`]: reading, sending and receiving bytes of files.
 //! - [`recover`]: judging what a crash left.
+//! - [`lost`]: going on after an index was lost.
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
@@ -17,6 +18,7 @@
 
 mod apply;
 mod content;
+mod lost;
 mod observe;
 mod open;
 mod peer;
@@ -113,6 +115,9 @@ pub(crate) enum Fail {
     Peer(String),
     #[error("{what}")]
     Refused { what: String, advice: String },
+    /// The index was put aside: a new session builds another.
+    #[error("{0}")]
+    Rebuild(String),
     #[error("this should not happen: {0}")]
     Bug(String),
 }
@@ -130,9 +135,11 @@ impl Fail {
             Fail::Root(_) => "check that the directory is there, mounted and readable".to_owned(),
             Fail::Peer(_) => "look at the other side's message; run it again when it can be reached".to_owned(),
             Fail::Refused { advice, .. } => advice.clone(),
+            Fail::Rebuild(_) => "run it again: the index is rebuilt from the other side and the tree".to_owned(),
             Fail::Bug(_) => "please report it, with the output of a run with -vv".to_owned(),
         };
-        SessionError { what: format!("{whose}: {self}"), advice }
+        let again = matches!(self, Fail::Rebuild(_));
+        SessionError { what: format!("{whose}: {self}"), advice, again }
     }
 }
 
@@ -197,7 +204,10 @@ struct Peer {
     id: ReplicaId,
     sender: Sender,
     receiver: Receiver,
+    /// Its whole tree has been looked at since its start.
     scanned: bool,
+    /// Its tree was taken in as a whole before this session.
+    has_tree: bool,
     head: u64,
     inline: bool,
 }
@@ -240,6 +250,8 @@ pub(crate) struct Engine {
     crawled: bool,
     adoption: Option<Adoption>,
     join: JoinSeen,
+    /// Things moved out of the way, because only this tree has them and its index was lost.
+    put_aside_n: u64,
     planned: u64,
     head: u64,
     shipped_n: u64,
@@ -281,6 +293,8 @@ pub(crate) struct Engine {
     messages_in: u64,
     messages_out: u64,
     stopping: bool,
+    /// What ends it, met where it could not be returned.
+    failed: Option<Fail>,
 }
 
 impl Engine {
@@ -289,6 +303,9 @@ impl Engine {
         self.begin()?;
         while !self.stopping {
             self.take_input()?;
+            if let Some(e) = self.failed.take() {
+                return Err(e);
+            }
             if self.stopping {
                 break;
             }
@@ -364,6 +381,7 @@ impl Engine {
             site: self.site_name(),
             role: self.role,
             inline: self.scanned && !self.shared.dry_run,
+            scanned: self.scanned,
         }
     }
 
@@ -401,7 +419,7 @@ impl Engine {
         let timeout = self.next_deadline().saturating_duration_since(Instant::now());
         crossbeam_channel::select! {
             recv(inbox) -> m => match m {
-                Ok(m) => if let Err(e) = self.handle(m) { self.deferred_fail(e) },
+                Ok(m) => if let Err(e) = self.handle(m) { self.fail_next(e) },
                 Err(_) => self.stopping = true,
             },
             recv(ready) -> r => match r {
@@ -418,10 +436,9 @@ impl Engine {
         }
     }
 
-    /// An error met while waiting: told by the next round.
-    fn deferred_fail(&mut self, e: Fail) {
-        self.log(Level::Error, e.to_string());
-        self.stopping = true;
+    /// An error met where none can be returned: it ends the next round.
+    fn fail_next(&mut self, e: Fail) {
+        self.failed.get_or_insert(e);
     }
 
     fn next_deadline(&self) -> Instant {
@@ -478,8 +495,7 @@ impl Engine {
                 }
                 Hint::Overflow => self.want_crawl = true,
                 Hint::RootGone => {
-                    self.log(Level::Error, "the root directory is gone or was unmounted".into());
-                    self.stopping = true;
+                    self.fail_next(Fail::Root("the root directory is gone or was unmounted".into()));
                 }
             }
         }
@@ -685,7 +701,9 @@ impl Engine {
             self.adoption = None;
             let mut rows = Rows::new();
             rows.insert((Table::Settings, open::SETTING_SCANNED.to_vec()), Some(vec![1]));
+            rows.insert((Table::Settings, open::SETTING_LOST.to_vec()), None);
             self.store.commit(rows)?;
+            self.tell_put_aside();
             if self.planned < self.head && self.backlog_from.is_none() {
                 self.backlog_from = (self.planned < self.head).then_some(self.planned);
             }
@@ -744,7 +762,9 @@ impl Engine {
         {
             return Ok(false);
         }
-        let Some(peer) = self.peer.as_ref().filter(|p| p.scanned) else { return Ok(false) };
+        // A peer that has no whole tree itself waits for ours: one of two must go first.
+        let goes_first = |p: &&Peer| self.side == Side::A && !p.has_tree;
+        let Some(peer) = self.peer.as_ref().filter(|p| p.scanned || goes_first(p)) else { return Ok(false) };
         let snapshot = self.store.snapshot()?;
         let tx = Tx::open(&*snapshot, self.env())?;
         Ok(link::peer_row(&tx, peer.id)?.cursor >= peer.head)

@@ -10,7 +10,7 @@ use super::content::SMALL_LEN_MAX;
 use super::{Engine, Fail, RelPath};
 use crate::api::{MaxDelete, Reason};
 use crate::needs::Waiter;
-use driftless_core::adopt::Adopted;
+use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Looked, Origin};
 use driftless_core::{Bind, Kind, Name, NodeKey, Tx};
 use driftless_volume::{
@@ -64,6 +64,13 @@ impl Pass {
     /// True if a directory is being compared.
     pub(super) fn listing(&self) -> bool {
         self.current.is_some()
+    }
+
+    /// A directory was taken in: it is listed too.
+    pub(super) fn descend(&mut self, seen: &Seen) {
+        if seen.kind.is_dir() {
+            self.todo.push_back(seen.key.clone());
+        }
     }
 
     /// True if nothing is left to be judged.
@@ -423,6 +430,10 @@ impl Engine {
                 if follows && !matches!(how, Adopted::Equal | Adopted::SameDir) {
                     return Ok(());
                 }
+                let unknown = matches!(how, Adopted::OnlyHere | Adopted::LinkOnlyHere);
+                if unknown && self.adoption.as_ref().is_some_and(Adoption::lost_index) {
+                    return self.take_unknown(tx, pass, fd, path, (seen, &looked, how));
+                }
             }
             Taking::Watch if self.follows() => {
                 self.say_drift(path, "only here");
@@ -431,9 +442,7 @@ impl Engine {
             Taking::Watch => local::create(tx, at, &looked, Origin::User)?,
         }
         pass.recorded += 1;
-        if seen.kind.is_dir() {
-            pass.todo.push_back(seen.key.clone());
-        }
+        pass.descend(seen);
         Ok(())
     }
 

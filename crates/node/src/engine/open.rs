@@ -1,6 +1,7 @@
 //! Opening a replica: guards, lock, index, marker; starting the watcher.
 
 use super::content::Contents;
+use super::lost;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
@@ -13,7 +14,7 @@ use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, u
 use driftless_core::link::{FetchLimits, Fetcher, Role};
 use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
-use driftless_core::tx::Env;
+use driftless_core::tx::{self, Env};
 use driftless_core::{ReplicaId, Tx};
 use driftless_index::{Index, IndexError, Lock, StateDir};
 use driftless_volume::{Directory, Hint, Marker, WatchMode, Watcher};
@@ -31,12 +32,14 @@ pub(super) const SETTING_PLANNED: &[u8] = b"planned";
 /// The volume's id.
 const SETTING_VOLUME: &[u8] = b"volume";
 /// Set while an index is being built anew for a tree that had one.
-const SETTING_LOST: &[u8] = b"lost_index";
+pub(super) const SETTING_LOST: &[u8] = b"lost_index";
 /// Batches of hints between the watcher and the engine; beyond it the watcher says overflow and the tree is crawled.
 const HINT_BATCHES_MAX: usize = 1024;
 
 /// What an engine holds while it runs: the locks, and the socket that answers queries on its index.
 struct Held {
+    /// The index file, if it may be written.
+    index: Option<PathBuf>,
     _control: Option<ControlServer>,
     _lock: Lock,
     /// On the tree itself: another process may have it with a state directory of its own.
@@ -66,6 +69,10 @@ pub(crate) fn start(
             let result = engine.run().map(|()| engine.counts);
             // The index is closed before the lock goes: who gets the lock next finds it closed.
             drop(engine);
+            let result = match (result, held.as_ref().and_then(|h| h.index.as_ref())) {
+                (Err(e), Some(index)) if is_of_no_use(&e) => Err(put_index_aside(index, &e)),
+                (result, _) => result,
+            };
             drop(held);
             result
         });
@@ -88,7 +95,7 @@ impl Engine {
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
         let tree = if create_private { Some(take(&root.join(PRIVATE), "sync")?) } else { None };
         let marker = volume.marker().map_err(Fail::Volume)?;
-        let (store, held) = open_store(&root, &state, &shared, tree)?;
+        let Opened { store, held, kept_as } = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
@@ -158,6 +165,7 @@ impl Engine {
             crawled: false,
             adoption: None,
             join: JoinSeen::default(),
+            put_aside_n: 0,
             planned,
             head: 0,
             shipped_n: 0,
@@ -194,8 +202,12 @@ impl Engine {
             messages_in: 0,
             messages_out: 0,
             stopping: false,
+            failed: None,
             shared,
         };
+        if lost {
+            engine.tell_lost(kept_as.as_deref());
+        }
         engine.prepare(me, marker, lost)?;
         Ok((engine, held))
     }
@@ -247,15 +259,37 @@ impl Engine {
         self.commit(tx)
     }
 
-    /// This index was put back to an older state, or cloned: dots it would make next exist already elsewhere.
-    pub(super) fn take_new_replica_id(&mut self) -> Result<(), Fail> {
-        Err(Fail::Refused {
-            what: "the index of this replica is older than what the other side knows of it (restored from a copy, or cloned)"
-                .into(),
-            advice: "remove this replica's state directory and run again: the tree is compared with the other side, \
-                     equal files are not copied, nothing is lost"
-                .into(),
-        })
+    /// This index was put back to an older state, or cloned: dots it would make next exist already elsewhere. The tree goes on
+    /// as another replica, with an index of its own.
+    pub(super) fn rebuild(&mut self) -> Result<(), Fail> {
+        let what = "the index of this replica is older than what the other side knows of it (restored from a copy, \
+                    or cloned)";
+        if self.shared.dry_run {
+            return Err(Fail::Refused {
+                what: what.into(),
+                advice: "a real run rebuilds it from the other side and the tree; to see first what that does, move \
+                         this replica's index away and run this again"
+                    .into(),
+            });
+        }
+        Err(Fail::Rebuild(what.into()))
+    }
+}
+
+/// True if what failed is the index itself, and another one would do.
+fn is_of_no_use(e: &Fail) -> bool {
+    matches!(e, Fail::Rebuild(_) | Fail::Core(tx::Error::Damaged { .. }))
+}
+
+fn put_index_aside(index: &std::path::Path, why: &Fail) -> Fail {
+    match lost::set_index_aside(index) {
+        Ok(kept) => Fail::Rebuild(format!("{why}; it is kept as {}", kept.display())),
+        Err(e) => Fail::Refused {
+            what: format!("{why}, and {} cannot be moved away: {e}", index.display()),
+            advice:
+                "move that file away and run it again: the index is rebuilt from the other side and the tree"
+                    .into(),
+        },
     }
 }
 
@@ -270,31 +304,38 @@ fn take(dir: &std::path::Path, purpose: &str) -> Result<Lock, Fail> {
     })
 }
 
+/// An open store, what it holds, and where a damaged index was put that it stands in for.
+struct Opened {
+    store: Arc<dyn Store>,
+    held: Option<Held>,
+    kept_as: Option<PathBuf>,
+}
+
 /// The store and its lock: on disk, or for a dry run a copy that forgets.
 fn open_store(
     root: &std::path::Path,
     state: &StateDir,
     shared: &Shared,
     tree: Option<Lock>,
-) -> Result<(Arc<dyn Store>, Option<Held>), Fail> {
+) -> Result<Opened, Fail> {
     let refused = |what: String, advice: &str| Fail::Refused { what, advice: advice.into() };
     if shared.dry_run {
         let known = find_state(state, root);
         let Some(dir) = known else {
-            return Ok((Arc::new(OverlayStore::new(Arc::new(MemStore::new()))), None));
+            let store = Arc::new(OverlayStore::new(Arc::new(MemStore::new())));
+            return Ok(Opened { store, held: None, kept_as: None });
         };
         let lock = take(dir.path(), "sync --dry-run")?;
-        let base = Arc::new(open_index(&dir.index(), false)?);
-        return Ok((
-            Arc::new(OverlayStore::new(base)),
-            Some(Held { _control: None, _lock: lock, _tree: tree }),
-        ));
+        let base = Arc::new(open_index(&dir.index(), false).map_err(refuse)?);
+        let held = Held { index: None, _control: None, _lock: lock, _tree: tree };
+        return Ok(Opened { store: Arc::new(OverlayStore::new(base)), held: Some(held), kept_as: None });
     }
     let dir = state.replica(root).map_err(|e| {
         refused(e.to_string(), "name another place with --state, or correct the directory's owner")
     })?;
     let lock = take(dir.path(), "sync")?;
-    let index: Arc<dyn Store> = Arc::new(open_index(&dir.index(), true)?);
+    let (index, kept_as) = open_or_rebuild(&dir.index())?;
+    let index: Arc<dyn Store> = Arc::new(index);
     let queried = index.clone();
     let control = ControlServer::start(&dir.control(), move |request| match queried.snapshot() {
         Ok(snapshot) => query::answer(&*snapshot, request),
@@ -306,7 +347,8 @@ fn open_store(
             "put the state on a file system that can hold sockets (--state)",
         )
     })?;
-    Ok((index, Some(Held { _control: Some(control), _lock: lock, _tree: tree })))
+    let held = Held { index: Some(dir.index()), _control: Some(control), _lock: lock, _tree: tree };
+    Ok(Opened { store: index, held: Some(held), kept_as })
 }
 
 /// The state of a root if it has any. Makes nothing.
@@ -316,17 +358,31 @@ fn find_state(state: &StateDir, root: &std::path::Path) -> Option<driftless_inde
     all.into_iter().find(|d| d.index().exists() && d.root().is_ok_and(|r| r == real))
 }
 
-fn open_index(path: &std::path::Path, create: bool) -> Result<Index, Fail> {
-    let options = driftless_index::OpenOptions { create, ..Default::default() };
-    Index::open(path, options).map_err(|e| match e {
-        IndexError::Damaged { .. } => Fail::Refused {
-            what: e.to_string(),
-            advice: "move the damaged file away and run again: the index is rebuilt from the other side and the tree; \
-                     equal files are not copied, nothing comes back that was removed"
-                .into(),
-        },
-        e => Fail::Refused { what: e.to_string(), advice: "see the message".into() },
-    })
+fn open_index(path: &std::path::Path, create: bool) -> Result<Index, IndexError> {
+    Index::open(path, driftless_index::OpenOptions { create, ..Default::default() })
+}
+
+/// The index; if the file is damaged a new one, and where the damaged one is now.
+fn open_or_rebuild(path: &std::path::Path) -> Result<(Index, Option<PathBuf>), Fail> {
+    match open_index(path, true) {
+        Err(IndexError::Damaged { .. }) => {}
+        other => return other.map(|index| (index, None)).map_err(refuse),
+    }
+    let kept = lost::set_index_aside(path).map_err(|e| Fail::Refused {
+        what: format!("the damaged index {} cannot be moved away: {e}", path.display()),
+        advice: "move it away and run this again".into(),
+    })?;
+    Ok((open_index(path, true).map_err(refuse)?, Some(kept)))
+}
+
+fn refuse(e: IndexError) -> Fail {
+    let advice = match e {
+        IndexError::Damaged { .. } => {
+            "a real run puts it aside and rebuilds the index from the other side and the tree"
+        }
+        _ => "see the message",
+    };
+    Fail::Refused { what: e.to_string(), advice: advice.into() }
 }
 
 /// Who this replica is: what its index says, else a new identity. A marker without an index means the index was lost.

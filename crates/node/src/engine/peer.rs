@@ -1,11 +1,13 @@
 //! The engine's end of the link: introducing itself, merging what comes, sending what is new.
 
 use super::observe::Taking;
+use super::open::SETTING_LOST;
 use super::stager::Ready;
 use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, Peer, QUEUE_MAX, apply, wall_ns, weight};
 use crate::api::{Level, Phase, Side};
 use crate::sites;
 use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Sender};
+use driftless_core::rows::Table;
 use driftless_core::{EntryId, Tx, local, tx};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -85,6 +87,7 @@ impl Engine {
                     scanned: false,
                     head: 0,
                     inline: hello.inline,
+                    has_tree: hello.scanned,
                 });
                 sites::set_name(&mut tx, hello.replica, &hello.site)?;
                 self.decide_first_scan(tx, hello)?;
@@ -92,7 +95,9 @@ impl Engine {
                 self.beat()
             }
             HelloVerdict::PeerRolledBack => Ok(()),
-            HelloVerdict::WeAreRolledBack | HelloVerdict::OwnReplicaId => self.take_new_replica_id(),
+            // One of two with the same id has to take another.
+            HelloVerdict::OwnReplicaId if self.side == Side::A => Ok(()),
+            HelloVerdict::WeAreRolledBack | HelloVerdict::OwnReplicaId => self.rebuild(),
             HelloVerdict::DifferentVolume => refused(
                 "the two directories belong to different volumes",
                 "each is kept in sync with another directory already; to join them anyway, remove `.driftless` and the \
@@ -116,7 +121,11 @@ impl Engine {
         // A first scan that was interrupted may have told the peer a part of itself: that is no state of others.
         let me = self.me()?;
         let peer_has_states = hello.knowledge.keys().any(|r| *r != me);
-        let import = self.side == Side::A && !peer_has_states && !self.lost_index()?;
+        if !peer_has_states || !hello.scanned {
+            // Nobody knows what was removed: two trees meet as if for the first time.
+            tx.put(Table::Settings, SETTING_LOST.to_vec(), None);
+        }
+        let import = self.side == Side::A && !peer_has_states;
         if import {
             self.taking = Taking::Import;
             let planned = self.is_planned();
@@ -149,7 +158,7 @@ impl Engine {
             let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
                 Ok(m) => m,
                 Err(link::ReceiveError::Index(e)) => return Err(e.into()),
-                Err(link::ReceiveError::WeAreRolledBack { .. }) => return self.take_new_replica_id(),
+                Err(link::ReceiveError::WeAreRolledBack { .. }) => return self.rebuild(),
                 Err(e) => return Err(Fail::Peer(e.to_string())),
             };
             peer.sender.handle_merged(&merged.echoes);
