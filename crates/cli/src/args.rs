@@ -23,6 +23,8 @@ impl Cli {
             Command::Conflicts(_) | Command::Completions { .. } | Command::Man { .. } | Command::Agent(_) => {
                 false
             }
+            Command::Trash(TrashArgs { command: TrashCommand::List(args) }) => args.json,
+            Command::Trash(_) => false,
             Command::Failures(args) => args.common.json,
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Changes(ChangesArgs),
     /// Explain why a path is as it is.
     Why(WhyArgs),
+    /// List, restore and drop versions that replication replaced or removed.
+    Trash(TrashArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  driftless completions bash > /etc/bash_completion.d/driftless")]
     Completions {
@@ -124,6 +128,14 @@ pub(crate) struct SyncArgs {
     /// [default: more than half and more than 100].
     #[arg(long, value_name = "N|P%", value_parser = units::parse_max_delete)]
     pub(crate) max_delete: Option<MaxDelete>,
+    /// Keep what replication replaces or removes in .driftless/trash for this long (45s, 90m, 12h, 30d, 2w). Like all
+    /// flags, for this run: without it nothing is added, and what is there stays.
+    #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
+    pub(crate) trash_keep: Option<u64>,
+    /// Keep at most so much there (500M, 10GiB). Alone: the oldest versions go for new ones. With --trash-keep: younger
+    /// ones stay, and what would replace or remove more waits.
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) trash_max: Option<u64>,
     /// Keep the indexes here [default: $XDG_STATE_HOME/driftless].
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -306,6 +318,78 @@ pub(crate) struct WhyArgs {
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TrashArgs {
+    #[command(subcommand)]
+    pub(crate) command: TrashCommand,
+}
+
+const TRASH_LIST_HELP: &str = "\
+Versions are kept only by a sync with --trash-keep or --trash-max. A line says: id, when it came, size, why, path, and
+the site whose change put it there. Oldest first.
+
+Example:
+  driftless trash list /srv/photos";
+
+const TRASH_RESTORE_HELP: &str = "\
+The version leaves the trash and is a new file of the directory, which the next or the running sync carries over. It
+is the same inode: content, attributes, times and links are what they were. Nothing is ever replaced.
+
+Examples:
+  driftless trash restore /srv/photos 2026/oslo.jpg
+      the newest version that was at this path
+  driftless trash restore /srv/photos 3-17 --to 2026/oslo-old.jpg
+      the version with this id, under another name";
+
+const TRASH_EMPTY_HELP: &str = "\
+What is dropped is gone for good. Good to use while a sync runs: what waits for room is then done by itself.
+
+Example:
+  driftless trash empty /srv/photos --older-than 7d";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum TrashCommand {
+    /// List the versions in the trash of a directory.
+    #[command(after_help = TRASH_LIST_HELP)]
+    List(TrashListArgs),
+    /// Bring one version back.
+    #[command(after_help = TRASH_RESTORE_HELP)]
+    Restore(TrashRestoreArgs),
+    /// Drop versions for good.
+    #[command(after_help = TRASH_EMPTY_HELP)]
+    Empty(TrashEmptyArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TrashListArgs {
+    /// The synced directory.
+    pub(crate) dir: PathBuf,
+    /// Print one JSON object a line (see docs/json.md).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TrashRestoreArgs {
+    /// The synced directory.
+    pub(crate) dir: PathBuf,
+    /// The path that it had below DIR, or an id from the list.
+    #[arg(value_name = "PATH|ID")]
+    pub(crate) what: OsString,
+    /// Another path below DIR to restore it to.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TrashEmptyArgs {
+    /// The synced directory.
+    pub(crate) dir: PathBuf,
+    /// Only versions that came longer ago than this (45s, 90m, 12h, 30d, 2w).
+    #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
+    pub(crate) older_than: Option<u64>,
 }
 
 #[derive(Args, Debug)]

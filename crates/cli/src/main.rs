@@ -2,7 +2,7 @@
 //! that says how it went.
 //!
 //! [`args`] defines every flag once (parser, help, completions, man page). [`sync`] runs a session and
-//! feeds its events to a printer of [`print`]; [`inspect`] asks questions about a state directory. Whatever
+//! feeds its events to a printer of [`print`]; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
@@ -13,6 +13,7 @@ mod inspect;
 mod print;
 mod resolve;
 mod sync;
+mod trash;
 mod units;
 
 use args::{Cli, Command};
@@ -37,6 +38,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Failures(args) => inspect::failures(&args),
         Command::Changes(args) => inspect::changes(&args),
         Command::Why(args) => inspect::why(&args),
+        Command::Trash(args) => trash::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driftless", &mut io::stdout());
             Ok(ExitCode::InSync)

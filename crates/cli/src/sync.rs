@@ -10,7 +10,9 @@ use crate::print::plain::Plain;
 use crate::print::terminal::Terminal;
 use crate::print::{About, End, Printer, Verbosity};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use driftless_node::api::{Endpoint, Event, MaxDelete, Outcome, SessionError, Shared, SyncOptions};
+use driftless_node::api::{
+    Endpoint, Event, MaxDelete, Outcome, SessionError, Shared, SyncOptions, TrashLimits,
+};
 use driftless_node::filter::Filter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -61,10 +63,16 @@ fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
             once: args.once || args.dry_run,
             site_names,
             verbose: args.verbose > 0,
+            trash: trash_limits(args.trash_keep, args.trash_max),
         },
         bwlimit_bytes_per_s: args.bwlimit,
         remote_bin: args.remote_bin,
     })
+}
+
+/// Either limit asks for the trash.
+fn trash_limits(keep_s: Option<u64>, bytes_max: Option<u64>) -> Option<TrashLimits> {
+    (keep_s.is_some() || bytes_max.is_some()).then_some(TrashLimits { keep_s, bytes_max })
 }
 
 /// Names that tell the two ends apart: of the hosts where these differ, else `A` and `B`.

@@ -13,6 +13,34 @@ pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Bytes: as a rate, without `/s`. Not zero.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("0 bytes hold nothing; leave the flag out".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Seconds: `45s`, `90m`, `12h`, `30d`, `2w`. Not zero.
+pub(crate) fn parse_age(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is no age: write for example 45s, 90m, 12h, 30d, 2w");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => return Err(bad()),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(bad)?;
+    if seconds == 0 || seconds > AGE_MAX_S { Err(bad()) } else { Ok(seconds) }
+}
+
+/// Longest age that is taken, a century: in nanoseconds it still fits 64 bits.
+const AGE_MAX_S: u64 = 100 * 366 * 86_400;
+
 fn parse_size(text: &str) -> Result<u64, String> {
     let bad = || format!("'{text}' is no size: write for example 500k, 20M, 1.5MiB");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -112,6 +140,18 @@ mod tests {
         }
         for bad in ["", "M", "1.2.3M", "-5", "5X", "0", "1e99", "NaN", "9999999T"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ages() {
+        for (text, seconds) in
+            [("45s", 45), ("90m", 5400), ("12h", 43_200), ("30d", 2_592_000), ("2w", 1_209_600)]
+        {
+            assert_eq!(parse_age(text), Ok(seconds), "{text}");
+        }
+        for bad in ["", "d", "30", "0d", "-1d", "1.5d", "1y", "99999999999999999999d", "9999999999d"] {
+            assert!(parse_age(bad).is_err(), "{bad}");
         }
     }
 

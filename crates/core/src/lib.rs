@@ -25,6 +25,7 @@ pub mod meta;
 pub mod plan;
 pub mod recipe;
 pub mod rows;
+pub mod trash;
 pub mod tree;
 pub mod tx;
 pub mod vv;

@@ -67,6 +67,18 @@ pub struct Shared {
     pub site_names: (String, String),
     /// Tell each step that is done.
     pub verbose: bool,
+    /// Keep what is replaced or removed; `None`: it goes for good.
+    #[serde(default)]
+    pub trash: Option<TrashLimits>,
+}
+
+/// How much of what was replaced or removed is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TrashLimits {
+    /// Seconds that versions stay; with `bytes_max`, for sure.
+    pub keep_s: Option<u64>,
+    /// No more bytes than this.
+    pub bytes_max: Option<u64>,
 }
 
 /// One `--include` or `--exclude`.
@@ -131,11 +143,13 @@ pub enum Reason {
     Unreadable,
     /// Anything else the system said.
     Io,
+    /// The trash has no room for what would be replaced or removed.
+    TrashFull,
 }
 
 impl Reason {
     /// All of them. The position is part of the index's format: new ones go to the end.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::ContentMissing,
         Reason::ContentNowhere,
         Reason::Denied,
@@ -152,6 +166,7 @@ impl Reason {
         Reason::MassRemoval,
         Reason::Unreadable,
         Reason::Io,
+        Reason::TrashFull,
     ];
 
     /// A few words for people.
@@ -173,6 +188,7 @@ impl Reason {
             Reason::MassRemoval => "held by the guard against mass removals",
             Reason::Unreadable => "cannot be read",
             Reason::Io => "input/output error",
+            Reason::TrashFull => "the trash is full",
         }
     }
 
@@ -195,6 +211,9 @@ impl Reason {
             Reason::MassRemoval => "check that the removal is meant, then run again with --max-delete",
             Reason::Unreadable => "give read permission, or exclude it",
             Reason::Io => "look at the system's log for the disk's errors",
+            Reason::TrashFull => {
+                "give the trash more room (--trash-max), or empty it: driftless trash empty; what was held is done by itself"
+            }
         }
     }
 }

@@ -14,10 +14,12 @@ use crate::api::{PathText, Reason};
 use crate::needs::{self, Need, Waiter};
 use driftless_core::rows::Read;
 use driftless_core::tx::{Env, Error, Result, Tx};
-use driftless_core::{NodeKey, tree};
+use driftless_core::{EntryId, NodeKey, tree};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use text::unhex;
+pub(crate) use changes::author;
+pub(crate) use text::{site, unhex};
+pub use text::{time, time_of_ns};
 pub use why::{Claimant, Explanation, NameRow, OnDisk, VersionRow};
 
 /// Most rows of one page.
@@ -209,7 +211,7 @@ fn failures(tx: &mut Tx<'_>, after: Option<&Cursor>) -> Result<Page<FailureRow>>
 fn failure_row(tx: &mut Tx<'_>, waiter: Waiter, need: Need) -> Result<FailureRow> {
     let (path, entry) = match waiter {
         Waiter::Path(path) => (Some(path), None),
-        Waiter::Entry(id) => (tree::path_of(tx, id)?.map(|names| text::join(&names)), Some(id.to_string())),
+        Waiter::Entry(id) => (entry_path(tx, id)?, Some(id.to_string())),
     };
     Ok(FailureRow {
         path: PathText::new(&path.unwrap_or_default()),
@@ -220,6 +222,17 @@ fn failure_row(tx: &mut Tx<'_>, waiter: Waiter, need: Need) -> Result<FailureRow
         tries: need.tries,
         entry,
     })
+}
+
+/// Where an entry is shown; else where this disk still has it: its removal waits.
+pub(crate) fn entry_path(tx: &mut Tx<'_>, id: EntryId) -> Result<Option<Vec<u8>>> {
+    if let Some(names) = tree::path_of(tx, id)? {
+        return Ok(Some(text::join(&names)));
+    }
+    match tx.entry(id)?.and_then(|row| row.bound.first().cloned()) {
+        Some(node) => node_path(tx, &node),
+        None => Ok(None),
+    }
 }
 
 /// The path below the root at which this disk has the inode (the first of its names), as bytes.

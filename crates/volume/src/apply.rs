@@ -55,6 +55,16 @@ impl Limbo {
         let Fingerprint { size, mtime, ctime } = now;
         Limbo { id, key, size, mtime, ctime, beside: None, writers: Writers::Unknown }
     }
+
+    /// Its name where it is.
+    pub(crate) fn private_name(&self) -> PrivateName {
+        if self.beside.is_some() { self.id.beside(LIMBO_PART) } else { self.id.name() }
+    }
+
+    /// What messages call it.
+    pub(crate) fn subject(&self) -> Vec<u8> {
+        self.id.to_string().into_bytes()
+    }
 }
 
 /// What placing or moving gave.

@@ -417,7 +417,7 @@ fn spread_below(dir: &OwnedFd) {
 }
 
 /// A directory of our own: no symlink, ours or root's, closed to others, handing down no ACL or group.
-fn open_own(at: &OwnedFd, name: &[u8], create: bool) -> Result<Option<OwnedFd>, Errno> {
+pub(crate) fn open_own(at: &OwnedFd, name: &[u8], create: bool) -> Result<Option<OwnedFd>, Errno> {
     if create {
         match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}

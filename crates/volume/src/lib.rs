@@ -24,6 +24,7 @@ mod recover;
 mod stage;
 mod stat;
 mod sys;
+mod trash;
 mod watch;
 
 pub use apply::{Limbo, Placed};
@@ -38,4 +39,5 @@ pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
 pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
 pub use stat::MountId;
 pub use sys::Writers;
+pub use trash::{Taken, Trash, TrashItem, TrashWriter, sum_of as trash_sum};
 pub use watch::{Delivery, Hint, WatchMode, WatchOptions, Watcher};

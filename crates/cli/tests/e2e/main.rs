@@ -16,4 +16,5 @@ mod queries;
 mod ssh;
 mod stress;
 mod terminal;
+mod trash;
 mod waiting;

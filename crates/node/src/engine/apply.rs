@@ -7,9 +7,11 @@
 use super::content::Lack;
 use super::recover;
 use super::stager::Early;
-use super::{Engine, Fail, InLimbo, RelPath, volume_reason};
+use super::trash;
+use super::{Engine, Fail, InLimbo, volume_reason};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::Waiter;
+use crate::query;
 use driftless_core::intent::{self, IntentRow, Operation};
 use driftless_core::meta::Digest;
 use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
@@ -94,6 +96,13 @@ impl Engine {
         if let Some((text, held)) = held {
             let why = (Reason::MassRemoval, text);
             run.failed.extend(held.into_iter().map(|id| (id, why.clone())));
+        }
+        let held = self.hold_for_trash(&mut plan)?;
+        if !held.is_empty() {
+            let mut tx = self.open_tx(&*snapshot)?;
+            let why = (Reason::TrashFull, self.trash_full_detail());
+            run.failed.extend(trash::concerned_by(&mut tx, &held)?.into_iter().map(|id| (id, why.clone())));
+            run.sources.extend(held.iter().filter_map(source_of).cloned());
         }
         for id in parent_waits {
             run.failed.insert(id, (Reason::ParentWaits, String::new()));
@@ -437,7 +446,16 @@ impl Engine {
             _ => None,
         };
         if let Some(at) = step.target() {
-            self.keep_in_limbo(InLimbo { limbo: limbo.clone(), at: at.clone(), identity, plan });
+            let kind = step.victim().map_or(Kind::File, |v| v.kind);
+            let origin = self.origin_of_step(tx, step)?;
+            self.keep_in_limbo(InLimbo {
+                limbo: limbo.clone(),
+                at: at.clone(),
+                identity,
+                kind,
+                plan,
+                origin,
+            });
         }
         Ok(())
     }
@@ -646,12 +664,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The path an entry is shown at, for people; its id if it is shown nowhere.
+    /// The path an entry is shown at, for people; where this disk still has it, or its id, if it is shown nowhere.
     pub(super) fn entry_path(&mut self, tx: &mut Tx<'_>, id: EntryId) -> Result<Vec<u8>, Fail> {
-        Ok(match tree::path_of(tx, id)? {
-            Some(names) => RelPath(names).join_bytes(),
-            None => id.to_string().into_bytes(),
-        })
+        Ok(query::entry_path(tx, id)?.unwrap_or_else(|| id.to_string().into_bytes()))
     }
 
     fn entry_waits(

@@ -14,6 +14,7 @@
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
 //! - [`waiting`]: what could not be done yet, and trying again.
+//! - [`trash`]: keeping what was replaced or removed.
 //! - [`open`]: opening index and tree, guarding.
 
 mod apply;
@@ -25,6 +26,7 @@ mod peer;
 mod recover;
 mod seal;
 mod stager;
+mod trash;
 mod waiting;
 
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
@@ -38,7 +40,7 @@ use driftless_core::link::{self, Fetcher, Message, OwnHello, Receiver, Role, Sen
 use driftless_core::plan::At;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
-use driftless_core::{Digest, Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
+use driftless_core::{Digest, Dot, EntryId, Kind, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, StageId, VolumeError, Watcher};
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
@@ -196,8 +198,12 @@ struct InLimbo {
     at: At,
     /// Its content, if it has one.
     identity: Option<Digest>,
+    /// What it is.
+    kind: Kind,
     /// The plan that put it here.
     plan: u64,
+    /// What the trash is told about it, if there is one.
+    origin: Option<trash::Origin>,
 }
 
 struct Peer {
@@ -266,11 +272,13 @@ pub(crate) struct Engine {
     /// Plans of the last process are being done again.
     redoing: bool,
     limbo: Vec<InLimbo>,
+    bin: Option<trash::Bin>,
     /// Contents in limbo: the last copy of a version may be among them.
     limbo_contents: HashMap<Digest, StageId>,
     open_plans: Vec<u64>,
     next_plan: u64,
     unsealed: bool,
+    sealed_at: Instant,
     lazy: bool,
     merges_lazy: bool,
     /// What the last transaction knew.
@@ -280,6 +288,7 @@ pub(crate) struct Engine {
     removals_in_window: u64,
     removed_in_window: u64,
     removal_window_at: Instant,
+    probed_at: Instant,
     stage_ids: StageIds,
 
     // what it says
@@ -444,8 +453,11 @@ impl Engine {
     fn next_deadline(&self) -> Instant {
         let now = Instant::now();
         let mut at = self.last_beat + HEARTBEAT_EVERY;
-        if self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty() {
-            at = at.min(self.last_work + SEAL_AFTER);
+        if let Some(seal) = self.seal_due() {
+            at = at.min(seal);
+        }
+        if self.has_probed_cause() {
+            at = at.min(self.probed_at + waiting::PROBE_EVERY);
         }
         if let Some((t, _)) = self.later.first_key_value() {
             at = at.min(*t);
@@ -515,8 +527,7 @@ impl Engine {
             self.merge_batches()?;
             return Ok(true);
         }
-        if self.scanned && self.has_hints() {
-            self.judge_hints()?;
+        if self.scanned && self.has_hints() && self.judge_hints()? {
             return Ok(true);
         }
         let mut worked = self.pump_send()?;
@@ -579,7 +590,9 @@ impl Engine {
         !(self.hints.is_empty() && self.inodes.is_empty() && self.lists.is_empty())
     }
 
-    fn judge_hints(&mut self) -> Result<(), Fail> {
+    /// False if none was about anything of ours: a mark on the file system tells of strangers' files as well, and who
+    /// works beside the tree must not keep this from being quiet.
+    fn judge_hints(&mut self) -> Result<bool, Fail> {
         let mut pass = Pass::default();
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
@@ -597,14 +610,18 @@ impl Engine {
                 pass.todo.push_back(key);
             }
         }
-        let mut again = Vec::new();
+        let (mut again, mut looked) = (Vec::new(), false);
         for _ in 0..LOOKS_PER_COMMIT {
             let Some((dir, name)) = self.hints.pop_first() else { break };
             if tx.node(&dir)?.is_none() {
                 again.push((dir, name));
                 continue;
             }
+            looked = true;
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
+        }
+        if !looked && pass.is_empty() && self.after_looks.is_empty() {
+            return Ok(false);
         }
         self.run_small_pass(tx, pass)?;
         // What was in the way has been looked at: the plans that met it may fit now.
@@ -622,7 +639,7 @@ impl Engine {
                 self.hints.insert((dir, name));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lists what a pass wants listed, judges it, commits.
@@ -880,7 +897,7 @@ impl Engine {
 
     fn is_idle(&self) -> bool {
         let tried = |n: &Need| match n.reason {
-            Reason::MassRemoval => n.tries > 0,
+            Reason::MassRemoval | Reason::TrashFull => n.tries > 0,
             Reason::Raced | Reason::NotEmpty | Reason::ParentWaits => n.tries >= RACES_MAX,
             _ => n.tries >= TRIES_BEFORE_GIVING_UP,
         };
@@ -936,10 +953,14 @@ fn weight(message: &Message) -> u64 {
 /// Entries of one batch: bounds what a receiver merges in one transaction.
 const ENTRIES_PER_BATCH: usize = 2048;
 
+/// What waits for a cause that is probed is tried when that is gone; by itself only to be sure.
+const PROBED_PAUSE_NS: u64 = 300_000_000_000;
+
 /// Races are over soon; other causes take people or time.
 fn pause_ns(reason: Reason, tries: u64) -> u64 {
     match reason {
         Reason::Raced | Reason::NotEmpty | Reason::ParentWaits if tries < 10 => 100_000_000,
+        _ if waiting::is_probed(reason) => PROBED_PAUSE_NS,
         _ => retry_pause_ns(tries),
     }
 }

@@ -61,6 +61,11 @@ impl Pass {
         self.touched.insert(dir);
     }
 
+    /// True if it was told to look at nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_settled() && self.todo.is_empty() && self.touched.is_empty() && !self.listing()
+    }
+
     /// True if a directory is being compared.
     pub(super) fn listing(&self) -> bool {
         self.current.is_some()

@@ -179,10 +179,12 @@ impl Engine {
             left: Left::default(),
             redoing: false,
             limbo: Vec::new(),
+            bin: None,
             limbo_contents: HashMap::new(),
             open_plans: Vec::new(),
             next_plan: 1,
             unsealed: false,
+            sealed_at: now,
             lazy: false,
             merges_lazy: false,
             warm: Arc::default(),
@@ -191,6 +193,7 @@ impl Engine {
             removals_in_window: 0,
             removed_in_window: 0,
             removal_window_at: now,
+            probed_at: now,
             stage_ids,
             counts: Counts::default(),
             phase: Phase::Stopping,
@@ -224,6 +227,7 @@ impl Engine {
         }
         self.commit(tx)?;
         if !self.shared.dry_run {
+            self.open_bin()?;
             self.recover()?;
             if marker.is_none_or(|m| m.replica != me) && self.volume_id != 0 {
                 let marker = Marker { volume: self.volume_id, replica: me };

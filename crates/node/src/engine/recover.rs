@@ -168,7 +168,9 @@ impl Engine {
             _ => self.digest_of(found),
         };
         if let Some(limbo) = found.as_limbo() {
-            self.keep_in_limbo(InLimbo { limbo, at: row.at.clone(), identity, plan: row.plan });
+            let origin = self.origin_of_row(tx, row)?;
+            let kind = row.victim.as_ref().map_or(Kind::File, |v| v.kind);
+            self.keep_in_limbo(InLimbo { limbo, at: row.at.clone(), identity, kind, plan: row.plan, origin });
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Committing to the index, durably or not yet, and the seal: a sync after which nothing done so far has to be done again.
 
 use super::observe::{Pass, Taking};
-use super::{Engine, Fail, InLimbo, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
+use super::{Engine, Fail, InLimbo, LIMBO_MAX, SEAL_AFTER, open, random_u64, trash, wall_ns};
 use crate::api::Phase;
 use crate::needs::Waiter;
 use driftless_core::rows::{Batch as Rows, Read, Table};
@@ -10,6 +10,10 @@ use driftless_core::{Content, Digest, Tx};
 use driftless_volume::Limbo;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What stays in limbo is looked at again after so long.
+const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 impl Engine {
     pub(super) fn env(&self) -> Env {
@@ -85,9 +89,19 @@ impl Engine {
         self.commit_lazily(tx)
     }
 
+    /// When a seal is due. What a seal has left in limbo, because something still needs it, is looked at again only
+    /// now and then.
+    pub(super) fn seal_due(&self) -> Option<Instant> {
+        if self.unsealed {
+            return Some(self.last_work + SEAL_AFTER);
+        }
+        let left = !self.limbo.is_empty() || !self.open_plans.is_empty();
+        left.then(|| self.sealed_at + SEAL_AGAIN_AFTER)
+    }
+
     pub(super) fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
-        let quiet = self.last_work.elapsed() >= SEAL_AFTER;
-        let full = self.limbo.len() > LIMBO_MAX;
+        let quiet = self.seal_due().is_none_or(|at| at <= Instant::now());
+        let full = self.unsealed && self.limbo.len() > LIMBO_MAX;
         if self.shared.dry_run || !(quiet || full) {
             return Ok(false);
         }
@@ -110,9 +124,10 @@ impl Engine {
         let (kept, gone): (Vec<InLimbo>, Vec<InLimbo>) = std::mem::take(&mut self.limbo)
             .into_iter()
             .partition(|l| l.identity.is_some_and(|identity| needed.contains(&identity)));
+        let trash::Cleared { done: gone, changed, stay } = self.clear_limbo(gone)?;
         let limbo: Vec<Limbo> = gone.iter().map(|l| l.limbo.clone()).collect();
-        let changed = self.volume.drop_limbo(&limbo).map_err(Fail::Volume)?;
         self.give_back_changed(gone, &changed)?;
+        let kept: Vec<InLimbo> = kept.into_iter().chain(stay).collect();
         let keep: BTreeSet<u64> = kept.iter().map(|l| l.plan).collect();
         for one in kept {
             self.keep_in_limbo(one);
@@ -126,6 +141,7 @@ impl Engine {
             self.store.commit(rows)?;
         }
         self.unsealed = false;
+        self.sealed_at = Instant::now();
         self.note_dropped(&limbo)
     }
 

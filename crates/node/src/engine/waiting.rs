@@ -8,6 +8,14 @@ use driftless_core::plan::At;
 use driftless_core::{EntryId, Name, NodeKey, Tx};
 use std::time::{Duration, Instant};
 
+/// How often it is looked whether a cause that holds many things up is gone.
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// True for causes that are looked at as such, instead of trying each entry again and again.
+pub(super) fn is_probed(reason: Reason) -> bool {
+    matches!(reason, Reason::TrashFull)
+}
+
 impl Engine {
     pub(super) fn retry_due(&mut self) -> Result<bool, Fail> {
         let mut worked = false;
@@ -20,6 +28,8 @@ impl Engine {
             self.removals_in_window = 0;
             self.removed_in_window = 0;
         }
+        self.expire_trash();
+        self.probe_causes()?;
         while let Some(entry) = self.later.first_entry() {
             if *entry.key() > now {
                 break;
@@ -58,6 +68,27 @@ impl Engine {
             }
         }
         Ok(worked)
+    }
+
+    /// True if something waits for a cause that is probed.
+    pub(super) fn has_probed_cause(&self) -> bool {
+        self.waiting.values().any(|n| is_probed(n.reason))
+    }
+
+    fn probe_causes(&mut self) -> Result<(), Fail> {
+        if self.probed_at.elapsed() < PROBE_EVERY || !self.has_probed_cause() {
+            return Ok(());
+        }
+        self.probed_at = Instant::now();
+        if self.trash_was_freed()? {
+            self.cause_gone(Reason::TrashFull);
+        }
+        Ok(())
+    }
+
+    /// Whatever waits for this reason is tried now.
+    pub(super) fn cause_gone(&mut self, reason: Reason) {
+        self.waiting.values_mut().filter(|n| n.reason == reason).for_each(|n| n.retry_ns = 0);
     }
 
     pub(super) fn look_at_path_soon(&mut self, path: &RelPath) -> Result<(), Fail> {

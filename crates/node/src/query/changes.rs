@@ -3,7 +3,7 @@
 use super::{ChangeRow, Class, PAGE_ROWS_MAX, text};
 use crate::api::PathText;
 use driftless_core::entry::{Entry, Link};
-use driftless_core::id::{Dot, EntryId, Stamp};
+use driftless_core::id::{Dot, EntryId, ReplicaId, Stamp};
 use driftless_core::tree;
 use driftless_core::tx::{EntryRow, Result, Tx};
 
@@ -33,6 +33,12 @@ fn row(tx: &mut Tx<'_>, id: EntryId) -> Result<ChangeRow> {
         path,
         by: text::site(tx, author.replica)?,
     })
+}
+
+/// Who made the newest change of an entry, as far as its state says.
+pub(crate) fn author(tx: &mut Tx<'_>, id: EntryId) -> Result<ReplicaId> {
+    let Some(row) = tx.entry(id)? else { return Ok(id.0.replica) };
+    Ok(newest_change(&row, Dot::new(tx.me(), row.n)).1.replica)
 }
 
 /// The root has no dot of its own that would mean anything to a reader.

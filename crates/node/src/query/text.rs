@@ -23,19 +23,19 @@ pub(super) fn join(names: &[Name]) -> Vec<u8> {
 }
 
 /// The site of a replica: its name if we know one, else the replica's id.
-pub(super) fn site(tx: &Tx<'_>, replica: ReplicaId) -> Result<String> {
+pub(crate) fn site(tx: &Tx<'_>, replica: ReplicaId) -> Result<String> {
     Ok(sites::name(tx, replica)?.unwrap_or_else(|| format!("replica {replica}")))
 }
 
 /// Nanoseconds since 1970 as RFC 3339, UTC.
-pub(super) fn time_of_ns(ns: u64) -> String {
+pub fn time_of_ns(ns: u64) -> String {
     const SECOND: u64 = 1_000_000_000;
     // Fits: 2^64 ns are 584 years.
     time(Time { sec: (ns / SECOND) as i64, nsec: (ns % SECOND) as u32 })
 }
 
 /// RFC 3339, UTC, with nanoseconds where there are any. Years beyond four digits have more.
-pub(super) fn time(t: Time) -> String {
+pub fn time(t: Time) -> String {
     let (days, second) = (t.sec.div_euclid(86_400), t.sec.rem_euclid(86_400));
     let (year, month, day) = civil(days);
     let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
