@@ -18,6 +18,7 @@ pub mod disk;
 pub mod entry;
 pub mod id;
 pub mod intent;
+pub mod limbo;
 pub mod link;
 pub mod local;
 pub mod memdisk;

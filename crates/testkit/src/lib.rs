@@ -9,9 +9,11 @@ pub mod grow;
 pub mod journal;
 mod rng;
 pub mod user;
+pub mod writer;
 
 pub use compare::{CompareOptions, Difference, compare};
 pub use grow::{Spec, grow};
 pub use journal::{Journal, Lost, check_no_loss, digests_in};
 pub use rng::Rng;
 pub use user::User;
+pub use writer::{WRITER_FILE_LEN, Writer, WriterKind};

@@ -10,7 +10,8 @@
 use crate::attrs::{self, Target, Wanted};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
-use crate::error::{ApplyError, Context, VolumeError};
+use crate::error::{ApplyError, Context, Reason, VolumeError};
+use crate::limbo::{LIMBO_PART, Limbo};
 use crate::stage::{PrivateName, StageId, Staged};
 use crate::stat::{self, CName, Look, only_mtime};
 use crate::sys::Writers;
@@ -24,48 +25,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// How often a directory's time is set against somebody who works in it at this moment: each time it takes him to do
 /// so within microseconds.
 const SET_TIME_TRIES_MAX: usize = 8;
-
-/// Where a replaced or removed inode waits.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Limbo {
-    /// Its name in limbo.
-    pub id: StageId,
-    /// Its identity.
-    pub key: NodeKey,
-    /// Its length in bytes when it was replaced ...
-    pub size: u64,
-    /// ... and its time: if somebody had it open after all and wrote, it is not dropped.
-    pub mtime: Time,
-    /// Its change time once it was here: what its other names, if it has any, show now.
-    pub ctime: Time,
-    /// Set if it is not in the private directory but, under a reserved name, in this directory.
-    pub beside: Option<NodeKey>,
-    /// What leases said about writers. Where they said nothing, it is worth waiting before it goes for good.
-    pub writers: Writers,
-}
-
-impl Limbo {
-    fn of(id: StageId, look: Look, beside: Option<NodeKey>) -> Limbo {
-        let Fingerprint { size, mtime, ctime } = look.fingerprint();
-        Limbo { id, key: look.key, size, mtime, ctime, beside, writers: Writers::Unknown }
-    }
-
-    /// One that an earlier process left in the private directory.
-    pub(crate) fn left(id: StageId, key: NodeKey, now: Fingerprint) -> Limbo {
-        let Fingerprint { size, mtime, ctime } = now;
-        Limbo { id, key, size, mtime, ctime, beside: None, writers: Writers::Unknown }
-    }
-
-    /// Its name where it is.
-    pub(crate) fn private_name(&self) -> PrivateName {
-        if self.beside.is_some() { self.id.beside(LIMBO_PART) } else { self.id.name() }
-    }
-
-    /// What messages call it.
-    pub(crate) fn subject(&self) -> Vec<u8> {
-        self.id.to_string().into_bytes()
-    }
-}
 
 /// What placing or moving gave.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -123,7 +82,7 @@ impl Directory {
         name: &Name,
         victim: Option<&Victim>,
     ) -> Result<Placed, ApplyError> {
-        match self.place_from(staged, dir, name, victim) {
+        let placed = match self.place_from(staged, dir, name, victim) {
             Err(ApplyError::CrossDevice { .. }) if staged.beside.is_none() => {
                 let beside = self.restage_beside(staged, dir)?;
                 let placed = self.place_from(&beside, dir, name, victim);
@@ -132,7 +91,8 @@ impl Directory {
                 placed
             }
             other => other,
-        }
+        };
+        placed.map_err(|e| blame_flag(e, &[dir]))
     }
 
     fn place_from(
@@ -175,12 +135,13 @@ impl Directory {
         id: StageId,
     ) -> Result<Option<Limbo>, ApplyError> {
         if victim.kind.is_dir() {
-            return self.remove_dir(dir, name, victim).map(|()| None);
+            let removed = self.remove_dir(dir, name, victim).map(|()| None);
+            return removed.map_err(|e| blame_flag(e, &[dir]));
         }
         let guard = self.check_victim(dir, name, victim)?;
         let cname = CName::new(name);
         let spot = Spot::in_volume(dir, cname.get());
-        let (limbo_name, limbo) = self.to_limbo(spot, id)?;
+        let (limbo_name, limbo) = self.to_limbo(spot, id).map_err(|e| blame_flag(e, &[dir]))?;
         let private = self.private()?;
         let now_at = match limbo.beside {
             Some(_) => dir.as_fd(),
@@ -205,6 +166,7 @@ impl Directory {
         if look.key != victim.node || !look.kind().is_dir() {
             return Err(ApplyError::raced(name.as_bytes()));
         }
+        refuse_fixed(doing, name, &look)?;
         let cname = CName::new(name);
         match self.in_writable(&[Some(dir)], || rustix::fs::unlinkat(dir, cname.get(), AtFlags::REMOVEDIR)) {
             // Some file systems say "exists" for "not empty".
@@ -233,9 +195,12 @@ impl Directory {
         id: StageId,
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
+        refuse_fixed("move", from_name, &look)?;
         let cname = CName::new(from_name);
         let from = Spot::in_volume(from_dir, cname.get());
-        let limbo = self.take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)?;
+        let limbo = self
+            .take_over(from, Moved { key, ours: None }, to_dir, to_name, victim, id)
+            .map_err(|e| blame_flag(e, &[from_dir, to_dir]))?;
         Ok(self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
     }
 
@@ -276,6 +241,7 @@ impl Directory {
         id: StageId,
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
+        refuse_fixed("link", from_name, &look)?;
         let source = CName::new(from_name);
         let beside = id.beside(LIMBO_PART);
         let (private, is_limbo) = (self.private()?, self.0.capabilities.exchange);
@@ -297,7 +263,9 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(from_name.as_bytes())),
             other => other.doing("link", from_name.as_bytes())?,
         }
-        let limbo = self.show_link(temporary, key, to_dir, to_name, victim, id)?;
+        let limbo = self
+            .show_link(temporary, key, to_dir, to_name, victim, id)
+            .map_err(|e| blame_flag(e, &[to_dir]))?;
         Ok(self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
     }
 
@@ -337,7 +305,10 @@ impl Directory {
         let mode = Mode::from_raw_mode(0o700);
         match self.in_writable(&[Some(dir)], || rustix::fs::mkdirat(dir, cname.get(), mode)) {
             Err(Errno::EXIST) => return Err(self.unexpected(dir, name)),
-            other => other.doing("make the directory", name.as_bytes())?,
+            other => {
+                let made = other.doing("make the directory", name.as_bytes());
+                made.map_err(|e| blame_flag(e.into(), &[dir]))?;
+            }
         }
         self.fit_out_dir(dir, name, attrs).inspect_err(|_| {
             // A half-made directory would be in the way of the next try. If somebody uses it already, it stays.
@@ -384,6 +355,7 @@ impl Directory {
         if before.key != *key || before.kind() != kind || !as_expected {
             return Err(ApplyError::raced(name.as_bytes()));
         }
+        refuse_fixed("set the attributes of", name, &before)?;
         let open = self.reopen_to_read(&path, kind);
         if let Some(fd) = &open
             && kind == Kind::File
@@ -441,11 +413,13 @@ impl Directory {
     /// [`ApplyError::Raced`] if it is not `key`; [`ApplyError::CrossDevice`] where the file system does not rename
     /// into the private directory.
     pub fn park(&self, dir: &DirFd, name: &Name, key: &NodeKey, id: StageId) -> Result<(), ApplyError> {
-        self.look_expected(dir, name, key)?;
+        let look = self.look_expected(dir, name, key)?;
+        refuse_fixed("park", name, &look)?;
         let limbo = self.private()?.limbo.as_fd();
         let (cname, parked) = (CName::new(name), Directory::parked_name(id));
         self.in_writable(&[Some(dir)], || self.rename_away(dir.as_fd(), cname.get(), limbo, parked.get()))
-            .doing("park", name.as_bytes())?;
+            .doing("park", name.as_bytes())
+            .map_err(|e| blame_flag(e.into(), &[dir]))?;
         let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
         if look.is_ok_and(|look| look.key == *key) {
             return Ok(());
@@ -473,43 +447,10 @@ impl Directory {
         if look.key != *key {
             return Err(ApplyError::raced(name.as_bytes()));
         }
-        let limbo = self.take_over(from, Moved { key, ours: None }, dir, name, victim, limbo)?;
+        let limbo = self
+            .take_over(from, Moved { key, ours: None }, dir, name, victim, limbo)
+            .map_err(|e| blame_flag(e, &[dir]))?;
         Ok(self.moved(key, &look.fingerprint(), dir, name, limbo))
-    }
-
-    /// Removes files from limbo for good; to be called after the seal. Those that are not what they should be are kept
-    /// and returned, as are those beside their place if the directory is not open any more and cannot be opened by its
-    /// key (see [`DirFd::drop_limbo`]).
-    pub fn drop_limbo(&self, limbo: &[Limbo]) -> Result<Vec<Limbo>, VolumeError> {
-        let dir = self.private()?.limbo.as_fd();
-        let mut kept = Vec::new();
-        for one in limbo {
-            let gone = match &one.beside {
-                None => self.drop_limbo_in(dir, one.id.name(), one)?,
-                Some(beside) => match self.known_dir(beside) {
-                    Some(dir) => dir.drop_limbo(one)?,
-                    None => false,
-                },
-            };
-            if !gone {
-                kept.push(one.clone());
-            }
-        }
-        Ok(kept)
-    }
-
-    fn drop_limbo_in(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: PrivateName,
-        limbo: &Limbo,
-    ) -> Result<bool, VolumeError> {
-        self.unlink_if(dir, name.get().to_bytes(), |look| {
-            let now = look.fingerprint();
-            let untouched = (now.size, now.mtime) == (limbo.size, limbo.mtime);
-            // What has other names does not go, whoever writes to it.
-            look.key == limbo.key && (untouched || look.stat.stx_nlink > 1)
-        })
     }
 
     /// Puts what `from` is (`moved`) to `name`, and the victim, if any, into limbo.
@@ -667,9 +608,7 @@ impl Directory {
         if look.key != victim.node || look.fingerprint() != victim.fingerprint || look.kind() != victim.kind {
             return Err(ApplyError::raced(name.as_bytes()));
         }
-        if stat::is_fixed(&look.stat) {
-            return Err(VolumeError::sys("replace", name.as_bytes(), Errno::PERM).into());
-        }
+        refuse_fixed("replace", name, &look)?;
         if victim.kind != Kind::File {
             return Ok(None);
         }
@@ -818,12 +757,22 @@ impl Directory {
     }
 }
 
-impl DirFd {
-    /// Removes a file for good that waits beside its place, in this directory. True if it is gone.
-    pub fn drop_limbo(&self, limbo: &Limbo) -> Result<bool, VolumeError> {
-        self.volume().drop_limbo_in(self.as_fd(), limbo.id.beside(LIMBO_PART), limbo)
+/// What has an immutable or append-only flag cannot be moved, replaced or changed, not even by root.
+fn refuse_fixed(doing: &'static str, name: &Name, look: &Look) -> Result<(), ApplyError> {
+    if stat::is_fixed(&look.stat) {
+        return Err(VolumeError::own(doing, name.as_bytes(), Reason::Fixed).into());
     }
+    Ok(())
 }
 
-/// Part of the reserved name of a file in limbo beside its place.
-const LIMBO_PART: &str = "limbo-";
+/// "Not permitted" in a directory with such a flag is the flag's doing.
+fn blame_flag(e: ApplyError, dirs: &[&DirFd]) -> ApplyError {
+    let denied = matches!(&e, ApplyError::Volume(v) if v.errno == Some(Errno::PERM.raw_os_error()));
+    let flagged = |dir: &&DirFd| stat::stat_fd(dir).is_ok_and(|stat| stat::is_fixed(&stat));
+    match e {
+        ApplyError::Volume(v) if denied && dirs.iter().any(flagged) => {
+            VolumeError { reason: Reason::Fixed, errno: None, ..v }.into()
+        }
+        e => e,
+    }
+}

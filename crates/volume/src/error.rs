@@ -3,8 +3,8 @@
 //! Every error says what was tried, on what, why it failed ([`Reason`], a closed list that rows can be grouped
 //! by) and what to do about it.
 
-use crate::apply::Limbo;
 use crate::dirfd::Seen;
+use crate::limbo::Limbo;
 use rustix::io::Errno;
 use std::fmt;
 
@@ -13,8 +13,10 @@ use std::fmt;
 pub enum Reason {
     /// The name or directory is not there.
     NotFound,
-    /// Permission, ownership or an immutable or append-only flag.
+    /// Permission or ownership.
     Denied,
+    /// An immutable or append-only flag (chattr) on it or on its directory.
+    Fixed,
     /// The file system or the quota is full.
     NoSpace,
     /// The name or path is longer than the file system takes.
@@ -77,6 +79,7 @@ impl Reason {
         match self {
             Reason::NotFound => "not-found",
             Reason::Denied => "denied",
+            Reason::Fixed => "immutable or append-only",
             Reason::NoSpace => "no-space",
             Reason::NameTooLong => "name-too-long",
             Reason::ReadOnly => "read-only",
@@ -101,8 +104,9 @@ impl Reason {
     pub fn advice(self) -> &'static str {
         match self {
             Reason::NotFound => "It was removed or renamed in the meantime; it is looked at again.",
-            Reason::Denied => {
-                "Give this user the right to do it, clear an immutable or append-only flag (lsattr), or run as root."
+            Reason::Denied => "Give this user the right to do it, or run as root.",
+            Reason::Fixed => {
+                "Clear the immutable or append-only flag (lsattr shows it, chattr -i or -a clears it); it is tried again."
             }
             Reason::NoSpace => "Free space or raise the quota; it is tried again.",
             Reason::NameTooLong => "Shorten the name; this file system cannot hold it.",

@@ -19,6 +19,7 @@ mod error;
 #[cfg(test)]
 mod fallbacks;
 mod key;
+mod limbo;
 mod read;
 mod recover;
 mod stage;
@@ -27,17 +28,18 @@ mod sys;
 mod trash;
 mod watch;
 
-pub use apply::{Limbo, Placed};
+pub use apply::Placed;
 pub use capability::{Capabilities, Created};
 pub use directory::{Directory, Located, Marker, OpenOptions, Part, PrivateEntry};
 pub use dirfd::{DirFd, Seen, Unseen, UnseenReason};
+pub use driftless_core::limbo::{Shown, Writers};
 pub use driftless_core::local::Looked;
 pub use driftless_core::plan::{Outcome, Victim};
 pub use error::{ApplyError, Reason, VolumeError};
 pub use key::Identity;
+pub use limbo::Limbo;
 pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
 pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
 pub use stat::MountId;
-pub use sys::Writers;
 pub use trash::{Taken, Trash, TrashItem, TrashWriter, sum_of as trash_sum};
 pub use watch::{Delivery, Hint, WatchMode, WatchOptions, Watcher};

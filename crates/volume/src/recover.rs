@@ -3,10 +3,10 @@
 //! Nothing here decides whose an inode is: that follows from the intent rows. Everything here is one rename over
 //! nothing, or reads.
 
-use crate::apply::Limbo;
 use crate::directory::{Directory, Part, PrivateEntry};
 use crate::dirfd::DirFd;
 use crate::error::{Context, VolumeError};
+use crate::limbo::Limbo;
 use crate::read::ReadHandle;
 use crate::stage::StageId;
 use crate::stat::{self, CName, Look};

@@ -4,6 +4,7 @@
 //! stack of the caller for the whole call, with lengths taken from those values; the kernel keeps none of them.
 #![allow(unsafe_code)]
 
+pub(crate) use driftless_core::limbo::Writers;
 use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -101,17 +102,6 @@ pub(crate) fn fanotify_mark(group: impl AsFd, flags: u32, mask: u64, target: imp
         )
     };
     check(r.into()).map(drop)
-}
-
-/// What a lease says about writers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Writers {
-    /// Nobody has the file open for writing or maps it shared and writable.
-    None,
-    /// Somebody has.
-    Some,
-    /// Leases are not to be had here (not our file, or the file system has none).
-    Unknown,
 }
 
 /// Asks for a read lease on the file behind `fd` (opened read-only) and gives it back at once: a held lease would

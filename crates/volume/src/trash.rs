@@ -12,7 +12,7 @@
 //! commit. Whoever writes a batch holds a lock on its list; others take versions out, but leave that batch alone
 //! otherwise. Taking out is one rename or unlink of a version each.
 
-use crate::apply::Limbo;
+use crate::limbo::Limbo;
 use crate::attrs::Target;
 use crate::directory::{self, Directory};
 use crate::dirfd::{self, DirFd};

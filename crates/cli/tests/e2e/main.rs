@@ -18,3 +18,4 @@ mod stress;
 mod terminal;
 mod trash;
 mod waiting;
+mod writers;

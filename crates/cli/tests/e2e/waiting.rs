@@ -72,14 +72,14 @@ fn a_running_sync_tries_again_by_itself() {
     let Some(closed) = Closed::close(&pair.b.join("closed")) else { return };
     let mut running = pair.start(&[]);
     put(&pair.a, "closed/second", "2");
-    let waits = running.wait_for("waiting");
-    assert_eq!(waits["path"]["text"], "closed/second");
+    // The directory itself may wait too, for its time.
+    running.wait_for_row(|e| e["event"] == "waiting" && e["path"]["text"] == "closed/second");
     drop(closed);
     wait_until("the cause is gone", || match pair.b.join("closed/second").exists() {
         true => Ok(()),
         false => Err("not there".into()),
     });
-    running.wait_for("resolved");
+    running.wait_for_row(|e| e["event"] == "resolved" && e["path"]["text"] == "closed/second");
     assert_eq!(running.stop().1, 0);
 }
 
@@ -100,4 +100,80 @@ fn an_unreadable_file_is_listed_and_the_rest_goes() {
     fs::set_permissions(pair.a.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
     pair.once(&[]);
     pair.assert_same();
+}
+
+/// Sets or clears a flag of `chattr`; false, and says so, where that cannot be done.
+fn flag(path: &Path, flag: IFlags, on: bool) -> bool {
+    let file = File::open(path).unwrap();
+    let Ok(mut flags) = rustix::fs::ioctl_getflags(&file) else {
+        eprintln!("skipped: no flags here");
+        return false;
+    };
+    flags.set(flag, on);
+    let done = rustix::fs::ioctl_setflags(&file, flags).is_ok();
+    if !done {
+        eprintln!("skipped: this user may not set flags here");
+    }
+    done
+}
+
+/// Flags that are gone when this is dropped: a directory that has one could not be removed.
+struct Flagged(Vec<(PathBuf, IFlags)>);
+
+impl Drop for Flagged {
+    fn drop(&mut self) {
+        for (path, what) in &self.0 {
+            flag(path, *what, false);
+        }
+    }
+}
+
+#[test]
+fn flagged_targets_wait_alone_and_arrive_when_the_flag_goes() {
+    let pair = Pair::new();
+    for name in ["append", "fixed", "moved", "removed", "chmod", "log/old"] {
+        put(&pair.a, name, "1");
+    }
+    pair.once(&[]);
+    let mut flags = Vec::new();
+    for (name, what) in [
+        ("append", IFlags::APPEND),
+        ("fixed", IFlags::IMMUTABLE),
+        ("moved", IFlags::IMMUTABLE),
+        ("removed", IFlags::APPEND),
+        ("chmod", IFlags::IMMUTABLE),
+        ("log", IFlags::APPEND),
+    ] {
+        if !flag(&pair.b.join(name), what, true) {
+            return;
+        }
+        flags.push((pair.b.join(name), what));
+    }
+    let flagged = Flagged(flags);
+    let mut running = pair.start(&[]);
+    fs::write(pair.a.join("append"), "2").unwrap();
+    fs::write(pair.a.join("fixed"), "2").unwrap();
+    fs::rename(pair.a.join("moved"), pair.a.join("moved to")).unwrap();
+    fs::remove_file(pair.a.join("removed")).unwrap();
+    fs::set_permissions(pair.a.join("chmod"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(pair.a.join("log/old")).unwrap();
+    fs::write(pair.a.join("log/new"), "2").unwrap();
+    put(&pair.a, "free", "2");
+    let mut missing: Vec<&str> = vec!["append", "fixed", "moved to", "removed", "chmod", "log/old"];
+    while !missing.is_empty() {
+        let waits = running.wait_for("waiting");
+        let path = waits["path"]["text"].as_str().unwrap();
+        if waits["reason"] == "read_only" {
+            assert!(waits["detail"].as_str().unwrap().contains("immutable or append-only"), "{waits}");
+            missing.retain(|m| *m != path);
+        }
+    }
+    wait_until("the rest", || {
+        let there = |name: &str| fs::read_to_string(pair.b.join(name)).is_ok_and(|text| text == "2");
+        if there("free") && there("log/new") { Ok(()) } else { Err("not there".into()) }
+    });
+    assert_eq!(read(&pair.b, "append") + &read(&pair.b, "fixed") + &read(&pair.b, "removed"), "111");
+    drop(flagged);
+    pair.wait_same("the flags are gone");
+    assert_eq!(running.stop().1, 0);
 }

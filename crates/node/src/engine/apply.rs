@@ -5,10 +5,11 @@
 //! entry goes to the needs list with the reason, steps that build on it are skipped, and the rest goes on.
 
 use super::content::Lack;
+use super::limbo::InLimbo;
 use super::recover;
 use super::stager::Early;
 use super::trash;
-use super::{Engine, Fail, InLimbo, volume_reason};
+use super::{Engine, Fail, volume_reason};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::Waiter;
 use crate::query;
@@ -333,7 +334,14 @@ impl Engine {
                 Ok(())
             }
             Done::No(reason, detail) => {
-                for id in plan::concerned(tx, &step)? {
+                let concerned = plan::concerned(tx, &step)?;
+                if matches!(reason, Reason::Busy | Reason::ReadOnly | Reason::Denied) {
+                    for at in source_place(&step).into_iter().chain(step.target()) {
+                        let blocked = self.blocked.entry((at.dir.clone(), at.name.clone()));
+                        blocked.or_default().extend(concerned.iter().copied());
+                    }
+                }
+                for id in concerned {
                     run.failed.entry(id).or_insert((reason, detail.clone()));
                 }
                 run.sources.extend(source_of(&step).cloned());
@@ -448,14 +456,7 @@ impl Engine {
         if let Some(at) = step.target() {
             let kind = step.victim().map_or(Kind::File, |v| v.kind);
             let origin = self.origin_of_step(tx, step)?;
-            self.keep_in_limbo(InLimbo {
-                limbo: limbo.clone(),
-                at: at.clone(),
-                identity,
-                kind,
-                plan,
-                origin,
-            });
+            self.limbos.put(InLimbo::new(limbo.clone(), at.clone(), identity, kind, plan, origin));
         }
         Ok(())
     }
@@ -708,6 +709,14 @@ fn source_of(step: &Step) -> Option<&NodeKey> {
     match step {
         Step::Put { copy, .. } => copy.as_ref(),
         Step::Link { node, .. } | Step::Move { node, .. } | Step::Unpark { node, .. } => Some(node),
+        _ => None,
+    }
+}
+
+/// The place that a step takes an inode from.
+fn source_place(step: &Step) -> Option<&At> {
+    match step {
+        Step::Link { from, .. } | Step::Move { from, .. } | Step::Park { from, .. } => Some(from),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@
 //! - [`observe`]: from what the disk shows to what a user did.
 //! - [`apply`]: doing what a plan says.
 //! - [`content`]: reading, sending and receiving bytes of files.
+//! - [`limbo`]: what was replaced or removed, until nobody can write to it any more.
 //! - [`recover`]: judging what a crash left.
 //! - [`lost`]: going on after an index was lost.
 //! - [`stager`]: staging small contents on another core.
@@ -19,6 +20,7 @@
 
 mod apply;
 mod content;
+mod limbo;
 mod lost;
 mod observe;
 mod open;
@@ -37,11 +39,11 @@ use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
 use driftless_core::link::{self, Fetcher, Message, OwnHello, Receiver, Role, Sender};
-use driftless_core::plan::At;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
-use driftless_core::{Digest, Dot, EntryId, Kind, Name, NodeKey, ReplicaId, Tx, tree, tx};
-use driftless_volume::{ApplyError, DirFd, Directory, Hint, Limbo, StageId, VolumeError, Watcher};
+use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
+use driftless_volume::{ApplyError, DirFd, Directory, Hint, VolumeError, Watcher};
+use limbo::Limbos;
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
 use recover::Left;
@@ -191,21 +193,6 @@ struct JoinSeen {
     removed_elsewhere: u64,
 }
 
-/// What was replaced or removed, until a sync has covered that.
-struct InLimbo {
-    limbo: Limbo,
-    /// Where it was.
-    at: At,
-    /// Its content, if it has one.
-    identity: Option<Digest>,
-    /// What it is.
-    kind: Kind,
-    /// The plan that put it here.
-    plan: u64,
-    /// What the trash is told about it, if there is one.
-    origin: Option<trash::Origin>,
-}
-
 struct Peer {
     id: ReplicaId,
     sender: Sender,
@@ -271,14 +258,16 @@ pub(crate) struct Engine {
     left: Left,
     /// Plans of the last process are being done again.
     redoing: bool,
-    limbo: Vec<InLimbo>,
+    limbos: Limbos,
     bin: Option<trash::Bin>,
-    /// Contents in limbo: the last copy of a version may be among them.
-    limbo_contents: HashMap<Digest, StageId>,
+    /// Plans whose moves no sync has covered yet.
     open_plans: Vec<u64>,
+    /// Plans whose moves a sync has covered, and whose victims rest in limbo.
+    resting_plans: Vec<u64>,
+    /// Entries whose steps were refused at these places, by an open file or a flag: tried again when something happens there.
+    blocked: HashMap<(NodeKey, Name), BTreeSet<EntryId>>,
     next_plan: u64,
     unsealed: bool,
-    sealed_at: Instant,
     lazy: bool,
     merges_lazy: bool,
     /// What the last transaction knew.
@@ -459,6 +448,9 @@ impl Engine {
         if self.has_probed_cause() {
             at = at.min(self.probed_at + waiting::PROBE_EVERY);
         }
+        if let Some(look) = self.limbos.next_look() {
+            at = at.min(look);
+        }
         if let Some((t, _)) = self.later.first_key_value() {
             at = at.min(*t);
         }
@@ -619,6 +611,9 @@ impl Engine {
             }
             looked = true;
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
+            for id in self.blocked.remove(&(dir, name)).unwrap_or_default() {
+                self.enqueue(id);
+            }
         }
         if !looked && pass.is_empty() && self.after_looks.is_empty() {
             return Ok(false);
@@ -1005,7 +1000,9 @@ fn reason_of(r: driftless_volume::Reason) -> Reason {
         V::Busy => Reason::Busy,
         V::Raced | V::Unexpected | V::NotFound | V::WrongIdentity | V::NotDirectory => Reason::Raced,
         V::NotEmpty => Reason::NotEmpty,
-        V::Unsupported | V::CrossDevice => Reason::Unsupported,
+        V::Fixed => Reason::ReadOnly,
+        V::CrossDevice => Reason::OtherFileSystem,
+        V::Unsupported => Reason::Unsupported,
         V::WrongContent => Reason::ContentMissing,
         _ => Reason::Io,
     }

@@ -1,6 +1,7 @@
 //! Opening a replica: guards, lock, index, marker; starting the watcher.
 
 use super::content::Contents;
+use super::limbo::Limbos;
 use super::lost;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
@@ -178,13 +179,13 @@ impl Engine {
             fetcher: Fetcher::new(FetchLimits::default()),
             left: Left::default(),
             redoing: false,
-            limbo: Vec::new(),
+            limbos: Limbos::default(),
             bin: None,
-            limbo_contents: HashMap::new(),
             open_plans: Vec::new(),
+            resting_plans: Vec::new(),
+            blocked: HashMap::new(),
             next_plan: 1,
             unsealed: false,
-            sealed_at: now,
             lazy: false,
             merges_lazy: false,
             warm: Arc::default(),

@@ -8,7 +8,8 @@
 
 use super::apply::park_id;
 use super::content;
-use super::{Engine, Fail, InLimbo, apply};
+use super::limbo::InLimbo;
+use super::{Engine, Fail, apply};
 use crate::api::Level;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{self, At, Plan, Step};
@@ -170,7 +171,7 @@ impl Engine {
         if let Some(limbo) = found.as_limbo() {
             let origin = self.origin_of_row(tx, row)?;
             let kind = row.victim.as_ref().map_or(Kind::File, |v| v.kind);
-            self.keep_in_limbo(InLimbo { limbo, at: row.at.clone(), identity, kind, plan: row.plan, origin });
+            self.limbos.put(InLimbo::new(limbo, row.at.clone(), identity, kind, row.plan, origin));
         }
         Ok(())
     }
@@ -357,17 +358,9 @@ impl Engine {
 
     // ----- contents in the private directory
 
-    /// Remembers what waits in limbo.
-    pub(super) fn keep_in_limbo(&mut self, one: InLimbo) {
-        if let Some(identity) = one.identity {
-            self.limbo_contents.insert(identity, one.limbo.id);
-        }
-        self.limbo.push(one);
-    }
-
     /// True if these bytes lie in the private directory.
     pub(super) fn has_private(&self, key: &(EntryId, Dot), digest: &Digest) -> bool {
-        self.left.has(key) || self.limbo_contents.contains_key(digest)
+        self.left.has(key) || self.limbos.has(digest)
     }
 
     /// A file in the private directory that may have the bytes: who copies it compares the digest.
@@ -375,9 +368,8 @@ impl Engine {
         if let Some(entry) = self.left.staged.get(key) {
             return self.volume.open_private_file(entry).ok().flatten();
         }
-        let id = self.limbo_contents.get(digest)?;
-        let one = self.limbo.iter().find(|l| l.limbo.id == *id)?;
-        self.volume.open_private_file(&one.limbo.as_private()).ok().flatten()
+        let limbo = self.limbos.with(digest)?;
+        self.volume.open_private_file(&limbo.as_private()).ok().flatten()
     }
 }
 

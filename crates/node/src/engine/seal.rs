@@ -1,19 +1,16 @@
 //! Committing to the index, durably or not yet, and the seal: a sync after which nothing done so far has to be done again.
 
 use super::observe::{Pass, Taking};
-use super::{Engine, Fail, InLimbo, LIMBO_MAX, SEAL_AFTER, open, random_u64, trash, wall_ns};
+use super::{Engine, Fail, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
 use crate::api::Phase;
 use crate::needs::Waiter;
 use driftless_core::rows::{Batch as Rows, Read, Table};
 use driftless_core::tx::Env;
 use driftless_core::{Content, Digest, Tx};
 use driftless_volume::Limbo;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// What stays in limbo is looked at again after so long.
-const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(5);
+use std::time::Instant;
 
 impl Engine {
     pub(super) fn env(&self) -> Env {
@@ -89,23 +86,21 @@ impl Engine {
         self.commit_lazily(tx)
     }
 
-    /// When a seal is due. What a seal has left in limbo, because something still needs it, is looked at again only
-    /// now and then.
+    /// When a seal is due. What a seal has left in limbo is looked at again only now and then.
     pub(super) fn seal_due(&self) -> Option<Instant> {
-        if self.unsealed {
+        if self.needs_seal() {
             return Some(self.last_work + SEAL_AFTER);
         }
-        let left = !self.limbo.is_empty() || !self.open_plans.is_empty();
-        left.then(|| self.sealed_at + SEAL_AGAIN_AFTER)
+        self.limbos.next_look()
     }
 
     pub(super) fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
         let quiet = self.seal_due().is_none_or(|at| at <= Instant::now());
-        let full = self.unsealed && self.limbo.len() > LIMBO_MAX;
+        let full = self.unsealed && self.limbos.fresh_count() > LIMBO_MAX;
         if self.shared.dry_run || !(quiet || full) {
             return Ok(false);
         }
-        if self.limbo.is_empty() && self.open_plans.is_empty() {
+        if self.limbos.is_empty() && self.open_plans.is_empty() {
             self.harden()?;
             self.unsealed = false;
             return Ok(false);
@@ -114,35 +109,29 @@ impl Engine {
         Ok(false)
     }
 
-    /// A sync covers all moves done so far: intents and victims are needed no more.
+    /// True if something was done that no sync has covered.
+    pub(super) fn needs_seal(&self) -> bool {
+        self.unsealed || self.limbos.fresh_count() > 0 || !self.open_plans.is_empty()
+    }
+
+    /// A sync covers all moves done so far: intents and victims are needed no more, but for victims that rest.
     pub(super) fn seal(&mut self) -> Result<(), Fail> {
         self.volume.sync().map_err(Fail::Volume)?;
         // Their records are durable before what could redo or undo them goes.
         self.harden()?;
-        let needed = self.needed_contents()?;
-        self.limbo_contents.clear();
-        let (kept, gone): (Vec<InLimbo>, Vec<InLimbo>) = std::mem::take(&mut self.limbo)
-            .into_iter()
-            .partition(|l| l.identity.is_some_and(|identity| needed.contains(&identity)));
-        let trash::Cleared { done: gone, changed, stay } = self.clear_limbo(gone)?;
-        let limbo: Vec<Limbo> = gone.iter().map(|l| l.limbo.clone()).collect();
-        self.give_back_changed(gone, &changed)?;
-        let kept: Vec<InLimbo> = kept.into_iter().chain(stay).collect();
-        let keep: BTreeSet<u64> = kept.iter().map(|l| l.plan).collect();
-        for one in kept {
-            self.keep_in_limbo(one);
-        }
+        let (dropped, resting) = self.empty_limbo()?;
         // The rows go last: a crash before it finds what is left in limbo by them.
-        let (open, done) = std::mem::take(&mut self.open_plans).into_iter().partition(|n| keep.contains(n));
-        self.open_plans = open;
+        let plans = std::mem::take(&mut self.open_plans).into_iter();
+        let plans = plans.chain(std::mem::take(&mut self.resting_plans));
+        let (kept, done) = plans.partition(|n| resting.contains(n));
+        self.resting_plans = kept;
         let rows: Rows =
             Vec::into_iter(done).map(|n: u64| ((Table::Intents, n.to_be_bytes().to_vec()), None)).collect();
         if !rows.is_empty() {
             self.store.commit(rows)?;
         }
         self.unsealed = false;
-        self.sealed_at = Instant::now();
-        self.note_dropped(&limbo)
+        self.note_dropped(&dropped)
     }
 
     /// Contents that entries which wait are to show and that may be nowhere else on this disk.
@@ -150,9 +139,6 @@ impl Engine {
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let mut needed = HashSet::new();
-        if self.limbo.is_empty() {
-            return Ok(needed);
-        }
         for id in tx.pending(usize::MAX)? {
             let Some(row) = tx.entry(id)? else { continue };
             needed.extend(row.entry.counting().filter_map(|v| match &v.content {
@@ -161,20 +147,6 @@ impl Engine {
             }));
         }
         Ok(needed)
-    }
-
-    /// Somebody had it open and wrote to it after all.
-    pub(super) fn give_back_changed(&mut self, gone: Vec<InLimbo>, changed: &[Limbo]) -> Result<(), Fail> {
-        if changed.is_empty() {
-            return Ok(());
-        }
-        let store = self.store.clone();
-        let snapshot = store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
-        for one in gone.into_iter().filter(|l| changed.contains(&l.limbo)) {
-            self.give_back(&mut tx, &one.at, &one.limbo.as_private())?;
-        }
-        Ok(())
     }
 
     /// What went for good by one of its names has another change time by the others: not a user's change.
@@ -212,7 +184,7 @@ impl Engine {
     pub(super) fn finish(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Stopping);
         self.harden()?;
-        if !self.shared.dry_run && (self.unsealed || !self.limbo.is_empty() || !self.open_plans.is_empty()) {
+        if !self.shared.dry_run && (self.needs_seal() || self.limbos.next_look().is_some()) {
             self.seal()?;
         }
         if !self.shared.dry_run && self.is_idle() {

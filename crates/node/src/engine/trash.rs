@@ -5,7 +5,8 @@
 //! replace or remove it are taken out of the plan before anything is staged for them, and their entries go to the needs
 //! list until there is room.
 
-use super::{Engine, Fail, InLimbo, wall_ns};
+use super::limbo::InLimbo;
+use super::{Engine, Fail, wall_ns};
 use crate::api::{Level, Reason};
 use crate::query;
 use driftless_core::intent::{IntentRow, Operation};
@@ -264,7 +265,7 @@ impl Engine {
         let limbo: Vec<Limbo> = gone.iter().map(|l| l.limbo.clone()).collect();
         let links = self.volume.limbo_links(&limbo).map_err(Fail::Volume)?;
         let mut names: HashMap<NodeKey, u32> = HashMap::new();
-        for l in limbo.iter().chain(self.limbo.iter().map(|l| &l.limbo)) {
+        for l in limbo.iter().chain(self.limbos.all()) {
             *names.entry(l.key.clone()).or_default() += 1;
         }
         let mut kept = Vec::new();
@@ -291,7 +292,7 @@ impl Engine {
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
-        let mut coming = self.limbo.iter().fold(0u64, |sum, l| sum.saturating_add(weight(l.limbo.size)));
+        let mut coming = self.limbos.all().fold(0u64, |sum, l| sum.saturating_add(weight(l.size)));
         let mut any_held = self.waiting.values().any(|n| n.reason == Reason::TrashFull);
         let mut cleared: HashSet<At> = HashSet::new();
         let mut held = Vec::new();

@@ -1,0 +1,224 @@
+//! Programs that keep a file open while the other side replaces, removes or renames it: no byte they write before they
+//! close it is lost.
+
+use crate::common::*;
+use driftless_testkit::{WRITER_FILE_LEN, Writer, WriterKind as Kind};
+use driftless_volume::{Directory, OpenOptions};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What is in the file when it is opened.
+const BEFORE: [u8; WRITER_FILE_LEN] = [b'.'; WRITER_FILE_LEN];
+
+/// What the other side does to the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Deed {
+    Replace,
+    Remove,
+    Rename,
+    RenameOver,
+    BecomeDirectory,
+}
+
+const DEEDS: [Deed; 5] = [Deed::Replace, Deed::Remove, Deed::Rename, Deed::RenameOver, Deed::BecomeDirectory];
+
+impl Deed {
+    fn act(self, root: &Path) {
+        let file = root.join("dir/file");
+        match self {
+            Deed::Replace => {
+                fs::write(root.join("dir/.tmp"), "theirs").unwrap();
+                fs::rename(root.join("dir/.tmp"), &file).unwrap();
+            }
+            Deed::Remove => fs::remove_file(&file).unwrap(),
+            Deed::Rename => fs::rename(&file, root.join("dir/renamed")).unwrap(),
+            Deed::RenameOver => fs::rename(root.join("dir/other"), &file).unwrap(),
+            Deed::BecomeDirectory => {
+                fs::remove_file(&file).unwrap();
+                put(root, "dir/file/in it", "theirs");
+            }
+        }
+    }
+
+    /// True if the file that is open would have to go for it.
+    fn destroys(self) -> bool {
+        self != Deed::Rename
+    }
+
+    /// Contents that the other side made, which must be there at the end.
+    fn made(self) -> &'static [&'static str] {
+        match self {
+            Deed::Replace | Deed::BecomeDirectory => &["theirs"],
+            Deed::RenameOver => &["other"],
+            Deed::Remove | Deed::Rename => &[],
+        }
+    }
+}
+
+/// Contents of all files below `root`, what is in the private directory left out.
+fn contents(root: &Path) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path == root.join(".driftless") {
+                continue;
+            }
+            if path.is_dir() { todo.push(path) } else { found.push(fs::read(path).unwrap()) }
+        }
+    }
+    found
+}
+
+fn has_leases() -> bool {
+    let tmp = tempfile::tempdir().unwrap();
+    let volume = Directory::open(tmp.path(), OpenOptions { create_private: true }).unwrap();
+    let has = volume.capabilities().leases;
+    if !has {
+        eprintln!("skipped: no leases here");
+    }
+    has
+}
+
+/// The other side acts while a program has the file open here; then the program writes more, and closes it.
+fn written_while_open(kind: Kind, deed: Deed, killed: bool) {
+    let what = format!("{kind:?}, {deed:?}, killed: {killed}");
+    let pair = Pair::new();
+    fs::create_dir(pair.a.join("dir")).unwrap();
+    fs::write(pair.a.join("dir/file"), BEFORE).unwrap();
+    put(&pair.a, "dir/other", "other");
+    pair.once(&[]);
+    let mut running = pair.start(&[]);
+    let mut writer = match Writer::open(kind, &pair.a.join("dir/file")) {
+        Ok(writer) => writer,
+        Err(e) => return eprintln!("skipped: {e:#}"),
+    };
+    deed.act(&pair.b);
+    put(&pair.b, "after", "theirs");
+    wait_until("what else the other side did", || match pair.a.join("after").exists() {
+        true => Ok(()),
+        false => Err("not there".into()),
+    });
+    if deed.destroys() {
+        let waits = running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "busy");
+        assert!(waits["path"]["text"].as_str().unwrap().starts_with("dir/"), "{what}: {waits}");
+    }
+    if killed {
+        running.kill();
+        running = Running::start(&mut pair.sync_command(&["--json"]));
+        if deed.destroys() {
+            running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "busy");
+        }
+    }
+    writer.write(b'1').unwrap();
+    writer.write(b'2').unwrap();
+    drop(writer);
+    let wrote = Writer::content_after(kind, &BEFORE, b"12");
+    wait_until(&what, || {
+        for root in [&pair.a, &pair.b] {
+            let found = contents(root);
+            let made = deed.made().iter().map(|text| text.as_bytes().to_vec());
+            for wanted in made.chain([wrote.clone()]) {
+                if !found.contains(&wanted) {
+                    let found: Vec<_> = found.iter().map(|c| (c.len(), c.first().copied())).collect();
+                    return Err(format!("{}: a version is missing among {found:?}", root.display()));
+                }
+            }
+        }
+        Ok(())
+    });
+    pair.wait_same(&what);
+    let (outcome, code) = running.stop();
+    assert_eq!(code, 0, "{what}: {outcome:#}");
+    for root in [&pair.a, &pair.b] {
+        assert_eq!(left_private(root), Vec::<PathBuf>::new(), "{what}");
+    }
+}
+
+#[test]
+fn a_plain_writer_loses_nothing() {
+    if has_leases() {
+        DEEDS.iter().for_each(|deed| written_while_open(Kind::Plain, *deed, false));
+    }
+}
+
+#[test]
+fn an_appending_writer_loses_nothing() {
+    if has_leases() {
+        DEEDS.iter().for_each(|deed| written_while_open(Kind::Append, *deed, false));
+    }
+}
+
+#[test]
+fn a_direct_writer_loses_nothing() {
+    if has_leases() {
+        DEEDS.iter().for_each(|deed| written_while_open(Kind::Direct, *deed, false));
+    }
+}
+
+#[test]
+fn a_mapping_writer_loses_nothing() {
+    if has_leases() {
+        DEEDS.iter().for_each(|deed| written_while_open(Kind::Mapped, *deed, false));
+    }
+}
+
+#[test]
+fn a_kill_meanwhile_changes_nothing_about_that() {
+    if has_leases() {
+        for (kind, deed) in
+            [(Kind::Plain, Deed::Replace), (Kind::Append, Deed::Remove), (Kind::Mapped, Deed::Replace)]
+        {
+            written_while_open(kind, deed, true);
+        }
+    }
+}
+
+/// A program that had found the file by its name just before it was replaced opens it in limbo: what it writes there comes
+/// back into the tree when it has closed it. (The test opens it there by its name.)
+#[test]
+fn what_is_written_in_limbo_comes_back() {
+    if !has_leases() {
+        return;
+    }
+    for kind in [Kind::Plain, Kind::Append, Kind::Mapped] {
+        let pair = Pair::new();
+        fs::write(pair.a.join("file"), BEFORE).unwrap();
+        pair.once(&[]);
+        let limbo = pair.a.join(".driftless/limbo");
+        // A kill between the exchange and the seal leaves the victim there.
+        let victim = loop {
+            fs::write(pair.b.join(".tmp"), format!("theirs {:?}", std::time::Instant::now())).unwrap();
+            fs::rename(pair.b.join(".tmp"), pair.b.join("file")).unwrap();
+            let running = Running::start(&mut pair.sync_command(&["--json"]));
+            wait_until("their version", || match fs::read(pair.a.join("file")).unwrap() == BEFORE {
+                false => Ok(()),
+                true => Err("not there".into()),
+            });
+            running.kill();
+            match left_private(&pair.a).pop() {
+                Some(path) if path.starts_with(&limbo) => break path,
+                _ => fs::write(pair.a.join("file"), BEFORE).unwrap(),
+            }
+        };
+        let mut writer = Writer::open(kind, &victim).unwrap();
+        let mut running = Running::start(&mut pair.sync_command(&["--json"]));
+        let warns = |e: &serde_json::Value| {
+            e["event"] == "log" && e["text"].as_str().is_some_and(|text| text.contains("has it open"))
+        };
+        running.wait_for_row(warns);
+        assert!(victim.exists());
+        writer.write(b'1').unwrap();
+        writer.write(b'2').unwrap();
+        drop(writer);
+        let wrote = Writer::content_after(kind, &BEFORE, b"12");
+        wait_until("what was written", || match contents(&pair.a).contains(&wrote) {
+            true => Ok(()),
+            false => Err("missing".into()),
+        });
+        pair.wait_same("what was written");
+        assert_eq!(running.stop().1, 0);
+        assert_eq!(left_private(&pair.a), Vec::<PathBuf>::new());
+    }
+}

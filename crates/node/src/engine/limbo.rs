@@ -1,0 +1,232 @@
+//! What was replaced or removed, until nobody can write to it any more.
+//!
+//! A sync covers the moves ([`super::seal`]); then each file in limbo is looked at again and judged
+//! ([`driftless_core::limbo`]): most go for good, one that somebody has open, that an entry which waits needs, or of
+//! which nobody can tell, rests, and one that was written to goes back into the tree. The intents of plans whose
+//! victims rest stay: by them a restart finds what rests.
+
+use super::{Engine, Fail, trash};
+use crate::api::Level;
+use driftless_core::limbo::{Verdict, judge};
+use driftless_core::plan::At;
+use driftless_core::{Digest, Kind};
+use driftless_volume::{Limbo, Shown, StageId, Writers};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// What rests is looked at again after this long at first ...
+const REST_PAUSE_MIN: Duration = Duration::from_millis(500);
+/// ... and after twice as long each time, up to this.
+const REST_PAUSE_MAX: Duration = Duration::from_secs(16);
+
+/// What was replaced or removed, until it goes.
+pub(super) struct InLimbo {
+    pub(super) limbo: Limbo,
+    /// Where it was.
+    pub(super) at: At,
+    /// Its content, if it has one.
+    pub(super) identity: Option<Digest>,
+    /// What it is.
+    pub(super) kind: Kind,
+    /// The plan that put it here.
+    pub(super) plan: u64,
+    /// What the trash is told about it, if there is one.
+    pub(super) origin: Option<trash::Origin>,
+    /// When this process first knew of it here.
+    since: Instant,
+    /// A person was told that it is open.
+    told: bool,
+}
+
+impl InLimbo {
+    pub(super) fn new(
+        limbo: Limbo,
+        at: At,
+        identity: Option<Digest>,
+        kind: Kind,
+        plan: u64,
+        origin: Option<trash::Origin>,
+    ) -> InLimbo {
+        InLimbo { limbo, at, identity, kind, plan, origin, since: Instant::now(), told: false }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Limbos {
+    /// Put here since the last sync.
+    fresh: Vec<InLimbo>,
+    /// Covered by a sync, and not to go yet.
+    resting: Vec<InLimbo>,
+    /// Contents in limbo: the last copy of a version may be among them.
+    contents: HashMap<Digest, StageId>,
+    /// When what rests is looked at next, and the pause after that.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Limbos {
+    /// How many files wait for a sync.
+    pub(super) fn fresh_count(&self) -> usize {
+        self.fresh.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.resting.is_empty()
+    }
+
+    /// When what rests is to be looked at next.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.next.map(|(at, _)| at)
+    }
+
+    pub(super) fn put(&mut self, one: InLimbo) {
+        self.know(&one);
+        self.fresh.push(one);
+    }
+
+    fn rest(&mut self, one: InLimbo) {
+        self.know(&one);
+        self.resting.push(one);
+    }
+
+    fn know(&mut self, one: &InLimbo) {
+        if let Some(identity) = one.identity {
+            self.contents.insert(identity, one.limbo.id);
+        }
+    }
+
+    pub(super) fn has(&self, content: &Digest) -> bool {
+        self.contents.contains_key(content)
+    }
+
+    /// Everything in limbo.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Limbo> {
+        self.fresh.iter().chain(&self.resting).map(|one| &one.limbo)
+    }
+
+    /// A file that has this content, or had it when it was put here.
+    pub(super) fn with(&self, content: &Digest) -> Option<&Limbo> {
+        let id = self.contents.get(content)?;
+        self.all().find(|limbo| limbo.id == *id)
+    }
+
+    fn take(&mut self) -> Vec<InLimbo> {
+        self.contents.clear();
+        let mut all = std::mem::take(&mut self.resting);
+        all.append(&mut self.fresh);
+        all
+    }
+
+    /// Plans of which something rests.
+    fn plans(&self) -> BTreeSet<u64> {
+        self.resting.iter().map(|one| one.plan).collect()
+    }
+
+    /// Says when to look again: soon if something new rests, else after twice the pause.
+    fn schedule(&mut self, rested_before: usize) {
+        self.next = match self.resting.len() {
+            0 => None,
+            now => {
+                let pause = match self.next {
+                    Some((_, pause)) if now <= rested_before => (pause * 2).min(REST_PAUSE_MAX),
+                    _ => REST_PAUSE_MIN,
+                };
+                Some((Instant::now() + pause, pause))
+            }
+        };
+    }
+}
+
+impl Engine {
+    /// After a sync: what may go, goes; what was written to goes back into the tree; the rest rests. Gives what went and
+    /// the plans of which something rests.
+    pub(super) fn empty_limbo(&mut self) -> Result<(Vec<Limbo>, BTreeSet<u64>), Fail> {
+        let rested = self.limbos.resting.len();
+        let all = self.limbos.take();
+        let needed = if all.is_empty() { HashSet::new() } else { self.needed_contents()? };
+        let (mut gone, mut changed) = (Vec::new(), Vec::new());
+        for mut one in all {
+            match self.last_look(&one, &needed)? {
+                Verdict::Drop | Verdict::DropIfSame => gone.push(one),
+                Verdict::GiveBack => changed.push(one),
+                Verdict::Leave => self.tell_stranger(&one),
+                Verdict::Wait => {
+                    self.tell_open(&mut one);
+                    self.limbos.rest(one);
+                }
+            }
+        }
+        let cleared = self.clear_limbo(gone)?;
+        // Written to between the look and this, or the trash could not be written to: looked at again.
+        let (again, done): (Vec<InLimbo>, Vec<InLimbo>) =
+            cleared.done.into_iter().partition(|one| cleared.changed.contains(&one.limbo));
+        again.into_iter().chain(cleared.stay).for_each(|one| self.limbos.rest(one));
+        let dropped: Vec<Limbo> = done.into_iter().map(|one| one.limbo).collect();
+        self.give_back_changed(changed)?;
+        self.limbos.schedule(rested);
+        Ok((dropped, self.limbos.plans()))
+    }
+
+    fn last_look(&self, one: &InLimbo, needed: &HashSet<Digest>) -> Result<Verdict, Fail> {
+        let (shown, writers) = self.volume.look_in_limbo(&one.limbo).map_err(Fail::Volume)?;
+        let waited_ns = u64::try_from(one.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let verdict = judge(shown, writers, waited_ns);
+        let drops = matches!(verdict, Verdict::Drop | Verdict::DropIfSame);
+        let is_needed = one.identity.is_some_and(|identity| needed.contains(&identity));
+        if drops && is_needed && shown != Shown::Nothing {
+            return Ok(Verdict::Wait);
+        }
+        if verdict == Verdict::DropIfSame && !self.holds_what_it_did(one) {
+            return Ok(Verdict::GiveBack);
+        }
+        Ok(verdict)
+    }
+
+    /// True if its content is what was replaced, as far as that is known.
+    fn holds_what_it_did(&self, one: &InLimbo) -> bool {
+        let Some(identity) = one.identity else { return true };
+        match self.volume.open_private_file(&one.limbo.as_private()) {
+            Ok(Some(open)) => open.digest().is_ok_and(|now| now == Some(identity)),
+            // No file, or one that cannot be read: its identity says nothing of bytes.
+            _ => true,
+        }
+    }
+
+    /// Somebody had it open and wrote to it after all.
+    fn give_back_changed(&mut self, changed: Vec<InLimbo>) -> Result<(), Fail> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = driftless_core::Tx::open(&*snapshot, self.env())?;
+        for one in changed {
+            self.give_back(&mut tx, &one.at, &one.limbo.as_private())?;
+        }
+        Ok(())
+    }
+
+    fn tell_open(&mut self, one: &mut InLimbo) {
+        if one.told || !matches!(self.volume.look_in_limbo(&one.limbo), Ok((_, Writers::Some))) {
+            return;
+        }
+        one.told = true;
+        let name = String::from_utf8_lossy(one.at.name.as_bytes()).into_owned();
+        self.log(
+            Level::Warn,
+            format!(
+                "{name} was replaced or removed while a program has it open: what that still writes is kept"
+            ),
+        );
+    }
+
+    fn tell_stranger(&mut self, one: &InLimbo) {
+        let id = one.limbo.id;
+        self.log(
+            Level::Warn,
+            format!(
+                "another file took the place of {id} in .driftless/limbo: it is left there; look at it and remove it"
+            ),
+        );
+    }
+}
