@@ -12,11 +12,11 @@
 //! commit. Whoever writes a batch holds a lock on its list; others take versions out, but leave that batch alone
 //! otherwise. Taking out is one rename or unlink of a version each.
 
-use crate::limbo::Limbo;
 use crate::attrs::Target;
 use crate::directory::{self, Directory};
 use crate::dirfd::{self, DirFd};
 use crate::error::{Context, Reason, VolumeError};
+use crate::limbo::Limbo;
 use crate::stat::{self, CName, Look};
 use driftless_core::trash::{self, Record, Sum};
 use driftless_core::{Kind, Name, NodeKey, Time};
