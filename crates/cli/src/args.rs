@@ -28,6 +28,7 @@ impl Cli {
             Command::Failures(args) => args.common.json,
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
+            Command::Doctor(args) => args.json,
         }
     }
 }
@@ -47,6 +48,9 @@ pub(crate) enum Command {
     Why(WhyArgs),
     /// List, restore and drop versions that replication replaced or removed.
     Trash(TrashArgs),
+    /// Try out what a directory's file system can do, and say what that means for a sync.
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  driftless completions bash > /etc/bash_completion.d/driftless")]
     Completions {
@@ -119,6 +123,10 @@ pub(crate) struct SyncArgs {
     /// Send from A to B only; what only B has is left alone and reported.
     #[arg(long)]
     pub(crate) active_passive: bool,
+    /// Keep both ways the same even where a file system is good for one way only (see driftless doctor): network and
+    /// FUSE file systems, and such that can neither exchange names nor tell files apart.
+    #[arg(long)]
+    pub(crate) allow_unsafe_fs: bool,
     #[command(flatten)]
     pub(crate) filters: Filters,
     /// At most so many bytes per second, each way (500k, 20M, 1.5MiB).
@@ -390,6 +398,27 @@ pub(crate) struct TrashEmptyArgs {
     /// Only versions that came longer ago than this (45s, 90m, 12h, 30d, 2w).
     #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
     pub(crate) older_than: Option<u64>,
+}
+
+const DOCTOR_HELP: &str = "\
+First the verdict with its reasons, then what was tried: what it is called, yes or no, and if no, what that means.
+Everything is tried in a private directory inside DIR, which is removed again.
+
+Exit codes:
+  0  fit for two-way use
+  3  fit with limits, or for one-way use only
+  1  not fit
+
+Example:
+  driftless doctor /srv/photos";
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// The directory.
+    pub(crate) dir: PathBuf,
+    /// Print one JSON object (see docs/json.md).
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -6,6 +6,7 @@
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
+mod doctor;
 mod endpoint;
 mod engine;
 mod error;
@@ -38,6 +39,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Failures(args) => inspect::failures(&args),
         Command::Changes(args) => inspect::changes(&args),
         Command::Why(args) => inspect::why(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Trash(args) => trash::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driftless", &mut io::stdout());

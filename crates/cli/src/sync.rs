@@ -59,6 +59,7 @@ fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
             filters: args.filters.0,
             max_delete: args.max_delete.unwrap_or(MaxDelete::Default),
             dry_run: args.dry_run,
+            allow_unsafe_fs: args.allow_unsafe_fs,
             // A plan has an end: there is nothing to watch for.
             once: args.once || args.dry_run,
             site_names,

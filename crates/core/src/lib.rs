@@ -16,6 +16,7 @@ pub mod codec;
 pub mod collect;
 pub mod disk;
 pub mod entry;
+pub mod fitness;
 pub mod id;
 pub mod intent;
 pub mod limbo;

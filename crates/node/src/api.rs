@@ -63,6 +63,9 @@ pub struct Shared {
     pub dry_run: bool,
     /// End when both ends agree.
     pub once: bool,
+    /// Sync both ways where a file system is good for one way only.
+    #[serde(default)]
+    pub allow_unsafe_fs: bool,
     /// Names of the sites A and B.
     pub site_names: (String, String),
     /// Tell each step that is done.

@@ -3,10 +3,11 @@
 use crate::key::{self, Identity};
 use crate::stat::{self, only_mtime};
 use crate::sys::{self, Writers};
+use driftless_core::fitness::FsClass;
 use driftless_core::{Kind, Time};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Taken for the clock tick where time stamps are coarse or unknown.
 const TICK_NS_UNKNOWN: u64 = 2_000_000_000;
@@ -65,24 +66,58 @@ pub struct Created {
 }
 
 /// Magic numbers of file systems (`statfs`) that we know by name; true where `syncfs` is to be trusted.
-const KNOWN: [(u64, &str, bool); 13] = [
-    (0xef53, "ext4", true),
-    (0x5846_5342, "xfs", true),
-    (0x9123_683e, "btrfs", true),
-    (0x0102_1994, "tmpfs", true),
-    (0xf2f5_2010, "f2fs", false),
-    (0xca45_1a4e, "bcachefs", false),
-    (0x2fc1_2fc1, "zfs", false),
-    (0x794c_7630, "overlay", false),
-    (0x6969, "nfs", false),
-    (0x6573_5546, "fuse", false),
-    (0xff53_4d42, "cifs", false),
-    (0xfe53_4d42, "smb2", false),
-    (0x4d44, "vfat", false),
+const KNOWN: [(u64, &str, FsClass, bool); 32] = [
+    (0xef53, "ext4", FsClass::Disk, true),
+    (0x5846_5342, "xfs", FsClass::Disk, true),
+    (0x9123_683e, "btrfs", FsClass::Disk, true),
+    (0x0102_1994, "tmpfs", FsClass::Memory, true),
+    (0x8584_58f6, "ramfs", FsClass::Memory, true),
+    (0xf2f5_2010, "f2fs", FsClass::Disk, false),
+    (0xca45_1a4e, "bcachefs", FsClass::Disk, false),
+    (0x2fc1_2fc1, "zfs", FsClass::Disk, false),
+    (0x3153_464a, "jfs", FsClass::Disk, false),
+    (0x5265_4973, "reiserfs", FsClass::Disk, false),
+    (0x3434, "nilfs", FsClass::Disk, false),
+    (0x4d44, "vfat", FsClass::Disk, false),
+    (0x2011_bab0, "exfat", FsClass::Disk, false),
+    (0x7366_746e, "ntfs3", FsClass::Disk, false),
+    (0x7371_7368, "squashfs", FsClass::Disk, false),
+    (0xe0f5_e1e2, "erofs", FsClass::Disk, false),
+    (0x9660, "iso9660", FsClass::Disk, false),
+    (0x794c_7630, "overlay", FsClass::Stacked, false),
+    (0xf15f, "ecryptfs", FsClass::Stacked, false),
+    (0x6573_5546, "fuse", FsClass::Fuse, false),
+    (0x6969, "nfs", FsClass::Network, false),
+    (0xff53_4d42, "cifs", FsClass::Network, false),
+    (0xfe53_4d42, "smb2", FsClass::Network, false),
+    (0x00c3_6400, "ceph", FsClass::Network, false),
+    (0x0102_1997, "9p", FsClass::Network, false),
+    (0x5346_414f, "afs", FsClass::Network, false),
+    (0x0bd0_0bd0, "lustre", FsClass::Network, false),
+    (0x4750_4653, "gpfs", FsClass::Network, false),
+    (0x9fa0, "proc", FsClass::Pseudo, false),
+    (0x6265_6572, "sysfs", FsClass::Pseudo, false),
+    (0x6367_7270, "cgroup2", FsClass::Pseudo, false),
+    (0x1cd1, "devpts", FsClass::Pseudo, false),
 ];
 
-/// Names of file systems that pass files of others through.
-const STACKED: [&str; 2] = ["overlay", "fuse"];
+type Known = (u64, &'static str, FsClass, bool);
+
+fn known(fd: impl AsFd) -> Result<(u64, Option<&'static Known>), Errno> {
+    // Magic numbers have 32 bits; the field is signed and wider.
+    let magic = rustix::fs::fstatfs(fd)?.f_type as u64 & 0xffff_ffff;
+    Ok((magic, KNOWN.iter().find(|(m, ..)| *m == magic)))
+}
+
+/// Name (else the magic number in hexadecimal) and class of the file system of `fd`. Ones we don't know are taken for
+/// local: what they lack is found by trying.
+pub(crate) fn fs_of(fd: impl AsFd) -> Result<(String, FsClass), Errno> {
+    let (magic, known) = known(fd)?;
+    Ok(known.map_or_else(
+        || (format!("{magic:#x}"), FsClass::Disk),
+        |(_, name, class, _)| ((*name).into(), *class),
+    ))
+}
 
 impl Capabilities {
     /// Tries things out. Writes only inside `private`, the private directory; without it what would need
@@ -91,18 +126,19 @@ impl Capabilities {
         root: BorrowedFd<'_>,
         private: Option<BorrowedFd<'_>>,
     ) -> Result<Capabilities, Errno> {
-        let magic = rustix::fs::fstatfs(root)?.f_type as u64 & 0xffff_ffff;
-        let known = KNOWN.iter().find(|(m, ..)| *m == magic);
+        let (fs, class) = fs_of(root)?;
+        let trusted = known(root)?.1.is_some_and(|(.., trusted)| *trusted);
         let identity = key::probe(root);
         let mut found = Capabilities {
-            fs: known.map_or_else(|| format!("{magic:#x}"), |(_, name, _)| (*name).to_owned()),
+            fs,
             identity,
             exchange: false,
             noreplace: false,
-            leases: known.is_none_or(|(_, name, _)| !STACKED.contains(name)),
+            // On file systems that pass files of others through, a mapping belongs to the file below.
+            leases: !matches!(class, FsClass::Stacked | FsClass::Fuse | FsClass::Network),
             xattrs: false,
             reflink: false,
-            syncfs: known.is_some_and(|(.., trusted)| *trusted),
+            syncfs: trusted,
             time_ns: false,
             tick_ns: TICK_NS_UNKNOWN,
             case_folding: false,
@@ -114,6 +150,11 @@ impl Capabilities {
             found.probe_by_writing(private)?;
         }
         Ok(found)
+    }
+
+    /// True if a rename can keep what it replaces, or refuse to replace.
+    pub fn replaces_safely(&self) -> bool {
+        self.exchange || self.noreplace
     }
 
     fn probe_by_writing(&mut self, private: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -162,23 +203,6 @@ impl Capabilities {
             self.tick_ns = if distinct_ctimes(fd)? { 0 } else { tick_ns.max(TICK_NS_MIN) };
         }
         Ok(())
-    }
-
-    /// What this file system does not hold or do, in words, for `doctor` and warnings.
-    pub fn shortcomings(&self) -> Vec<&'static str> {
-        let list = [
-            (self.exchange, "cannot exchange two names: a replaced file is looked at before, not after"),
-            (self.leases, "has no leases: a program that holds a file open for writing goes unnoticed"),
-            (self.xattrs, "holds no extended attributes"),
-            (self.time_ns, "holds no nanosecond times"),
-            (self.syncfs, "syncs file by file"),
-            (!self.case_folding, "does not tell names apart that differ in case only"),
-            (
-                self.identity != Identity::InodeAndBirth,
-                "has no file handles: renames are recognised less surely",
-            ),
-        ];
-        list.into_iter().filter(|(good, _)| !good).map(|(_, text)| text).collect()
     }
 }
 

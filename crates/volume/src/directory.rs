@@ -176,6 +176,11 @@ impl Directory {
         &self.0.capabilities
     }
 
+    /// True if an inode can be told from the next one of the same number.
+    pub fn recognises_inodes(&self) -> bool {
+        self.0.capabilities.identity != key::Identity::InodeAndBirth || key::has_birth_time(&self.0.root)
+    }
+
     /// True while the root directory exists.
     pub fn root_alive(&self) -> bool {
         stat::stat_fd(&self.0.root).is_ok_and(|stat| stat.stx_nlink > 0)

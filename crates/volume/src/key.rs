@@ -115,6 +115,11 @@ pub(crate) fn is_same_inode(key: &NodeKey, stat: &Statx) -> bool {
     to_handle(key).and_then(|(kind, bytes)| inode_in(kind, bytes)) == Some(stat.stx_ino)
 }
 
+/// True if inodes have a birth time, which tells one from the next of the same number.
+pub(crate) fn has_birth_time(fd: impl AsFd) -> bool {
+    crate::stat::stat_fd(fd).is_ok_and(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
+}
+
 /// Which identity works for `root`.
 pub(crate) fn probe(root: impl AsFd) -> Identity {
     if sys::name_to_handle(root.as_fd(), c"", false).is_ok() {

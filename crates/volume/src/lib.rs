@@ -15,6 +15,7 @@ mod attrs;
 mod capability;
 mod directory;
 mod dirfd;
+mod doctor;
 mod error;
 #[cfg(test)]
 mod fallbacks;
@@ -32,6 +33,8 @@ pub use apply::Placed;
 pub use capability::{Capabilities, Created};
 pub use directory::{Directory, Located, Marker, OpenOptions, Part, PrivateEntry};
 pub use dirfd::{DirFd, Seen, Unseen, UnseenReason};
+pub use doctor::{Examination, examine, file_system_of};
+pub use driftless_core::fitness::{Finding, Fitness, FsClass, Weight};
 pub use driftless_core::limbo::{Shown, Writers};
 pub use driftless_core::local::Looked;
 pub use driftless_core::plan::{Outcome, Victim};

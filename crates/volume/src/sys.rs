@@ -104,6 +104,15 @@ pub(crate) fn fanotify_mark(group: impl AsFd, flags: u32, mask: u64, target: imp
     check(r.into()).map(drop)
 }
 
+/// True if inotify can watch the directory behind `dir`.
+pub(crate) fn has_inotify(dir: impl AsFd) -> bool {
+    use rustix::fs::inotify;
+    let path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+    inotify::init(inotify::CreateFlags::CLOEXEC)
+        .and_then(|group| inotify::add_watch(&group, path.as_str(), inotify::WatchFlags::CREATE))
+        .is_ok()
+}
+
 /// Asks for a read lease on the file behind `fd` (opened read-only) and gives it back at once: a held lease would
 /// stall writers.
 pub(crate) fn writers(fd: impl AsFd) -> Writers {

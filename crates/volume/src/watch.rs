@@ -165,6 +165,12 @@ impl Drop for Watcher {
     }
 }
 
+/// How changes below `root` would be heard of; `None` if they would not.
+pub(crate) fn mode_for(root: &OwnedFd) -> Option<WatchMode> {
+    let open = |(report, renames)| Group::open_dialect(root, GROUP | report, MASK | renames, false);
+    DIALECTS.into_iter().find_map(|dialect| open(dialect).ok()).map(|group| group.mode)
+}
+
 /// A fanotify group and what it was told to report.
 struct Group {
     fd: OwnedFd,

@@ -8,6 +8,7 @@ mod common;
 mod continuous;
 mod crash;
 mod dir_times;
+mod doctor;
 mod dry_run;
 mod guards;
 mod lost;

@@ -12,6 +12,7 @@ use crate::filter::Filter;
 use crate::overlay::OverlayStore;
 use crate::query;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
+use driftless_core::fitness::{self, Weight};
 use driftless_core::link::{FetchLimits, Fetcher, Role};
 use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
@@ -90,8 +91,10 @@ impl Engine {
     ) -> Result<(Engine, Option<Held>), Fail> {
         let EngineOptions { side, root, state, shared, peer_in_process } = options;
         let create_private = !shared.dry_run;
+        refuse_unsafe_kind(&root, &shared)?;
         let volume =
             Directory::open(&root, driftless_volume::OpenOptions { create_private }).map_err(Fail::Volume)?;
+        refuse_unsafe_renames(&root, &volume, &shared)?;
         let filter = Filter::new(&shared.filters)
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
         let tree = if create_private { Some(take(&root.join(PRIVATE), "sync")?) } else { None };
@@ -295,6 +298,41 @@ fn put_index_aside(index: &std::path::Path, why: &Fail) -> Fail {
                 "move that file away and run it again: the index is rebuilt from the other side and the tree"
                     .into(),
         },
+    }
+}
+
+/// Before anything is written there: the kind of the file system alone may say that it is not good enough.
+fn refuse_unsafe_kind(root: &std::path::Path, shared: &Shared) -> Result<(), Fail> {
+    let (fs, class) = driftless_volume::file_system_of(root).map_err(Fail::Volume)?;
+    match fitness::of_class(class) {
+        Some((Weight::Unfit, why)) => Err(unsafe_fs(root, &fs, why)),
+        Some((Weight::OneWay, why)) if is_both_ways(shared) => Err(unsafe_fs(root, &fs, why)),
+        _ => Ok(()),
+    }
+}
+
+/// A file system may turn out to be good for one way only when it is tried.
+fn refuse_unsafe_renames(root: &std::path::Path, volume: &Directory, shared: &Shared) -> Result<(), Fail> {
+    let can = volume.capabilities();
+    if !is_both_ways(shared) || can.replaces_safely() || volume.recognises_inodes() {
+        return Ok(());
+    }
+    Err(unsafe_fs(root, &can.fs, fitness::NEITHER_EXCHANGE_NOR_IDENTITY))
+}
+
+/// True if both ends are written to by users and by us, and nobody has said that this is fine everywhere.
+fn is_both_ways(shared: &Shared) -> bool {
+    !shared.active_passive && !shared.allow_unsafe_fs && !shared.dry_run
+}
+
+fn unsafe_fs(root: &std::path::Path, fs: &str, why: &str) -> Fail {
+    Fail::Refused {
+        what: format!("{} is on {fs}, which is not safe for two-way use: {why}", root.display()),
+        advice: format!(
+            "see driftless doctor {}; sync one way only (--active-passive), or give --allow-unsafe-fs if nobody \
+             else changes files there while this runs",
+            root.display()
+        ),
     }
 }
 
