@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Conflicts(ConflictsArgs),
     /// List what could not be done yet, why, and what to do.
     #[command(after_help = FAILURES_HELP)]
-    Failures(ListArgs),
+    Failures(FailuresArgs),
     /// Print what changed: the feed of a replica.
     Changes(ChangesArgs),
     /// Explain why a path is as it is.
@@ -93,7 +93,8 @@ Exit codes:
 Remote ends are reached by ssh, or by the command in DRIFTLESS_SSH.";
 
 const FAILURES_HELP: &str = "\
-Each row has the path, the reason and what to do. Rows go by themselves once their cause is gone.
+Grouped by cause: what it is, what to do, and the paths with what the system said. Rows go by themselves once their
+cause is gone: by an event, or by a look at the cause every second, so that nothing has to be started again.
 Exit code 3 if there are any, else 0.
 
 Example:
@@ -242,6 +243,15 @@ pub(crate) struct CommonArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct FailuresArgs {
+    /// List every path, not only the first of each cause.
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -3,18 +3,19 @@
 //! A replica that no process has is opened here; one that a running sync has is asked through its
 //! socket. Both give the same answers, since both call `driftless_node::query`.
 
-use crate::args::{ChangesArgs, CommonArgs, ListArgs, WhyArgs};
+use crate::args::{ChangesArgs, CommonArgs, FailuresArgs, ListArgs, WhyArgs};
 use crate::error::{CliError, ExitCode};
 use crate::print::{json_line, path, result_line};
 use crate::units;
 use driftless_core::rows::Store as _;
 use driftless_index::{Index, Lock, LockError, OpenOptions, ReplicaDir, StateDir};
-use driftless_node::api::PathText;
+use driftless_node::api::{PathText, Reason};
 use driftless_node::control;
 use driftless_node::query::{
     self, ChangeRow, Class, ConflictRow, Cursor, Explanation, FailureRow, Page, Request, Response,
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -204,9 +205,22 @@ fn rooted<'a, T>(root: &Path, row: &'a T) -> Rooted<'a, T> {
     Rooted { root: PathText::new(root.as_os_str().as_bytes()), row }
 }
 
+/// What waits for one reason.
+#[derive(Default)]
+struct Group {
+    count: u64,
+    since: String,
+    shown: Vec<String>,
+}
+
+/// Paths of a group that are printed unless all are wanted.
+const GROUP_SHOWN_MAX: usize = 20;
+
 /// `driftless failures`.
-pub(crate) fn failures(args: &ListArgs) -> Result<ExitCode, CliError> {
+pub(crate) fn failures(args: &FailuresArgs) -> Result<ExitCode, CliError> {
     let common = &args.common;
+    let most = if args.all { usize::MAX } else { GROUP_SHOWN_MAX };
+    let mut groups: BTreeMap<Reason, Group> = BTreeMap::new();
     let mut any = false;
     for replica in Replica::all(common.state.as_deref(), common.root.as_deref())? {
         let request = |after| Request::Failures { after };
@@ -216,26 +230,45 @@ pub(crate) fn failures(args: &ListArgs) -> Result<ExitCode, CliError> {
             if common.json {
                 json_line(&rooted(&replica.root, &row));
             } else {
-                print_failure(&replica.root, &row);
+                groups.entry(row.reason).or_default().take(&replica.root, &row, most);
             }
         })?;
     }
+    groups.iter().for_each(|(reason, group)| group.print(*reason));
     if !any && !common.json {
         result_line("nothing waits");
     }
     Ok(if any { ExitCode::Waiting } else { ExitCode::InSync })
 }
 
-fn print_failure(root: &Path, row: &FailureRow) {
-    let detail = if row.detail.is_empty() { String::new() } else { format!(" ({})", path(&row.detail)) };
-    let tries = if row.tries == 1 { "1 try".into() } else { format!("{} tries", units::count(row.tries)) };
-    result_line(&format!(
-        "{}: {}{detail}, since {}, {tries}",
-        full(root, &row.path),
-        row.reason.words(),
-        row.since
-    ));
-    result_line(&format!("  what to do: {}", row.advice));
+impl Group {
+    fn take(&mut self, root: &Path, row: &FailureRow, shown_max: usize) {
+        self.count += 1;
+        if self.since.is_empty() || row.since < self.since {
+            self.since.clone_from(&row.since);
+        }
+        if self.shown.len() < shown_max {
+            let detail =
+                if row.detail.is_empty() { String::new() } else { format!(": {}", path(&row.detail)) };
+            let tries = match row.tries {
+                1 => "1 try".into(),
+                n => format!("{} tries", units::count(n)),
+            };
+            self.shown.push(format!("  {}{detail} ({tries}, since {})", full(root, &row.path), row.since));
+        }
+    }
+
+    fn print(&self, reason: Reason) {
+        let verb = if self.count == 1 { "waits" } else { "wait" };
+        let n = units::entries(self.count);
+        result_line(&format!("{n} {verb} since {}: {}", self.since, reason.words()));
+        result_line(&format!("  what to do: {}", reason.advice()));
+        self.shown.iter().for_each(|line| result_line(line));
+        let more = self.count - self.shown.len() as u64;
+        if more > 0 {
+            result_line(&format!("  and {} more (--all lists them)", units::count(more)));
+        }
+    }
 }
 
 /// `driftless conflicts list`.

@@ -148,11 +148,17 @@ pub enum Reason {
     Io,
     /// The trash has no room for what would be replaced or removed.
     TrashFull,
+    /// A follower has something of its own in the way.
+    Drift,
+    /// The process has too many files open.
+    TooManyOpen,
+    /// The disk did not take what was written.
+    SyncFailed,
 }
 
 impl Reason {
     /// All of them. The position is part of the index's format: new ones go to the end.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 20] = [
         Reason::ContentMissing,
         Reason::ContentNowhere,
         Reason::Denied,
@@ -170,6 +176,9 @@ impl Reason {
         Reason::Unreadable,
         Reason::Io,
         Reason::TrashFull,
+        Reason::Drift,
+        Reason::TooManyOpen,
+        Reason::SyncFailed,
     ];
 
     /// A few words for people.
@@ -192,6 +201,9 @@ impl Reason {
             Reason::Unreadable => "cannot be read",
             Reason::Io => "input/output error",
             Reason::TrashFull => "the trash is full",
+            Reason::Drift => "this follower has something else there",
+            Reason::TooManyOpen => "too many files are open",
+            Reason::SyncFailed => "the disk did not take what was written",
         }
     }
 
@@ -216,6 +228,13 @@ impl Reason {
             Reason::Io => "look at the system's log for the disk's errors",
             Reason::TrashFull => {
                 "give the trash more room (--trash-max), or empty it: driftless trash empty; what was held is done by itself"
+            }
+            Reason::Drift => {
+                "move away or remove what is there, and the other side's version comes by itself; or sync both ways"
+            }
+            Reason::TooManyOpen => "raise the limit of open files (ulimit -n); it is retried by itself",
+            Reason::SyncFailed => {
+                "look at the system's log for the disk's errors; it is written anew by itself"
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::directory::Directory;
 use crate::error::{Context, VolumeError};
 use crate::stat::{self, CName, Look, MountId};
 use driftless_core::{Fingerprint, Kind, Name, NameError, NodeKey};
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -167,6 +167,15 @@ impl DirFd {
             other_fs: stat::mount_of(stat) != self.open.mount,
             key: look.key,
         }
+    }
+
+    /// False if names cannot be made or removed in it: no permission, a flag, a read-only mount.
+    pub fn is_writable(&self) -> bool {
+        let Ok(stat) = stat::stat_fd(self) else { return false };
+        let access = rustix::fs::accessat(self, c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        // Our own are opened for the moment, whatever their mode.
+        let may = access.is_ok() || (access == Err(Errno::ACCESS) && stat.stx_uid == self.volume.0.uid);
+        may && !stat::is_fixed(&stat)
     }
 
     pub(crate) fn is_root(&self) -> bool {

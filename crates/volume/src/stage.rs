@@ -9,7 +9,7 @@ use crate::read::hash_fd;
 use crate::stat::{self, Look};
 use driftless_core::meta::Xattrs;
 use driftless_core::{Attrs, Digest, Fingerprint, Kind, Name, NodeKey, Time};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +28,8 @@ const SYNC_THREADS: usize = 4;
 /// Staging has so many parts: one thread stages in one of them while another moves out of others, so that neither waits
 /// for the other's directory lock; and file systems that put files near their directory do not put all in one place.
 pub(crate) const SHARDS: usize = 16;
+/// A file that is made to see whether there is room.
+const ROOM: &str = "room";
 /// Consecutive ids in one part.
 const SHARD_LEN: u64 = 512;
 
@@ -354,6 +356,26 @@ impl Directory {
     /// As [`Directory::make_durable`].
     pub fn sync(&self) -> Result<(), VolumeError> {
         rustix::fs::syncfs(&self.0.sync).map_err(sync_failed)
+    }
+
+    /// True if so many bytes can be written now: by making room for them, since free space as reported knows no quota.
+    pub fn has_room(&self, len: u64) -> bool {
+        self.try_room(len).is_ok()
+    }
+
+    fn try_room(&self, len: u64) -> Result<(), Errno> {
+        let dir = self.private_staging()?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, ROOM, flags, Mode::from_raw_mode(0o600))?;
+        let tried = match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len) {
+            // Nothing can be set aside here: what is free has to do.
+            Err(Errno::OPNOTSUPP) => match rustix::fs::fstatvfs(&fd)? {
+                free if free.f_bavail.saturating_mul(free.f_frsize) >= len => Ok(()),
+                _ => Err(Errno::NOSPC),
+            },
+            other => other,
+        };
+        tried.and(rustix::fs::unlinkat(dir, ROOM, AtFlags::empty()))
     }
 
     /// Makes names in staging durable.

@@ -52,3 +52,42 @@ fn changes_at_b_are_drift_and_not_lost() {
     let text = pair.once(&["--active-passive"]);
     assert!(text.out.contains("left alone"), "{text:#?}");
 }
+
+/// What B has of its own where A's entry belongs is never replaced: it is listed with what to do, and A's version comes
+/// by itself once the place is free.
+#[test]
+fn drift_in_the_way_is_listed_and_heals() {
+    let pair = Pair::new();
+    put(&pair.a, "edited", "first");
+    put(&pair.a, "removed", "first");
+    pair.once(&["--active-passive"]);
+    put(&pair.b, "new", "by b");
+    put(&pair.b, "edited", "by b, longer");
+    fs::remove_file(pair.b.join("removed")).unwrap();
+    for path in ["new", "edited", "removed"] {
+        put(&pair.a, path, "by a");
+    }
+    let ran = pair.sync(&["--active-passive", "--once"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert_eq!(read(&pair.b, "removed"), "by a");
+    assert_eq!((read(&pair.b, "new"), read(&pair.b, "edited")), ("by b".into(), "by b, longer".into()));
+    let listed = pair.ask(&["failures"]);
+    assert!(listed.out.contains("this follower has something else there"), "{listed:#?}");
+    for path in ["/new", "/edited"] {
+        assert!(listed.out.contains(path), "{path}: {listed:#?}");
+    }
+
+    let running = pair.start(&["--active-passive"]);
+    for path in ["new", "edited"] {
+        fs::rename(pair.b.join(path), pair.b.join(format!("{path}-of-b"))).unwrap();
+    }
+    wait_until("the places are free", || {
+        match (pair.b.join("new").exists(), pair.b.join("edited").exists()) {
+            (true, true) => Ok(()),
+            there => Err(format!("{there:?}")),
+        }
+    });
+    assert_eq!((read(&pair.b, "new"), read(&pair.b, "edited")), ("by a".into(), "by a".into()));
+    assert_eq!(read(&pair.b, "edited-of-b"), "by b, longer");
+    assert_eq!(running.stop().1, 0);
+}

@@ -6,6 +6,7 @@ use rustix::fs::IFlags;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A directory that nobody, not even root, can write to; writable again when dropped.
 struct Closed(PathBuf);
@@ -176,4 +177,61 @@ fn flagged_targets_wait_alone_and_arrive_when_the_flag_goes() {
     drop(flagged);
     pair.wait_same("the flags are gone");
     assert_eq!(running.stop().1, 0);
+}
+
+#[test]
+fn failures_are_grouped_by_cause() {
+    let pair = Pair::new();
+    put(&pair.a, "closed/first", "1");
+    pair.once(&[]);
+    let Some(_closed) = Closed::close(&pair.b.join("closed")) else { return };
+    for i in 0..30 {
+        put(&pair.a, &format!("closed/{i:02}"), "2");
+    }
+    assert_eq!(pair.sync(&["--once"]).code, 3);
+    let listed = pair.ask(&["failures"]);
+    assert_eq!(listed.out.matches("what to do:").count(), 1, "{listed:#?}");
+    // The directory itself may be one of them: its time cannot be set.
+    assert!(listed.out.contains(" entries wait since "), "{listed:#?}");
+    assert!(listed.out.contains(" more (--all lists them)"), "{listed:#?}");
+    assert!(pair.ask(&["failures", "--all"]).out.contains("closed/29"));
+}
+
+/// Entries that cannot be done cost the others nothing, neither when they fail nor while they wait, and all of them
+/// are done as soon as their cause is gone.
+#[test]
+fn a_thousand_failures_hold_nothing_else_up() {
+    let pair = Pair::new();
+    put(&pair.a, "closed/first", "1");
+    put(&pair.a, "open/first", "1");
+    pair.once(&[]);
+    let Some(closed) = Closed::close(&pair.b.join("closed")) else { return };
+    let mut running = pair.start(&[]);
+    let write = |dir: &str, prefix: &str, n: usize| {
+        (0..n).for_each(|i| put(&pair.a, &format!("{dir}/{prefix}{i}"), "content"));
+    };
+    let arrive = |path: &str| {
+        let began = Instant::now();
+        wait_until(path, || if pair.b.join(path).exists() { Ok(()) } else { Err("not there".into()) });
+        began.elapsed()
+    };
+    write("open", "alone", 9_000);
+    let alone = arrive("open/alone8999");
+    write("closed", "c", 1_000);
+    write("open", "beside", 9_000);
+    let beside = arrive("open/beside8999");
+    running.wait_for("waiting");
+    eprintln!("9,000 files alone {alone:?}, beside 1,000 that fail {beside:?}");
+    assert!(beside < alone * 3 + Duration::from_secs(2), "{beside:?} against {alone:?}");
+
+    wait_until("all of them wait", || match pair.ask(&["failures"]).out {
+        out if out.starts_with("1,00") => Ok(()),
+        out => Err(out),
+    });
+    drop(closed);
+    let began = Instant::now();
+    arrive("closed/c999");
+    pair.wait_same("the cause is gone");
+    eprintln!("1,000 files came {:?} after their cause was gone", began.elapsed());
+    running.stop();
 }

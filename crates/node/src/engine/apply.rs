@@ -9,7 +9,7 @@ use super::limbo::InLimbo;
 use super::recover;
 use super::stager::Early;
 use super::trash;
-use super::{Engine, Fail, volume_reason};
+use super::{Engine, Fail, RACES_AT_ONCE_MAX, volume_reason};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::Waiter;
 use crate::query;
@@ -334,14 +334,10 @@ impl Engine {
                 Ok(())
             }
             Done::No(reason, detail) => {
-                let concerned = plan::concerned(tx, &step)?;
-                if matches!(reason, Reason::Busy | Reason::ReadOnly | Reason::Denied) {
+                for id in plan::concerned(tx, &step)? {
                     for at in source_place(&step).into_iter().chain(step.target()) {
-                        let blocked = self.blocked.entry((at.dir.clone(), at.name.clone()));
-                        blocked.or_default().extend(concerned.iter().copied());
+                        self.waiting.refused_at(id, at);
                     }
-                }
-                for id in concerned {
                     run.failed.entry(id).or_insert((reason, detail.clone()));
                 }
                 run.sources.extend(source_of(&step).cloned());
@@ -366,7 +362,9 @@ impl Engine {
                     return Ok(parent_waits());
                 };
                 run.touched_dirs.insert(at.dir.clone());
-                match self.volume.place(&staged, &fd, &at.name, victim.as_ref()) {
+                // A follower does not record that its copy was removed.
+                let free = self.follows() && matches!(fd.look(&at.name), Ok(None));
+                match self.volume.place(&staged, &fd, &at.name, victim.as_ref().filter(|_| !free)) {
                     Ok(p) => {
                         run.limbo.extend(p.limbo);
                         let (key, fingerprint) = (p.key, p.fingerprint);
@@ -678,11 +676,17 @@ impl Engine {
         detail: String,
     ) -> Result<(), Fail> {
         let path = self.entry_path(tx, id)?;
+        let tries = self.waiting.get(&Waiter::Entry(id)).map_or(0, |n| n.tries);
+        // A follower records nothing of its own: what was in the way of several tries stays there.
+        let (reason, detail) = match reason {
+            Reason::Raced if self.follows() && tries >= RACES_AT_ONCE_MAX => (Reason::Drift, String::new()),
+            other => (other, detail),
+        };
         self.waits(tx, Waiter::Entry(id), &path, reason, detail)
     }
 
     fn entry_done(&mut self, tx: &mut Tx<'_>, id: EntryId) -> Result<(), Fail> {
-        if self.waiting.contains_key(&Waiter::Entry(id)) {
+        if self.waiting.contains(&Waiter::Entry(id)) {
             let path = self.entry_path(tx, id)?;
             self.resolved(tx, &Waiter::Entry(id), &path);
         }

@@ -14,11 +14,12 @@
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
-//! - [`waiting`]: what could not be done yet, and trying again.
+//! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`open`]: opening index and tree, guarding.
 
 mod apply;
+mod causes;
 mod content;
 mod limbo;
 mod lost;
@@ -29,12 +30,14 @@ mod recover;
 mod seal;
 mod stager;
 mod trash;
+mod waiters;
 mod waiting;
 
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
 use crate::filter::Filter;
-use crate::needs::{self, Need, Waiter};
+use crate::needs::{self, Waiter};
 use crate::sites;
+use causes::Causes;
 use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
@@ -52,6 +55,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use waiters::Waiters;
 
 pub(crate) use open::{EngineOptions, inbox, start};
 
@@ -81,6 +85,9 @@ const RACES_AT_ONCE_MAX: u64 = 3;
 const RACES_MAX: u64 = 8;
 /// With less room than this the crawl waits for the peer.
 const CACHE_ROOM_MIN: usize = 1 << 20;
+/// What waits at a place where something happens is tried after this: what happens there may be more than one event,
+/// some of them our own.
+const RETRY_AFTER_EVENT_NS: u64 = 50_000_000;
 /// A window of removals ends after this quiet time.
 const REMOVAL_WINDOW: Duration = Duration::from_secs(10);
 
@@ -248,7 +255,8 @@ pub(crate) struct Engine {
     planned: u64,
     head: u64,
     shipped_n: u64,
-    waiting: BTreeMap<Waiter, Need>,
+    waiting: Waiters,
+    causes: Causes,
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
     provisional: u64,
@@ -264,8 +272,6 @@ pub(crate) struct Engine {
     open_plans: Vec<u64>,
     /// Plans whose moves a sync has covered, and whose victims rest in limbo.
     resting_plans: Vec<u64>,
-    /// Entries whose steps were refused at these places, by an open file or a flag: tried again when something happens there.
-    blocked: HashMap<(NodeKey, Name), BTreeSet<EntryId>>,
     next_plan: u64,
     unsealed: bool,
     lazy: bool,
@@ -277,7 +283,6 @@ pub(crate) struct Engine {
     removals_in_window: u64,
     removed_in_window: u64,
     removal_window_at: Instant,
-    probed_at: Instant,
     stage_ids: StageIds,
 
     // what it says
@@ -445,8 +450,8 @@ impl Engine {
         if let Some(seal) = self.seal_due() {
             at = at.min(seal);
         }
-        if self.has_probed_cause() {
-            at = at.min(self.probed_at + waiting::PROBE_EVERY);
+        if let Some(probe) = self.causes.due(&self.waiting) {
+            at = at.min(probe);
         }
         if let Some(look) = self.limbos.next_look() {
             at = at.min(look);
@@ -455,8 +460,8 @@ impl Engine {
             at = at.min(*t);
         }
         let now_ns = wall_ns();
-        for n in self.waiting.values() {
-            at = at.min(now + Duration::from_nanos(n.retry_ns.saturating_sub(now_ns)));
+        if let Some(due_ns) = self.waiting.next_due_ns() {
+            at = at.min(now + Duration::from_nanos(due_ns.saturating_sub(now_ns)));
         }
         if let Some(ms) = self.peer.as_ref().and_then(|p| p.sender.poll_at_ms()) {
             at = at.min(now + Duration::from_millis(ms.saturating_sub(now_ns / 1_000_000)));
@@ -591,6 +596,9 @@ impl Engine {
         for key in std::mem::take(&mut self.inodes) {
             // An inode of ours whose attributes changed: by each of its names. The root has none.
             let Some(node) = tx.node(&key)? else { continue };
+            if node.kind.is_dir() {
+                self.dir_changed(&key);
+            }
             if node.names.is_empty() {
                 pass.touch(key);
             } else {
@@ -610,10 +618,8 @@ impl Engine {
                 continue;
             }
             looked = true;
+            self.waiting.retry_at(&dir, &name, wall_ns() + RETRY_AFTER_EVENT_NS);
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
-            for id in self.blocked.remove(&(dir, name)).unwrap_or_default() {
-                self.enqueue(id);
-            }
         }
         if !looked && pass.is_empty() && self.after_looks.is_empty() {
             return Ok(false);
@@ -891,11 +897,6 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        let tried = |n: &Need| match n.reason {
-            Reason::MassRemoval | Reason::TrashFull => n.tries > 0,
-            Reason::Raced | Reason::NotEmpty | Reason::ParentWaits => n.tries >= RACES_MAX,
-            _ => n.tries >= TRIES_BEFORE_GIVING_UP,
-        };
         self.peer.is_some()
             && self.scanned
             && self.crawled
@@ -908,7 +909,7 @@ impl Engine {
             && self.fetcher.is_empty()
             && self.later.is_empty()
             && !self.want_crawl
-            && self.waiting.values().all(tried)
+            && self.waiting.all_tried()
     }
 
     fn tell_status(&mut self) -> Result<(), Fail> {
@@ -948,14 +949,10 @@ fn weight(message: &Message) -> u64 {
 /// Entries of one batch: bounds what a receiver merges in one transaction.
 const ENTRIES_PER_BATCH: usize = 2048;
 
-/// What waits for a cause that is probed is tried when that is gone; by itself only to be sure.
-const PROBED_PAUSE_NS: u64 = 300_000_000_000;
-
 /// Races are over soon; other causes take people or time.
 fn pause_ns(reason: Reason, tries: u64) -> u64 {
     match reason {
         Reason::Raced | Reason::NotEmpty | Reason::ParentWaits if tries < 10 => 100_000_000,
-        _ if waiting::is_probed(reason) => PROBED_PAUSE_NS,
         _ => retry_pause_ns(tries),
     }
 }
@@ -1004,6 +1001,8 @@ fn reason_of(r: driftless_volume::Reason) -> Reason {
         V::CrossDevice => Reason::OtherFileSystem,
         V::Unsupported => Reason::Unsupported,
         V::WrongContent => Reason::ContentMissing,
+        V::TooManyOpen => Reason::TooManyOpen,
+        V::SyncFailed => Reason::SyncFailed,
         _ => Reason::Io,
     }
 }

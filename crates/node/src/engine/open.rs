@@ -1,10 +1,12 @@
 //! Opening a replica: guards, lock, index, marker; starting the watcher.
 
+use super::causes::Causes;
 use super::content::Contents;
 use super::limbo::Limbos;
 use super::lost;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
+use super::waiters::Waiters;
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
 use crate::control::ControlServer;
@@ -173,7 +175,8 @@ impl Engine {
             planned,
             head: 0,
             shipped_n: 0,
-            waiting: BTreeMap::new(),
+            waiting: Waiters::default(),
+            causes: Causes::new(now),
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
             provisional: 0,
@@ -186,7 +189,6 @@ impl Engine {
             bin: None,
             open_plans: Vec::new(),
             resting_plans: Vec::new(),
-            blocked: HashMap::new(),
             next_plan: 1,
             unsealed: false,
             lazy: false,
@@ -197,7 +199,6 @@ impl Engine {
             removals_in_window: 0,
             removed_in_window: 0,
             removal_window_at: now,
-            probed_at: now,
             stage_ids,
             counts: Counts::default(),
             phase: Phase::Stopping,

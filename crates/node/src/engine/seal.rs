@@ -41,7 +41,7 @@ impl Engine {
 
     pub(super) fn rows_of(&mut self, mut tx: Tx<'_>) -> Result<Rows, Fail> {
         for id in tx.new_pending()? {
-            let waits = self.waiting.contains_key(&Waiter::Entry(id)) || self.contents.is_wanted(id);
+            let waits = self.waiting.contains(&Waiter::Entry(id)) || self.contents.is_wanted(id);
             if !waits {
                 self.enqueue(id);
             }

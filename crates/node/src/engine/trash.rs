@@ -293,7 +293,7 @@ impl Engine {
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         let mut coming = self.limbos.all().fold(0u64, |sum, l| sum.saturating_add(weight(l.size)));
-        let mut any_held = self.waiting.values().any(|n| n.reason == Reason::TrashFull);
+        let mut any_held = self.waiting.has(Reason::TrashFull);
         let mut cleared: HashSet<At> = HashSet::new();
         let mut held = Vec::new();
         for step in std::mem::take(&mut plan.steps) {
@@ -363,7 +363,7 @@ impl Engine {
             self.log(Level::Warn, e.to_string());
         }
         if freed {
-            self.cause_gone(Reason::TrashFull);
+            self.waiting.retry(Reason::TrashFull);
         }
     }
 

@@ -1,20 +1,18 @@
 //! What could not be done yet: the needs list, and trying again.
 
 use super::observe;
-use super::{Engine, Fail, HEARTBEAT_EVERY, REMOVAL_WINDOW, RelPath, pause_ns, retry_pause_ns, wall_ns};
+use super::{
+    Engine, Fail, HEARTBEAT_EVERY, REMOVAL_WINDOW, RelPath, TRIES_BEFORE_GIVING_UP, pause_ns, retry_pause_ns,
+    wall_ns,
+};
 use crate::api::{Event, PathText, Reason};
 use crate::needs::{self, Need, Waiter};
 use driftless_core::plan::At;
 use driftless_core::{EntryId, Name, NodeKey, Tx};
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether a cause that holds many things up is gone.
-pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
-
-/// True for causes that are looked at as such, instead of trying each entry again and again.
-pub(super) fn is_probed(reason: Reason) -> bool {
-    matches!(reason, Reason::TrashFull)
-}
+/// What is being tried is due again after this, if nothing comes of it.
+const TRYING_NS: u64 = 60_000_000_000;
 
 impl Engine {
     pub(super) fn retry_due(&mut self) -> Result<bool, Fail> {
@@ -40,9 +38,7 @@ impl Engine {
             }
         }
         let now_ns = wall_ns();
-        let due: Vec<Waiter> =
-            self.waiting.iter().filter(|(_, n)| n.retry_ns <= now_ns).map(|(w, _)| w.clone()).collect();
-        for w in due {
+        for w in self.waiting.take_due(now_ns, now_ns + TRYING_NS) {
             match &w {
                 Waiter::Entry(id) => {
                     if self.enqueue(*id) {
@@ -52,12 +48,8 @@ impl Engine {
                 Waiter::Path(path) => {
                     let names: Option<Vec<Name>> =
                         path.split(|b| *b == b'/').map(|n| Name::new(n).ok()).collect();
-                    if let Some(n) = self.waiting.get_mut(&w) {
-                        n.retry_ns = now_ns + retry_pause_ns(n.tries);
-                    }
-                    if let Some(n) = self.waiting.get_mut(&w) {
-                        n.tries += 1;
-                    }
+                    let tries = self.waiting.get(&w).map_or(0, |n| n.tries);
+                    self.waiting.count_try(&w, now_ns + retry_pause_ns(tries));
                     match names {
                         Some(names) => self.look_at_path_soon(&RelPath(names))?,
                         // The root: held removals are judged again by a crawl.
@@ -68,27 +60,6 @@ impl Engine {
             }
         }
         Ok(worked)
-    }
-
-    /// True if something waits for a cause that is probed.
-    pub(super) fn has_probed_cause(&self) -> bool {
-        self.waiting.values().any(|n| is_probed(n.reason))
-    }
-
-    fn probe_causes(&mut self) -> Result<(), Fail> {
-        if self.probed_at.elapsed() < PROBE_EVERY || !self.has_probed_cause() {
-            return Ok(());
-        }
-        self.probed_at = Instant::now();
-        if self.trash_was_freed()? {
-            self.cause_gone(Reason::TrashFull);
-        }
-        Ok(())
-    }
-
-    /// Whatever waits for this reason is tried now.
-    pub(super) fn cause_gone(&mut self, reason: Reason) {
-        self.waiting.values_mut().filter(|n| n.reason == reason).for_each(|n| n.retry_ns = 0);
     }
 
     pub(super) fn look_at_path_soon(&mut self, path: &RelPath) -> Result<(), Fail> {
@@ -103,7 +74,7 @@ impl Engine {
                 self.hints.insert((fd.key().clone(), name.clone()));
             }
             // Gone with its directory: what waited there is looked at wherever it is now.
-            Err(e) if observe::is_gone(&e) && self.waiting.contains_key(&Engine::path_waiter(path)) => {
+            Err(e) if observe::is_gone(&e) && self.waiting.contains(&Engine::path_waiter(path)) => {
                 let snapshot = self.store.snapshot()?;
                 let mut tx = Tx::open(&*snapshot, self.env())?;
                 self.settle_path(&mut tx, path)?;
@@ -160,8 +131,13 @@ impl Engine {
         let now = wall_ns();
         let tries = before.as_ref().map_or(0, |n| n.tries) + 1;
         let since_ns = before.as_ref().filter(|n| n.reason == reason).map_or(now, |n| n.since_ns);
-        let need =
-            Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + pause_ns(reason, tries) };
+        // A few tries by itself come first: a session that is to end waits for them.
+        let probed = tries >= TRIES_BEFORE_GIVING_UP || reason == Reason::TrashFull;
+        let pause = match if probed { self.probed_pause_ns(tx, &who, reason)? } else { None } {
+            Some(pause) => pause,
+            None => pause_ns(reason, tries),
+        };
+        let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + pause };
         needs::put(tx, &who, &need);
         if before.is_none_or(|b| b.reason != reason) {
             self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
@@ -175,6 +151,12 @@ impl Engine {
         if self.waiting.remove(who).is_some() {
             needs::remove(tx, who);
             self.counts.waiting = self.waiting.len() as u64;
+            if let Waiter::Entry(id) = who
+                && self.waiting.has(Reason::ParentWaits)
+                && tx.entry(*id).is_ok_and(|row| row.is_some_and(|r| r.entry.kind.is_dir()))
+            {
+                self.waiting.retry(Reason::ParentWaits);
+            }
             self.say(Event::Resolved { side: self.side, path: PathText::new(path) });
         }
     }
@@ -196,7 +178,7 @@ impl Engine {
             return Ok(());
         }
         let who = Engine::path_waiter(path);
-        if self.waiting.contains_key(&who) {
+        if self.waiting.contains(&who) {
             self.resolved(tx, &who, &path.join_bytes());
         }
         Ok(())
