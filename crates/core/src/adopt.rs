@@ -88,6 +88,11 @@ impl Adoption {
         self.removed.is_some()
     }
 
+    /// As [`Adoption::new`], of a tree whose index was never lost.
+    pub fn none() -> Adoption {
+        Adoption { removed: None }
+    }
+
     /// Takes one inode found at `at`, parents before children.
     pub fn adopt(&self, tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked) -> Result<Adopted> {
         let class = match &tx.node_must(at.0)?.bind {

@@ -30,6 +30,7 @@ pub mod rows;
 pub mod trash;
 pub mod tree;
 pub mod tx;
+pub mod unsealed;
 pub mod vv;
 
 pub use disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};

@@ -7,12 +7,14 @@
 //! Fidelity: if the disk equalled the effective tree before the operation, it does afterwards.
 //!
 //! The parts: `records` keeps places, nodes and bound lists; `chain` asserts the directories that a change
-//! relies on; `names` gives, moves and drops names of leaves; `settle` turns conflict copies into plain files.
+//! relies on; `names` gives, moves and drops names of leaves; `settle` turns conflict copies into plain files; `withdraw` takes back
+//! what was lost before anybody had it.
 
 mod chain;
 mod names;
 mod records;
 mod settle;
+mod withdraw;
 
 use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
 use crate::entry::{At, Entry, Link, Version};
@@ -22,6 +24,8 @@ use crate::tree;
 use crate::tx::{Error, Result, Tx};
 use crate::vv::VersionVector;
 use smallvec::{SmallVec, smallvec};
+
+pub use withdraw::{may_withdraw, withdraw};
 
 pub(crate) use records::{add_place, bind, places_of};
 

@@ -21,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 pub use record::record;
+pub(crate) use record::{forget, settle};
 
 /// A directory and a name in it. The directory may be provisional ([`Plan::provisional`]) or the place of
 /// parked inodes ([`Plan::parked`]).

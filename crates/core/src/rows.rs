@@ -41,11 +41,13 @@ pub enum Table {
     Replicas = 15,
     /// directory slot -> (): directories that do not reach the root by stored parents.
     Unrooted = 16,
+    /// commit number -> what the paths it changed were recorded with before, until a sync has covered it.
+    Before = 17,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 16] = [
+    pub const ALL: [Table; 17] = [
         Table::Entries,
         Table::Names,
         Table::Dirs,
@@ -62,6 +64,7 @@ impl Table {
         Table::Settings,
         Table::Replicas,
         Table::Unrooted,
+        Table::Before,
     ];
 
     /// Position in [`Table::ALL`]: numbers run from 1 without a gap.
@@ -88,6 +91,7 @@ impl Table {
             Table::Settings => "settings",
             Table::Replicas => "replicas",
             Table::Unrooted => "unrooted",
+            Table::Before => "before",
         }
     }
 }

@@ -710,6 +710,28 @@ impl<'a> Tx<'a> {
 
     /// As [`Tx::into_batch`], with the rows that the next transaction will want again.
     pub fn into_batch_and_warm(mut self, tag: u64) -> (Batch, Warm) {
+        let warm = self.end(tag);
+        (self.rows.into_batch(), warm)
+    }
+
+    /// As [`Tx::into_batch_and_warm`], with what the paths that it changes were recorded with before, as row `before` of
+    /// that table (see [`crate::unsealed`]). The last value says whether there is such a row.
+    ///
+    /// # Errors
+    /// If what was before cannot be read.
+    pub fn into_batch_with_before(mut self, tag: u64, before: u64) -> Result<(Batch, Warm, bool)> {
+        let warm = self.end(tag);
+        let mut batch = self.rows.into_batch();
+        let row = crate::unsealed::encode(self.base, &batch, &self.replicas)?;
+        let any = row.is_some();
+        if any {
+            batch.insert((Table::Before, before.to_be_bytes().to_vec()), row);
+        }
+        Ok((batch, warm, any))
+    }
+
+    /// Brings all that was changed to rows.
+    fn end(&mut self, tag: u64) -> Warm {
         self.flush_entries();
         self.flush_nodes();
         self.flush_dirs();
@@ -726,8 +748,8 @@ impl<'a> Tx<'a> {
             let key = ((i + 1) as u16).to_be_bytes().to_vec();
             self.rows.put(Table::Replicas, key, Some(r.0.to_be_bytes().to_vec()));
         }
-        let warm = Warm { entries: self.entries.into_rows(), nodes: self.nodes.into_rows() };
-        (self.rows.into_batch(), warm)
+        let (entries, nodes) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.nodes));
+        Warm { entries: entries.into_rows(), nodes: nodes.into_rows() }
     }
 }
 
@@ -748,10 +770,19 @@ fn place_prefix(dir: &NodeKey) -> Vec<u8> {
     k
 }
 
-fn place_key(dir: &NodeKey, name: &Name) -> Vec<u8> {
+pub(crate) fn place_key(dir: &NodeKey, name: &Name) -> Vec<u8> {
     let mut k = place_prefix(dir);
     k.extend_from_slice(name.as_bytes());
     k
+}
+
+/// Directory and name of a key of the places.
+pub(crate) fn place_of_key(key: &[u8]) -> Result<(NodeKey, Name)> {
+    let bad = |what| damaged(Table::Places, Malformed { what, at: 0 });
+    let (len, rest) = key.split_first().ok_or_else(|| bad("place key"))?;
+    let (dir, name) = rest.split_at_checked(usize::from(*len)).ok_or_else(|| bad("place key"))?;
+    let dir = NodeKey::new(dir).ok_or_else(|| bad("node key"))?;
+    Ok((dir, Name::new(name).map_err(|_| bad("name"))?))
 }
 
 /// The least key greater than all keys that start with `prefix`.

@@ -8,6 +8,7 @@
 //! Directories are only ever removed by rmdir.
 
 use crate::attrs::{self, Target, Wanted};
+use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{ApplyError, Context, Reason, VolumeError};
@@ -142,6 +143,7 @@ impl Directory {
         let cname = CName::new(name);
         let spot = Spot::in_volume(dir, cname.get());
         let (limbo_name, limbo) = self.to_limbo(spot, id).map_err(|e| blame_flag(e, &[dir]))?;
+        crash::at(Point::Removed);
         let private = self.private()?;
         let now_at = match limbo.beside {
             Some(_) => dir.as_fd(),
@@ -174,7 +176,10 @@ impl Directory {
                 Err(ApplyError::NotEmpty { name: name.as_bytes().to_vec() })
             }
             Err(Errno::NOENT | Errno::NOTDIR) => Err(ApplyError::raced(name.as_bytes())),
-            other => Ok(other.doing(doing, name.as_bytes())?),
+            other => {
+                crash::at(Point::DirRemoved);
+                Ok(other.doing(doing, name.as_bytes())?)
+            }
         }
     }
 
@@ -263,6 +268,7 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(from_name.as_bytes())),
             other => other.doing("link", from_name.as_bytes())?,
         }
+        crash::at(Point::Linked);
         let limbo = self
             .show_link(temporary, key, to_dir, to_name, victim, id)
             .map_err(|e| blame_flag(e, &[to_dir]))?;
@@ -310,6 +316,7 @@ impl Directory {
                 made.map_err(|e| blame_flag(e.into(), &[dir]))?;
             }
         }
+        crash::at(Point::DirMade);
         self.fit_out_dir(dir, name, attrs).inspect_err(|_| {
             // A half-made directory would be in the way of the next try. If somebody uses it already, it stays.
             let _ = rustix::fs::unlinkat(dir, cname.get(), AtFlags::REMOVEDIR);
@@ -420,6 +427,7 @@ impl Directory {
         self.in_writable(&[Some(dir)], || self.rename_away(dir.as_fd(), cname.get(), limbo, parked.get()))
             .doing("park", name.as_bytes())
             .map_err(|e| blame_flag(e.into(), &[dir]))?;
+        crash::at(Point::Parked);
         let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
         if look.is_ok_and(|look| look.key == *key) {
             return Ok(());
@@ -494,6 +502,7 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
             other => other.doing("move to", name.as_bytes())?,
         }
+        crash::at(Point::Moved);
         // From the private directory only we move; from the volume somebody may have been faster.
         if from.open.is_some() && !dir.look_raw(name).is_ok_and(|look| look.key == *moved.key) {
             // If it does not go back, it is still a user's file at a name of the volume: it is looked at.
@@ -520,11 +529,13 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
             other => other.doing("replace", name.as_bytes())?,
         }
+        crash::at(Point::Exchanged);
         match self.check_out(from.dir, from.name, victim, guard) {
             Ok(writers) => match self.to_limbo(from, id) {
                 // What it is expected to be: between the look and the rename somebody may have opened it, by the name
                 // that the inode which was moved had, and written to it.
                 Ok((_, limbo)) => {
+                    crash::at(Point::InLimbo);
                     let Fingerprint { size, mtime, .. } = victim.fingerprint;
                     Ok(Limbo { writers, size, mtime, ..limbo })
                 }

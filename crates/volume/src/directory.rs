@@ -9,9 +9,9 @@ use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
 use crate::stage::{SHARDS, shard_name};
-use crate::stat::{self, Look, MountId};
+use crate::stat::{self, Look, MountId, only_mtime};
 use crate::sys::{self, Writers};
-use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId};
+use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId, Time};
 use lru::LruCache;
 use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -164,6 +164,35 @@ impl Directory {
         rustix::fs::renameat(dir, MARKER_NEW, dir, MARKER)?;
         rustix::fs::fsync(dir)?;
         rustix::fs::fsync(&self.0.root)
+    }
+
+    /// Which mount of the root's file system this is: another text after the file system was mounted anew, and after the
+    /// machine was started anew.
+    pub fn mount_identity(&self) -> Result<String, VolumeError> {
+        let doing = "identify the mount of";
+        let boot = std::fs::read_to_string(BOOT_ID)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            .doing(doing, BOOT_ID.as_bytes())?;
+        let mount = stat::unique_mount_of(&self.0.root).doing(doing, b".")?;
+        Ok(format!("{} {mount:x}", boot.trim()))
+    }
+
+    /// A sign of life: the time of a file in the private directory.
+    pub fn touch_alive(&self) -> Result<(), VolumeError> {
+        let doing = "write to the private directory";
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = &self.private()?.dir;
+        let fd = rustix::fs::openat(dir, ALIVE, flags, Mode::from_raw_mode(0o600)).doing(doing, ALIVE)?;
+        rustix::fs::futimens(&fd, &only_mtime(stat::now())).doing(doing, ALIVE)
+    }
+
+    /// The last sign of life that is on the disk.
+    pub fn alive_at(&self) -> Result<Option<Time>, VolumeError> {
+        match stat::stat_name(&self.private()?.dir, ALIVE_C) {
+            Ok(stat) => Ok(Some(stat::fingerprint_of(&stat).mtime)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(VolumeError::sys("look at the last sign of life", ALIVE, e)),
+        }
     }
 
     /// The identity of the root directory.
@@ -370,6 +399,10 @@ fn below(root: &[u8], path: &[u8]) -> Option<Vec<Name>> {
     rest.split(|b| *b == b'/').map(|name| Name::new(name).ok()).collect()
 }
 
+/// Changes with each start of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const ALIVE_C: &std::ffi::CStr = c"alive";
+const ALIVE: &[u8] = ALIVE_C.to_bytes();
 const MARKER: &[u8] = b"marker";
 const MARKER_NEW: &[u8] = b"marker.new";
 

@@ -13,6 +13,7 @@
 mod apply;
 mod attrs;
 mod capability;
+pub mod crash;
 mod directory;
 mod dirfd;
 mod doctor;

@@ -1,5 +1,6 @@
 //! Limbo: where replaced and removed inodes wait until they may really go, and the last look at them.
 
+use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, VolumeError};
@@ -78,6 +79,7 @@ impl Directory {
                     None => false,
                 },
             };
+            crash::at(Point::LimboDropped);
             if !gone {
                 kept.push(one.clone());
             }

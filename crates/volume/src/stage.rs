@@ -2,6 +2,7 @@
 //! there, before a rename shows them.
 
 use crate::attrs::{self, Now, Target, Wanted};
+use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
@@ -338,6 +339,13 @@ impl Directory {
         if staged.is_empty() && dirs.is_empty() {
             return Ok(());
         }
+        crash::at(Point::Staged);
+        self.sync_some(staged, dirs)?;
+        crash::at(Point::StagedDurable);
+        Ok(())
+    }
+
+    fn sync_some(&self, staged: &[Staged], dirs: &[DirFd]) -> Result<(), VolumeError> {
         if staged.len() + dirs.len() > SYNC_SINGLY_MAX && self.0.capabilities.syncfs {
             return self.sync();
         }

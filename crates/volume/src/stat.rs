@@ -112,6 +112,15 @@ pub(crate) fn mount_of(stat: &Statx) -> MountId {
     MountId(rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor))
 }
 
+/// An id of the mount that `fd` is reached through, which is not given again while the machine runs. Before Linux 6.8
+/// it is one that a later mount may get.
+pub(crate) fn unique_mount_of(fd: impl AsFd) -> Result<u64, Errno> {
+    /// `STATX_MNT_ID_UNIQUE`
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, UNIQUE | StatxFlags::MNT_ID)?;
+    Ok(if stat.stx_mask & UNIQUE.bits() != 0 { stat.stx_mnt_id } else { mount_of(&stat).0 })
+}
+
 /// True if the inode is not to be written to at all.
 pub(crate) fn is_fixed(stat: &Statx) -> bool {
     stat.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND)

@@ -13,6 +13,7 @@ mod dry_run;
 mod guards;
 mod lost;
 mod once;
+mod power;
 mod queries;
 mod ssh;
 mod stress;

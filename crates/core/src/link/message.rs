@@ -176,3 +176,10 @@ pub struct NotHere {
     /// Changed = overwritten or removed meanwhile, newer state follows; otherwise for people.
     pub reason: String,
 }
+
+impl NotHere {
+    /// Reason: it is not on this disk, and this replica lacks it itself.
+    pub const ABSENT: &str = "absent";
+    /// Reason: the file is being changed at this moment, or has been since.
+    pub const CHANGED: &str = "changed";
+}

@@ -20,13 +20,13 @@ pub fn record(tx: &mut Tx<'_>, step: &Step, outcome: Option<&Outcome>) -> Result
         }
         Step::Put { at, node, kind, content, attrs, binding, .. } => {
             let key = outcome.map_or(node, |o| &o.node);
-            leave(tx, at)?;
+            forget(tx, at)?;
             let bind = Bind::Leaf { identity: content.identity() };
             tx.put_node(key, fresh(*kind, attrs, Some(content), bind, outcome));
             settle(tx, key, at, binding)
         }
         Step::Link { to, node, binding, .. } => {
-            leave(tx, to)?;
+            forget(tx, to)?;
             settle(tx, node, to, binding)?;
             moved_on(tx, node, outcome)
         }
@@ -44,7 +44,7 @@ pub fn record(tx: &mut Tx<'_>, step: &Step, outcome: Option<&Outcome>) -> Result
             moved_on(tx, node, outcome)
         }
         Step::Remove { at, victim } => {
-            leave(tx, at)?;
+            forget(tx, at)?;
             moved_on(tx, &victim.node, outcome)
         }
         Step::SetAttrs { node, attrs, content, .. } => {
@@ -113,7 +113,7 @@ fn binding_at(tx: &mut Tx<'_>, at: &At, node: &NodeKey) -> Result<Binding> {
 }
 
 /// Says that inode `key` stands at `at` for `binding`; it gets the name if it did not have it.
-fn settle(tx: &mut Tx<'_>, key: &NodeKey, at: &At, binding: &Binding) -> Result<()> {
+pub(crate) fn settle(tx: &mut Tx<'_>, key: &NodeKey, at: &At, binding: &Binding) -> Result<()> {
     let before = bound_by(tx, key)?;
     let mut node = (*tx.node_must(key)?).clone();
     let name = (at.dir.clone(), at.name.clone());
@@ -126,7 +126,7 @@ fn settle(tx: &mut Tx<'_>, key: &NodeKey, at: &At, binding: &Binding) -> Result<
 
 /// Takes inode `key` from one name to another.
 fn carry(tx: &mut Tx<'_>, key: &NodeKey, from: &At, to: &At, binding: &Binding) -> Result<()> {
-    leave(tx, to)?;
+    forget(tx, to)?;
     let before = bound_by(tx, key)?;
     let mut node = (*tx.node_must(key)?).clone();
     node.names.retain(|(dir, name)| (dir, name) != (&from.dir, &from.name));
@@ -147,7 +147,7 @@ fn write_place(tx: &mut Tx<'_>, key: &NodeKey, mut node: Node, at: &At, binding:
 }
 
 /// Forgets what stands at `at`; its inode too when that was its last name.
-fn leave(tx: &mut Tx<'_>, at: &At) -> Result<()> {
+pub(crate) fn forget(tx: &mut Tx<'_>, at: &At) -> Result<()> {
     let Some(place) = tx.place(&at.dir, &at.name)? else { return Ok(()) };
     let before = bound_by(tx, &place.node)?;
     tx.delete_place(&at.dir, &at.name);

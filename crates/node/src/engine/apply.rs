@@ -19,6 +19,7 @@ use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
 use driftless_core::rows::Table;
 use driftless_core::tree;
 use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx, Wanted};
+use driftless_volume::crash::{self, Point};
 use driftless_volume::{ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, VolumeError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -152,8 +153,11 @@ impl Engine {
         for (at, limbo) in std::mem::take(&mut run.raced) {
             self.give_back(&mut tx, &at, &limbo.as_private())?;
         }
+        crash::at(Point::MovesDone);
         // If a crash takes these records back, the intent rows tell what was moved.
-        self.commit_lazily(tx)
+        self.commit_lazily(tx)?;
+        crash::at(Point::MovesRecorded);
+        Ok(())
     }
 
     /// Removals beyond the limit are taken out of the plan and wait for a person: why, and which entries.
@@ -249,6 +253,7 @@ impl Engine {
         let key = (Table::Intents, n.to_be_bytes().to_vec());
         self.store.commit([(key, Some(intent::encode_intents(&rows)))].into())?;
         (self.lazy, self.merges_lazy) = (false, false);
+        crash::at(Point::Intended);
         Ok(n)
     }
 

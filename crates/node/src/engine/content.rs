@@ -6,6 +6,7 @@
 
 use super::{Engine, Fail};
 use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want};
+use driftless_core::local;
 use driftless_core::meta::Digest;
 use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Time, Tx};
 use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
@@ -227,7 +228,13 @@ impl Engine {
             Some(bytes) => self.send(Message::Piece(Piece { entry, version, offset: want.offset, bytes })),
             None => {
                 self.contents.served.pop(&key);
-                self.send(Message::NotHere(NotHere { entry, version, reason: "changed".into() }))
+                let reason = self.why_not_here(want)?;
+                if reason == NotHere::ABSENT && self.peer.as_ref().is_some_and(|p| p.id == version.replica) {
+                    // Its maker asks for it. What this disk has of it comes again before anything takes its place.
+                    self.take_back(entry, version)?;
+                }
+                let reason = reason.to_owned();
+                self.send(Message::NotHere(NotHere { entry, version, reason }))
             }
         }
     }
@@ -453,7 +460,47 @@ impl Engine {
     pub(super) fn take_not_here(&mut self, answer: &NotHere) -> Result<(), Fail> {
         self.fetcher.not_here(answer);
         self.give_up_fetch((answer.entry, answer.version));
+        if answer.reason == NotHere::ABSENT && self.take_back(answer.entry, answer.version)? {
+            return Ok(());
+        }
         self.fetch_waits(answer.entry, crate::api::Reason::ContentMissing, answer.reason.clone())
+    }
+
+    /// What keeps a version that was asked for from being read.
+    fn why_not_here(&mut self, want: &Want) -> Result<&'static str, Fail> {
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let lacking = self.lacking(&mut tx, want.entry)?;
+        let absent = lacking.iter().any(|lack| lack.version == want.version);
+        Ok(if absent { NotHere::ABSENT } else { NotHere::CHANGED })
+    }
+
+    /// A version that neither side has any more is taken back. False if it is none.
+    fn take_back(&mut self, entry: EntryId, version: Dot) -> Result<bool, Fail> {
+        let Some(peer) = self.peer.as_ref().map(|p| p.id) else { return Ok(false) };
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let lacking = self.lacking(&mut tx, entry)?;
+        if self.follows()
+            || !lacking.iter().any(|lack| lack.version == version)
+            || !local::may_withdraw(&mut tx, entry, version, peer)?
+        {
+            return Ok(false);
+        }
+        local::withdraw(&mut tx, entry, version)?;
+        let path = self.entry_path(&mut tx, entry)?;
+        self.log(
+            crate::api::Level::Warn,
+            format!(
+                "{}: what was written last was lost by a power cut before anybody else had it: it is taken back",
+                String::from_utf8_lossy(&path)
+            ),
+        );
+        self.commit(tx)?;
+        self.enqueue(entry);
+        Ok(true)
     }
 
     fn fetch_waits(

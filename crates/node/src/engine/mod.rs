@@ -14,6 +14,7 @@
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
+//! - [`suspect`]: judging what a power cut left.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`open`]: opening index and tree, guarding.
@@ -29,6 +30,7 @@ mod peer;
 mod recover;
 mod seal;
 mod stager;
+mod suspect;
 mod trash;
 mod waiters;
 mod waiting;
@@ -55,6 +57,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use suspect::{BeforeRows, LastMoments};
 use waiters::Waiters;
 
 pub(crate) use open::{EngineOptions, inbox, start};
@@ -274,6 +277,12 @@ pub(crate) struct Engine {
     resting_plans: Vec<u64>,
     next_plan: u64,
     unsealed: bool,
+    /// What paths showed before changes that no seal has covered.
+    before: BeforeRows,
+    /// Since when there is something that no seal has covered.
+    unsealed_since: Instant,
+    /// Set after a power cut until the tree has been looked at.
+    last_moments: Option<LastMoments>,
     lazy: bool,
     merges_lazy: bool,
     /// What the last transaction knew.
@@ -517,6 +526,7 @@ impl Engine {
     // ----- work: one bounded piece, in order of urgency
 
     fn work(&mut self) -> Result<bool, Fail> {
+        self.seal_if_overdue()?;
         if self.peer.is_none() && self.messages_in == 0 {
             return Ok(false); // not introduced yet
         }
@@ -713,6 +723,7 @@ impl Engine {
 
     fn crawl_over(&mut self) -> Result<(), Fail> {
         self.crawled = true;
+        self.last_moments = None;
         if !self.scanned {
             self.scanned = true;
             self.taking = Taking::Watch;

@@ -12,6 +12,7 @@ use crate::api::{MaxDelete, Reason};
 use crate::needs::Waiter;
 use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Looked, Origin};
+use driftless_core::plan::At;
 use driftless_core::{Bind, Kind, Name, NodeKey, Tx};
 use driftless_volume::{
     DirFd, HashOutcome, Hashed, Located, Reason as VolumeReason, Seen, UnseenReason, VolumeError, Writers,
@@ -320,6 +321,9 @@ impl Engine {
             }
             _ => true,
         };
+        if !same_content && self.may_be_torn(&looked.fingerprint) {
+            return self.take_torn(tx, pass, At { dir: fd.key().clone(), name: seen.name.clone() }, looked);
+        }
         let before = tx.head();
         if same_content {
             local::attrs(tx, &looked)?;
@@ -759,6 +763,10 @@ impl Engine {
             match old {
                 Some(old) if !old.kind.is_dir() && !seen.kind.is_dir() => {
                     let Some(looked) = self.look_closely(tx, &fd, &path, &seen, true)? else { continue };
+                    if self.may_be_torn(&looked.fingerprint) {
+                        self.take_torn(tx, pass, At { dir, name }, looked)?;
+                        continue;
+                    }
                     local::replace(tx, (&dir, &name), &looked)?;
                     pass.recorded += 1;
                 }

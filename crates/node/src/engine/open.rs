@@ -6,6 +6,7 @@ use super::limbo::Limbos;
 use super::lost;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
+use super::suspect::BeforeRows;
 use super::waiters::Waiters;
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
@@ -191,6 +192,9 @@ impl Engine {
             resting_plans: Vec::new(),
             next_plan: 1,
             unsealed: false,
+            before: BeforeRows::default(),
+            unsealed_since: now,
+            last_moments: None,
             lazy: false,
             merges_lazy: false,
             warm: Arc::default(),
@@ -232,6 +236,7 @@ impl Engine {
         }
         self.commit(tx)?;
         if !self.shared.dry_run {
+            self.judge_last_stop()?;
             self.open_bin()?;
             self.recover()?;
             if marker.is_none_or(|m| m.replica != me) && self.volume_id != 0 {

@@ -9,6 +9,7 @@ use crate::sites;
 use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Sender};
 use driftless_core::rows::Table;
 use driftless_core::{EntryId, Tx, local, tx};
+use driftless_volume::crash::{self, Point};
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -182,6 +183,7 @@ impl Engine {
         self.tell_status_now()?;
         // A receipt promises that what was merged is durable.
         self.harden_merges()?;
+        crash::at(Point::ReceiptDue);
         receipts.into_iter().try_for_each(|receipt| self.send(Message::Receipt(receipt)))
     }
 
@@ -211,6 +213,7 @@ impl Engine {
             self.drop_overtaken(&mut tx, changed)?;
             self.commit_lazily(tx)?;
             self.merges_lazy = true;
+            crash::at(Point::Merged);
         }
         if remember {
             changed.iter().for_each(|id| _ = self.enqueue(*id));
@@ -280,6 +283,7 @@ impl Engine {
         drop(tx);
         // A change must not leave before it is durable: its dot would be given out twice.
         self.harden()?;
+        crash::at(Point::LocalDurable);
         for batch in batches {
             self.send(Message::Batch(batch))?;
         }

@@ -15,7 +15,8 @@ use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, Staged
 use driftless_core::plan::{self, At, Plan, Step};
 use driftless_core::rows::Table;
 use driftless_core::{Bind, Digest, Dot, EntryId, Kind, Name, NodeKey, Tx};
-use driftless_volume::{Part, PrivateEntry, ReadHandle, Seen, StageId};
+use driftless_volume::crash::{self, Point};
+use driftless_volume::{Directory, Part, PrivateEntry, ReadHandle, Seen, StageId, VolumeError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What the last process left, until its plans have been done again.
@@ -81,6 +82,7 @@ impl Engine {
             self.judge(&mut tx, row, &mut private)?;
         }
         self.commit(tx)?;
+        crash::at(Point::IntentsJudged);
         let named: HashSet<&[u8]> =
             rows.iter().filter_map(|r| r.staged.as_ref()).map(|s| s.name.as_slice()).collect();
         let mut unknown = 0u64;
@@ -241,7 +243,7 @@ impl Engine {
     /// What was moved out of the way by us did not go away.
     fn judge_parked(&mut self, tx: &mut Tx<'_>, row: &IntentRow) -> Result<(), Fail> {
         let Some(from) = row.source.clone() else { return Ok(()) };
-        if self.volume.parked(park_id(&row.node)).map_err(Fail::Volume)?.as_ref() != Some(&row.node) {
+        if !is_parked_at(&self.volume, &row.node).map_err(Fail::Volume)? {
             return Ok(());
         }
         let Some(place) = tx.place(&from.dir, &from.name)?.filter(|p| p.node == row.node) else {
@@ -333,7 +335,9 @@ impl Engine {
         for (_, entry) in std::mem::take(&mut self.left).staged {
             self.drop_private(&entry);
         }
-        self.harden()
+        self.harden()?;
+        crash::at(Point::IntentsRedone);
+        Ok(())
     }
 
     /// Parked inodes that are not parked any more, and that no plan found at their place: a user has them, or took
@@ -345,7 +349,7 @@ impl Engine {
         let Some(dir) = NodeKey::new(Plan::PARKED) else { return Ok(()) };
         let mut changed = false;
         for (name, place) in tx.places_beginning(&dir, &[])? {
-            if self.volume.parked(park_id(&place.node)).map_err(Fail::Volume)?.as_ref() == Some(&place.node) {
+            if is_parked_at(&self.volume, &place.node).map_err(Fail::Volume)? {
                 continue;
             }
             let kind = tx.node(&place.node)?.map_or(Kind::File, |n| n.kind);
@@ -371,6 +375,11 @@ impl Engine {
         let limbo = self.limbos.with(digest)?;
         self.volume.open_private_file(&limbo.as_private()).ok().flatten()
     }
+}
+
+/// True if the inode waits where it was moved out of the way.
+pub(super) fn is_parked_at(volume: &Directory, node: &NodeKey) -> Result<bool, VolumeError> {
+    Ok(volume.parked(park_id(node))?.as_ref() == Some(node))
 }
 
 /// `<name>.recovered-<id>`, cut to what a name may have.

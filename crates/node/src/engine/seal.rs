@@ -8,9 +8,15 @@ use driftless_core::rows::{Batch as Rows, Read, Table};
 use driftless_core::tx::Env;
 use driftless_core::{Content, Digest, Tx};
 use driftless_volume::Limbo;
+use driftless_volume::crash::{self, Point};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What users did, and the system writes out by itself, is sealed so long after the first of it.
+const SEAL_RECORDS_AFTER: Duration = Duration::from_secs(5);
+/// Work that does not end is sealed so long after its beginning: as long as the system keeps dirty pages.
+const SEAL_AT_LATEST_AFTER: Duration = Duration::from_secs(30);
 
 impl Engine {
     pub(super) fn env(&self) -> Env {
@@ -24,7 +30,7 @@ impl Engine {
 
     /// Commits durably, and remembers what the planner has to look at.
     pub(super) fn commit(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
-        let rows = self.rows_of(tx)?;
+        let rows = self.rows_of(tx, true)?;
         self.store.commit(rows)?;
         (self.lazy, self.merges_lazy) = (false, false);
         Ok(())
@@ -33,13 +39,14 @@ impl Engine {
     /// As [`Engine::commit`], durable with the next durable commit: [`Engine::harden`] before anything leaves that
     /// builds on it.
     pub(super) fn commit_lazily(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
-        let rows = self.rows_of(tx)?;
+        let rows = self.rows_of(tx, true)?;
         self.store.commit_lazily(rows)?;
         self.lazy = true;
         Ok(())
     }
 
-    pub(super) fn rows_of(&mut self, mut tx: Tx<'_>) -> Result<Rows, Fail> {
+    /// `unsealed`: what it records may be taken back by a power cut.
+    fn rows_of(&mut self, mut tx: Tx<'_>, unsealed: bool) -> Result<Rows, Fail> {
         for id in tx.new_pending()? {
             let waits = self.waiting.contains(&Waiter::Entry(id)) || self.contents.is_wanted(id);
             if !waits {
@@ -48,8 +55,18 @@ impl Engine {
         }
         tx.put(Table::Settings, open::SETTING_PLANNED.to_vec(), Some(self.planned.to_be_bytes().to_vec()));
         self.head = tx.head();
-        self.unsealed = true;
-        let (rows, warm) = tx.into_batch_and_warm(random_u64()?);
+        let tag = random_u64()?;
+        let (rows, warm) = if unsealed && !self.shared.dry_run {
+            if !self.needs_seal() && self.before.is_empty() {
+                self.unsealed_since = Instant::now();
+            }
+            self.unsealed = true;
+            let (rows, warm, kept) = tx.into_batch_with_before(tag, self.before.next)?;
+            self.before.next += u64::from(kept);
+            (rows, warm)
+        } else {
+            tx.into_batch_and_warm(tag)
+        };
         self.warm = Arc::new(warm);
         Ok(rows)
     }
@@ -83,7 +100,9 @@ impl Engine {
         self.counts.recorded += std::mem::take(&mut pass.recorded);
         self.paths.clear();
         // Nothing of it leaves before the next durable commit: see pump_peer.
-        self.commit_lazily(tx)
+        self.commit_lazily(tx)?;
+        crash::at(Point::LocalRecorded);
+        Ok(())
     }
 
     /// When a seal is due. What a seal has left in limbo is looked at again only now and then.
@@ -91,7 +110,19 @@ impl Engine {
         if self.needs_seal() {
             return Some(self.last_work + SEAL_AFTER);
         }
-        self.limbos.next_look()
+        [self.limbos.next_look(), self.records_due()].into_iter().flatten().min()
+    }
+
+    /// When records of what users did have to be covered by a sync, if nothing else asks for one before.
+    fn records_due(&self) -> Option<Instant> {
+        (!self.before.is_empty()).then(|| self.unsealed_since + SEAL_RECORDS_AFTER)
+    }
+
+    /// Seals work that has no end, so that what a power cut may take back stays bounded.
+    pub(super) fn seal_if_overdue(&mut self) -> Result<(), Fail> {
+        let open = !self.before.is_empty() || !self.open_plans.is_empty();
+        let overdue = open && self.unsealed_since.elapsed() >= SEAL_AT_LATEST_AFTER;
+        if overdue && !self.shared.dry_run { self.seal() } else { Ok(()) }
     }
 
     pub(super) fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
@@ -100,7 +131,8 @@ impl Engine {
         if self.shared.dry_run || !(quiet || full) {
             return Ok(false);
         }
-        if self.limbos.is_empty() && self.open_plans.is_empty() {
+        let moved = !self.limbos.is_empty() || !self.open_plans.is_empty();
+        if !moved && self.records_due().is_none_or(|at| at > Instant::now()) {
             self.harden()?;
             self.unsealed = false;
             return Ok(false);
@@ -116,20 +148,27 @@ impl Engine {
 
     /// A sync covers all moves done so far: intents and victims are needed no more, but for victims that rest.
     pub(super) fn seal(&mut self) -> Result<(), Fail> {
+        crash::at(Point::SealDue);
+        let (covered, mark) = (self.before.next, self.mounted_row()?);
+        self.give_sign_of_life()?;
         self.volume.sync().map_err(Fail::Volume)?;
+        crash::at(Point::SealSynced);
         // Their records are durable before what could redo or undo them goes.
         self.harden()?;
+        crash::at(Point::SealHardened);
         let (dropped, resting) = self.empty_limbo()?;
+        crash::at(Point::SealDropped);
         // The rows go last: a crash before it finds what is left in limbo by them.
         let plans = std::mem::take(&mut self.open_plans).into_iter();
         let plans = plans.chain(std::mem::take(&mut self.resting_plans));
         let (kept, done) = plans.partition(|n| resting.contains(n));
         self.resting_plans = kept;
-        let rows: Rows =
+        let mut rows: Rows =
             Vec::into_iter(done).map(|n: u64| ((Table::Intents, n.to_be_bytes().to_vec()), None)).collect();
-        if !rows.is_empty() {
-            self.store.commit(rows)?;
-        }
+        self.forget_before(covered, &mut rows);
+        rows.insert(mark.0, mark.1);
+        self.store.commit(rows)?;
+        crash::at(Point::Sealed);
         self.unsealed = false;
         self.note_dropped(&dropped)
     }
@@ -176,19 +215,25 @@ impl Engine {
 
     /// Commits records only: there is nothing in them to be sealed.
     pub(super) fn commit_sealed(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
-        self.commit(tx)?;
-        self.unsealed = false;
+        let rows = self.rows_of(tx, false)?;
+        self.store.commit(rows)?;
+        (self.lazy, self.merges_lazy) = (false, false);
         Ok(())
     }
 
     pub(super) fn finish(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Stopping);
         self.harden()?;
-        if !self.shared.dry_run && (self.needs_seal() || self.limbos.next_look().is_some()) {
+        if !self.shared.dry_run
+            && (self.needs_seal() || !self.before.is_empty() || self.limbos.next_look().is_some())
+        {
             self.seal()?;
         }
         if !self.shared.dry_run && self.is_idle() {
             self.sweep_transfers()?;
+        }
+        if !self.shared.dry_run {
+            self.take_mark_off()?;
         }
         self.tell_progress(true);
         Ok(())

@@ -1,0 +1,344 @@
+//! What paths showed before changes that no sync of the file system has covered yet, and how a start after a power cut
+//! judges what it finds there (design section 6, *Seal*).
+//!
+//! Records are durable with the index, what they speak of with the file system, and a power cut may take back either. So
+//! every commit keeps, until the seal, what the paths it changes were recorded with before. Then a start that finds such a
+//! path as it was before knows that the change was taken back, by nobody: what was recorded is done again. What was
+//! there neither before nor after is what the cut left of somebody's writing, or what somebody wrote that was never
+//! looked at: kept, but not allowed to take the place of anything.
+//!
+//! One row of table `before` holds what one commit changed:
+//!
+//! ```text
+//! format (1 byte) · count · count x (directory handle · name · 0, nothing was there | 1 · place · node)
+//! ```
+//!
+//! with place and node as their tables have them, each with its length.
+
+use crate::codec::{Decoder, Encoder, Malformed, ReplicaTable};
+use crate::disk::{Bind, Node, NodeKey, Place};
+use crate::id::{EntryId, Kind, Name};
+use crate::local::Looked;
+use crate::meta::{Attrs, Digest};
+use crate::plan::{At, Binding, forget, settle};
+use crate::rows::{Batch, Read, Table};
+use crate::tx::{Result, Tx, dec, place_key, place_of_key};
+use crate::{Content, Wanted};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a path was recorded with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Image {
+    /// The path's record.
+    pub place: Place,
+    /// Its inode's.
+    pub node: Node,
+}
+
+impl Image {
+    /// What was seen there if the image is right.
+    pub fn sighting(&self) -> Sighting {
+        let identity = match self.node.bind {
+            Bind::Leaf { identity } => Some(identity),
+            Bind::Dir(_) => None,
+        };
+        Sighting { node: self.place.node.clone(), kind: self.node.kind, identity }
+    }
+}
+
+/// Paths changed since the last seal, with what they were recorded with before each change, oldest first.
+pub type Images = BTreeMap<(NodeKey, Name), Vec<Option<Image>>>;
+
+/// What is at a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sighting {
+    /// The inode.
+    pub node: NodeKey,
+    /// Its kind.
+    pub kind: Kind,
+    /// What it holds; `None` for directories.
+    pub identity: Option<Digest>,
+}
+
+impl Sighting {
+    /// What a look gave.
+    pub fn of(looked: &Looked) -> Sighting {
+        let identity = looked.content.as_ref().map(Content::identity);
+        Sighting { node: looked.key.clone(), kind: looked.kind, identity }
+    }
+
+    fn has_same_content(&self, other: &Sighting) -> bool {
+        self.kind == other.kind && self.identity == other.identity && self.identity.is_some()
+    }
+}
+
+/// What a start after a power cut makes of a path that had changed since the last seal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    /// It is as recorded.
+    AsRecorded,
+    /// It is as before one of the changes (its position among the images): what was done since is done again.
+    Undone(usize),
+    /// What is recorded there is gone: it comes again, and is not taken for removed.
+    Missing,
+    /// Something else than what is recorded or was before: it does not follow what is recorded, it stands beside it.
+    Other,
+    /// Nothing is recorded, and what is there was not there before: it is new.
+    New,
+}
+
+/// Judges a path that changed since the last seal: what is recorded there, what was recorded before each change (oldest
+/// first), and what is there now.
+///
+/// | recorded | now | |
+/// | --- | --- | --- |
+/// | any | as recorded | [`Verdict::AsRecorded`] |
+/// | any | as before a change | [`Verdict::Undone`] |
+/// | something | content as before, on another inode | [`Verdict::Undone`] |
+/// | something | nothing | [`Verdict::Missing`] |
+/// | something | anything else | [`Verdict::Other`] |
+/// | nothing | anything else | [`Verdict::New`] |
+pub fn judge(recorded: Option<&Sighting>, before: &[Option<Sighting>], now: Option<&Sighting>) -> Verdict {
+    if recorded == now {
+        return Verdict::AsRecorded;
+    }
+    if let Some(i) = before.iter().rposition(|b| b.as_ref() == now) {
+        return Verdict::Undone(i);
+    }
+    let (Some(recorded), Some(now)) = (recorded, now) else {
+        return if recorded.is_some() { Verdict::Missing } else { Verdict::New };
+    };
+    if recorded.has_same_content(now) {
+        return Verdict::Other; // another file of the same content: bound as it is when it is taken in
+    }
+    let alike = |b: &Option<Sighting>| b.as_ref().is_some_and(|b| b.has_same_content(now));
+    before.iter().rposition(alike).map_or(Verdict::Other, Verdict::Undone)
+}
+
+/// Brings the records of a path, and of the inode there, to what is there now: no dot, no change of any state. Gives the
+/// entries for which the disk now has to be brought to what their states say.
+///
+/// After [`Verdict::Other`] and [`Verdict::New`] nothing is recorded at the path: it has to be looked at as one that is
+/// not known.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn rebase(
+    tx: &mut Tx<'_>,
+    at: &At,
+    verdict: Verdict,
+    images: &[Option<Image>],
+    now: Option<&Looked>,
+) -> Result<BTreeSet<EntryId>> {
+    let mut concerned = BTreeSet::new();
+    note_concerned(tx, at, &mut concerned)?;
+    match (verdict, now) {
+        (Verdict::AsRecorded, Some(now)) => {
+            if !refresh(tx, images, now)? {
+                concerned.clear();
+            }
+        }
+        (Verdict::AsRecorded, None) => concerned.clear(),
+        (Verdict::Undone(i), now) => {
+            forget(tx, at)?;
+            if let (Some(Some(image)), Some(now)) = (images.get(i), now) {
+                restore(tx, at, image, now)?;
+                note_concerned(tx, at, &mut concerned)?;
+            }
+        }
+        (Verdict::Missing | Verdict::Other | Verdict::New, _) => forget(tx, at)?,
+    }
+    Ok(concerned)
+}
+
+/// Forgets a directory's places when it is not known any more, and those below.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn forget_below(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<BTreeSet<EntryId>> {
+    let mut concerned = BTreeSet::new();
+    let mut todo = vec![dir.clone()];
+    while let Some(dir) = todo.pop() {
+        if tx.node(&dir)?.is_some() {
+            continue;
+        }
+        for (name, place) in tx.places_in(&dir, None, usize::MAX)? {
+            let at = At { dir: dir.clone(), name };
+            note_concerned(tx, &at, &mut concerned)?;
+            forget(tx, &at)?;
+            if place.claims.is_empty() {
+                todo.push(place.node);
+            }
+        }
+    }
+    Ok(concerned)
+}
+
+/// The entries that a path is recorded with.
+fn note_concerned(tx: &mut Tx<'_>, at: &At, concerned: &mut BTreeSet<EntryId>) -> Result<()> {
+    let Some(place) = tx.place(&at.dir, &at.name)? else { return Ok(()) };
+    concerned.extend(place.claims.iter().map(|c| c.entry));
+    if let Some(node) = tx.node(&place.node)?
+        && let Bind::Dir(members) = &node.bind
+    {
+        concerned.extend(members.iter().copied());
+    }
+    Ok(())
+}
+
+/// The inode is where it should be, with the content it should have. Attributes as before a change are not a user's doing;
+/// neither is the time of a directory in which anything may have come or gone. True if the disk has to be brought to the
+/// state.
+fn refresh(tx: &mut Tx<'_>, images: &[Option<Image>], now: &Looked) -> Result<bool> {
+    let Some(known) = tx.node(&now.key)? else { return Ok(false) };
+    let looked = given_by(now);
+    let undone = |given: &Attrs| timeless(given) == timeless(&looked);
+    let node = match undone(&known.given) || images.iter().flatten().any(|i| undone(&i.node.given)) {
+        true => Node { given: looked, fingerprint: now.fingerprint, ..(*known).clone() },
+        false => {
+            let given = Attrs { dir_mtime: looked.dir_mtime, ..known.given.clone() };
+            Node { given, ..(*known).clone() }
+        }
+    };
+    if node == *known {
+        return Ok(false);
+    }
+    let changed = node.given != known.given || node.fingerprint.mtime != known.fingerprint.mtime;
+    let wanted = if changed { Wanted::UNKNOWN } else { known.wanted };
+    tx.put_node(&now.key, Node { wanted, ..node });
+    Ok(changed)
+}
+
+/// Records a path as it was before, with the inode that is there now.
+fn restore(tx: &mut Tx<'_>, at: &At, image: &Image, now: &Looked) -> Result<()> {
+    let mut binding = Binding { conflict_of: image.place.conflict_of.clone(), ..Binding::default() };
+    for claim in &image.place.claims {
+        if tx.entry(claim.entry)?.is_some() {
+            binding.claims.push(*claim);
+        }
+    }
+    if let Bind::Dir(members) = &image.node.bind {
+        for member in members {
+            if tx.entry(*member)?.is_some() {
+                binding.members.push(*member);
+            }
+        }
+    }
+    if (binding.claims.is_empty() && binding.members.is_empty()) || tx.node(&at.dir)?.is_none() {
+        return Ok(()); // nothing is known of it any more: it is looked at as new
+    }
+    let names = tx.node(&now.key)?.map(|n| n.names.clone()).unwrap_or_default();
+    let bind = match &image.node.bind {
+        // Members come with the place, so that they are seen to be new.
+        Bind::Dir(_) if names.is_empty() => Bind::Dir(Vec::new()),
+        bind => bind.clone(),
+    };
+    let node = Node {
+        kind: now.kind,
+        fingerprint: now.fingerprint,
+        racy: now.racy,
+        given: given_by(now),
+        wanted: Wanted::UNKNOWN,
+        names,
+        bind,
+    };
+    tx.put_node(&now.key, node);
+    settle(tx, &now.key, at, &binding)
+}
+
+fn given_by(now: &Looked) -> Attrs {
+    match now.kind.is_dir() {
+        true => now.attrs.clone(),
+        false => timeless(&now.attrs),
+    }
+}
+
+fn timeless(attrs: &Attrs) -> Attrs {
+    Attrs { dir_mtime: None, ..attrs.clone() }
+}
+
+// ----- bytes
+
+/// The format that [`encode`] writes.
+const FORMAT: u8 = 1;
+
+/// What the paths that `batch` changes were recorded with before, as a row; `None` if it changes none. `replicas` has all
+/// that `base` refers to.
+pub(crate) fn encode(base: &dyn Read, batch: &Batch, replicas: &ReplicaTable) -> Result<Option<Vec<u8>>> {
+    let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for (key, new) in batch.table(Table::Places) {
+        if base.get(Table::Places, key)? != *new {
+            keys.insert(key.clone());
+        }
+    }
+    for (key, new) in batch.table(Table::Nodes) {
+        let Some(old) = base.get(Table::Nodes, key)? else { continue };
+        if new.as_ref() != Some(&old) {
+            let node = dec(Table::Nodes, &old, |d| d.node(replicas))?;
+            keys.extend(node.names.iter().map(|(dir, name)| place_key(dir, name)));
+        }
+    }
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    let mut e = Encoder::new();
+    e.u8(FORMAT);
+    e.uint(keys.len() as u64);
+    for key in keys {
+        let (dir, name) = place_of_key(&key)?;
+        e.bytes(dir.as_bytes());
+        e.bytes(name.as_bytes());
+        let before = match base.get(Table::Places, &key)? {
+            Some(place) => {
+                let of = dec(Table::Places, &place, |d| d.place(replicas))?.node;
+                base.get(Table::Nodes, of.as_bytes())?.map(|node| (place, node))
+            }
+            None => None,
+        };
+        e.u8(before.is_some().into());
+        if let Some((place, node)) = before {
+            e.bytes(&place);
+            e.bytes(&node);
+        }
+    }
+    Ok(Some(e.buf))
+}
+
+/// Adds what a row says to `images`. Rows are to be read in the order of their commits.
+///
+/// # Errors
+/// If the row is damaged.
+pub fn decode(row: &[u8], replicas: &ReplicaTable, images: &mut Images) -> Result<()> {
+    let read = |d: &mut Decoder<'_>| {
+        if d.u8()? != FORMAT {
+            return d.bad("format of what was before");
+        }
+        let count = d.count(3)?;
+        for _ in 0..count {
+            let at = (d.node_key()?, d.name()?);
+            let image = match d.u8()? {
+                0 => None,
+                _ => Some(Image {
+                    place: whole(d.bytes()?, |d| d.place(replicas))?,
+                    node: whole(d.bytes()?, |d| d.node(replicas))?,
+                }),
+            };
+            images.entry(at).or_default().push(image);
+        }
+        Ok(())
+    };
+    dec(Table::Before, row, read)
+}
+
+fn whole<T>(
+    bytes: &[u8],
+    read: impl FnOnce(&mut Decoder<'_>) -> std::result::Result<T, Malformed>,
+) -> std::result::Result<T, Malformed> {
+    let mut d = Decoder::new(bytes);
+    let value = read(&mut d)?;
+    d.end()?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! After a power cut: what the disk shows may be older than what is recorded, and what users wrote in the last moments may
+//! be torn (design section 6, *Seal*; the judgement is [`driftless_core::unsealed`]).
+//!
+//! A stop was clean if the last process took its mark off the index at its end. If it was not, and the file system has
+//! been mounted anew since, then no difference that a sync has not covered proves anything:
+//!
+//! - paths whose records changed since the last seal are judged one by one, before anything else looks at them;
+//! - contents changed otherwise at that time stand beside what was recorded, and do not follow it.
+
+use super::observe::Pass;
+use super::recover::is_parked_at;
+use super::{Engine, Fail, wall_ns};
+use crate::api::Level;
+use driftless_core::adopt::Adoption;
+use driftless_core::local::Looked;
+use driftless_core::plan::{At, Plan};
+use driftless_core::rows::{Batch as Rows, Change, Table};
+use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
+use driftless_core::{EntryId, Fingerprint, Name, NodeKey, Time, Tx};
+use driftless_volume::{DirFd, HashOutcome, Seen};
+use std::collections::BTreeSet;
+
+/// The mark of a process that works on the replica: which mount it uses, and when it began or sealed last.
+const SETTING_MOUNTED: &[u8] = b"mounted";
+/// The kernel writes a dirty page out within 35 s, and the sign of life is given once a minute: what changed longer after
+/// the last sign of life on the disk than this did so when the process was dead and the machine alive.
+const LAST_MOMENTS_NS: u64 = 120_000_000_000;
+
+/// Rows of table `before` that no seal has covered: commit numbers from `first` to below `next`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct BeforeRows {
+    pub(super) first: u64,
+    pub(super) next: u64,
+}
+
+impl BeforeRows {
+    pub(super) fn is_empty(self) -> bool {
+        self.first == self.next
+    }
+}
+
+/// When the changes were made that the cut may have torn.
+#[derive(Clone, Copy)]
+pub(super) struct LastMoments {
+    since: Time,
+    until: Time,
+}
+
+impl LastMoments {
+    fn of(since_ns: u64, alive: Option<Time>) -> LastMoments {
+        let since = time_of(since_ns);
+        let alive = alive.unwrap_or(since).max(since);
+        let sec =
+            alive.sec.saturating_add(i64::try_from(LAST_MOMENTS_NS / 1_000_000_000).unwrap_or(i64::MAX));
+        LastMoments { since, until: Time { sec, ..alive } }
+    }
+
+    fn contains(self, at: Time) -> bool {
+        self.since <= at && at <= self.until
+    }
+}
+
+fn time_of(ns: u64) -> Time {
+    // Below 2^64 nanoseconds are seconds that fit; the rest is below a second.
+    Time { sec: (ns / 1_000_000_000) as i64, nsec: (ns % 1_000_000_000) as u32 }
+}
+
+/// What is at a name.
+enum There {
+    /// Nothing, or what was looked at.
+    Seen(Option<Box<Looked>>),
+    /// The directory is not where it is recorded.
+    NoDir,
+    /// It cannot be told.
+    Unclear,
+}
+
+impl Engine {
+    /// To be called at a start, before intent rows are judged.
+    pub(super) fn judge_last_stop(&mut self) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let rows = snapshot.scan(Table::Before, &[], None, usize::MAX)?;
+        let number = |key: &[u8]| key.try_into().map_or(0, u64::from_be_bytes);
+        let next = rows.last().map_or(1, |(key, _)| number(key) + 1);
+        self.before = BeforeRows { first: rows.first().map_or(next, |(key, _)| number(key)), next };
+        let mark = snapshot.get(Table::Settings, SETTING_MOUNTED)?;
+        let mount = self.volume.mount_identity().map_err(Fail::Volume)?;
+        if let Some((at_ns, before)) = mark.as_deref().and_then(read_mark)
+            && before != mount.as_bytes()
+        {
+            let alive = self.volume.alive_at().map_err(Fail::Volume)?;
+            self.last_moments = Some(LastMoments::of(at_ns, alive));
+            self.log(
+                Level::Warn,
+                "the last run did not end, and the file system was mounted anew: changes of its last moments are \
+                 compared, not believed"
+                    .into(),
+            );
+            self.judge_unsealed(&rows)?;
+        }
+        self.mark_mounted()
+    }
+
+    fn judge_unsealed(&mut self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Fail> {
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut images = Images::new();
+        for (_, row) in rows {
+            unsealed::decode(row, tx.replicas(), &mut images)?;
+        }
+        let mut judged = Judged::default();
+        self.judge_paths(&mut tx, &images, &mut judged)?;
+        for dir in std::mem::take(&mut judged.dirs) {
+            judged.concerned.extend(unsealed::forget_below(&mut tx, &dir)?);
+        }
+        self.paths.clear();
+        self.take_beside(&mut tx, judged.beside)?;
+        judged.concerned.iter().for_each(|id| tx.add_pending(*id));
+        self.commit(tx)
+    }
+
+    /// Judges each path once the directory it is in has been found: parents come before what is in them, whatever the
+    /// cut has made of their moves.
+    fn judge_paths(&mut self, tx: &mut Tx<'_>, images: &Images, judged: &mut Judged) -> Result<(), Fail> {
+        let at = |(dir, name): &(NodeKey, Name)| At { dir: dir.clone(), name: name.clone() };
+        let mut left: Vec<(At, &Vec<Option<Image>>)> = images.iter().map(|(p, i)| (at(p), i)).collect();
+        loop {
+            let before = left.len();
+            let mut waiting = Vec::new();
+            for (at, images) in left {
+                match self.look_there(tx, &at)? {
+                    There::Seen(now) => self.judge_path(tx, at, images, now.map(|b| *b), judged)?,
+                    There::NoDir => waiting.push((at, images)),
+                    There::Unclear => {}
+                }
+            }
+            if waiting.len() == before || waiting.is_empty() {
+                for (at, images) in waiting {
+                    self.judge_path(tx, at, images, None, judged)?;
+                }
+                return Ok(());
+            }
+            left = waiting;
+        }
+    }
+
+    fn judge_path(
+        &mut self,
+        tx: &mut Tx<'_>,
+        at: At,
+        images: &[Option<Image>],
+        now: Option<Looked>,
+        judged: &mut Judged,
+    ) -> Result<(), Fail> {
+        let recorded = match tx.place(&at.dir, &at.name)? {
+            Some(place) => {
+                let node = (*tx.node_must(&place.node)?).clone();
+                Some(Image { place, node })
+            }
+            None => None,
+        };
+        let sightings: Vec<Option<Sighting>> =
+            images.iter().map(|i| i.as_ref().map(Image::sighting)).collect();
+        let verdict = unsealed::judge(
+            recorded.as_ref().map(Image::sighting).as_ref(),
+            &sightings,
+            now.as_ref().map(Sighting::of).as_ref(),
+        );
+        judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
+        if verdict != Verdict::AsRecorded {
+            self.paths.clear();
+            judged.dirs.extend(recorded.filter(|r| r.node.kind.is_dir()).map(|r| r.place.node));
+        }
+        if verdict == Verdict::Other
+            && let Some(now) = now.filter(|n| !n.kind.is_dir())
+        {
+            judged.beside.push((at, now));
+        }
+        Ok(())
+    }
+
+    fn look_there(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
+        if Plan::is_parked_dir(&at.dir) {
+            return self.look_parked(tx, at);
+        }
+        let Some(path) = self.path_of_node(tx, &at.dir)? else { return Ok(There::NoDir) };
+        let Ok(fd) = self.volume.dir(&path, Some(&at.dir)) else { return Ok(There::NoDir) };
+        match fd.look(&at.name) {
+            Ok(Some(seen)) => Ok(read_there(&fd, &seen)),
+            Ok(None) => Ok(There::Seen(None)),
+            Err(_) => Ok(There::Unclear),
+        }
+    }
+
+    /// What was moved out of the way waits for the plans that are done again, or is gone from there.
+    fn look_parked(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
+        let Some(place) = tx.place(&at.dir, &at.name)? else { return Ok(There::Unclear) };
+        match is_parked_at(&self.volume, &place.node).map_err(Fail::Volume)? {
+            true => Ok(There::Unclear),
+            false => Ok(There::Seen(None)),
+        }
+    }
+
+    /// What a cut has left takes nobody's place: a version beside those that the entry has.
+    fn take_beside(&mut self, tx: &mut Tx<'_>, beside: Vec<(At, Looked)>) -> Result<(), Fail> {
+        if beside.is_empty() {
+            return Ok(());
+        }
+        let adoption = Adoption::none();
+        for (at, looked) in beside {
+            if tx.node(&at.dir)?.is_none() || tx.place(&at.dir, &at.name)?.is_some() {
+                continue; // the crawl sees what it is
+            }
+            if tx.node(&looked.key)?.is_some() {
+                continue; // another name of it is right: the crawl finds the new one
+            }
+            let spot = (&at.dir, &at.name);
+            match self.follows() {
+                true => adoption.bind(tx, spot, &looked)?,
+                false => adoption.adopt(tx, spot, &looked)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// True if the content was changed when the power went, as far as one can know.
+    pub(super) fn may_be_torn(&self, fingerprint: &Fingerprint) -> bool {
+        self.last_moments.is_some_and(|last| last.contains(fingerprint.ctime))
+    }
+
+    /// An inode whose content may be torn: it stands beside what is recorded at its names.
+    pub(super) fn take_torn(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        at: At,
+        looked: Looked,
+    ) -> Result<(), Fail> {
+        let mut names = tx.node(&looked.key)?.map(|n| n.names.clone()).unwrap_or_default();
+        names.retain(|(dir, name)| (dir, name) != (&at.dir, &at.name));
+        let mut concerned = BTreeSet::new();
+        for at in
+            names.iter().map(|(dir, name)| At { dir: dir.clone(), name: name.clone() }).chain([at.clone()])
+        {
+            concerned.extend(unsealed::rebase(tx, &at, Verdict::Other, &[], None)?);
+        }
+        self.paths.clear();
+        self.take_beside(tx, vec![(at, looked)])?;
+        for id in concerned {
+            tx.add_pending(id);
+        }
+        for (dir, name) in names {
+            self.look_soon(dir, name);
+        }
+        pass.recorded += 1;
+        Ok(())
+    }
+
+    // ----- marks
+
+    /// A sign of life for the next start, and for people.
+    pub(super) fn give_sign_of_life(&self) -> Result<(), Fail> {
+        self.volume.touch_alive().map_err(Fail::Volume)
+    }
+
+    /// The mark of this process, sealed until now.
+    pub(super) fn mounted_row(&self) -> Result<Change, Fail> {
+        let mount = self.volume.mount_identity().map_err(Fail::Volume)?;
+        let value = [&wall_ns().to_be_bytes()[..], mount.as_bytes()].concat();
+        Ok(((Table::Settings, SETTING_MOUNTED.to_vec()), Some(value)))
+    }
+
+    fn mark_mounted(&mut self) -> Result<(), Fail> {
+        self.give_sign_of_life()?;
+        let mut rows = Rows::new();
+        let (key, mut value) = self.mounted_row()?;
+        // What the last process left unsealed is older.
+        if let (false, Some(value), Some(last)) = (self.before.is_empty(), &mut value, self.last_moments) {
+            let ns = u64::try_from(last.since.sec).unwrap_or(0).saturating_mul(1_000_000_000);
+            value[..8].copy_from_slice(&ns.saturating_add(last.since.nsec.into()).to_be_bytes());
+        }
+        rows.insert(key, value);
+        Ok(self.store.commit(rows)?)
+    }
+
+    /// Everything is sealed and this process ends: the next start may believe what it sees.
+    pub(super) fn take_mark_off(&self) -> Result<(), Fail> {
+        let key = (Table::Settings, SETTING_MOUNTED.to_vec());
+        Ok(self.store.commit([(key, None)].into())?)
+    }
+
+    /// Removes what was kept for a cut before the seal.
+    pub(super) fn forget_before(&mut self, covered: u64, rows: &mut Rows) {
+        for n in self.before.first..covered {
+            rows.insert((Table::Before, n.to_be_bytes().to_vec()), None);
+        }
+        self.before.first = covered;
+    }
+}
+
+/// What the judgement of all paths leaves to do.
+#[derive(Default)]
+struct Judged {
+    concerned: BTreeSet<EntryId>,
+    /// Directories that are not where they were recorded.
+    dirs: BTreeSet<NodeKey>,
+    /// What stands beside what is recorded.
+    beside: Vec<(At, Looked)>,
+}
+
+fn read_there(fd: &DirFd, seen: &Seen) -> There {
+    if seen.other_fs {
+        return There::Unclear;
+    }
+    match fd.hash(&seen.name, seen, 0) {
+        Ok(HashOutcome::Looked(hashed)) => There::Seen(Some(Box::new(hashed.looked))),
+        Ok(HashOutcome::Gone) => There::Seen(None),
+        Ok(HashOutcome::Unstable) | Err(_) => There::Unclear,
+    }
+}
+
+/// Time and mount of a mark.
+fn read_mark(value: &[u8]) -> Option<(u64, &[u8])> {
+    let (at, mount) = value.split_first_chunk()?;
+    Some((u64::from_be_bytes(*at), mount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_moments_end_with_the_life_of_the_process() {
+        let sealed = 1_000_000_000_500;
+        let at = |sec| Time { sec, nsec: 0 };
+        let last = LastMoments::of(sealed, Some(at(1_500)));
+        assert!(!last.contains(at(999)), "sealed");
+        assert!(!last.contains(Time { sec: 1_000, nsec: 499 }), "sealed");
+        assert!(last.contains(at(1_001)));
+        assert!(last.contains(at(1_600)));
+        assert!(!last.contains(at(2_000)), "nobody looked, the machine lived");
+        assert!(LastMoments::of(sealed, None).contains(at(1_100)));
+    }
+}
