@@ -320,6 +320,17 @@ impl Directory {
         Ok(Staged { fingerprint: look.fingerprint(), given, ..staged.clone() })
     }
 
+    /// Gives a staged inode another name in staging: one that was given to no other before.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn rename_staged(&self, staged: Staged, id: StageId) -> Result<Staged, VolumeError> {
+        let (from, to) = (staged.id.staged_name(), id.staged_name());
+        let staging = self.private()?.staging.as_fd();
+        self.rename_away(staging, from.get(), staging, to.get()).doing("rename", from.get().to_bytes())?;
+        Ok(Staged { id, ..staged })
+    }
+
     /// Throws a staged inode away.
     pub fn unstage(&self, staged: &Staged) -> Result<bool, VolumeError> {
         let name = staged.name();

@@ -4,7 +4,7 @@
 //! first move; the record of what was done comes after. A step that fails changes nothing else: its
 //! entry goes to the needs list with the reason, steps that build on it are skipped, and the rest goes on.
 
-use super::content::Lack;
+use super::content::{Lack, is_transfer};
 use super::limbo::InLimbo;
 use super::recover;
 use super::stager::Early;
@@ -222,7 +222,20 @@ impl Engine {
                 }
             }
         }
-        self.volume.make_durable(&to_sync, &[]).map_err(Fail::Volume)
+        self.volume.make_durable(&to_sync, &[]).map_err(Fail::Volume)?;
+        self.rename_transfers(run)
+    }
+
+    /// A transfer's name follows from what is transferred, so that it is found after a restart. What an intent row speaks
+    /// of has a name that nothing else gets: what waits under it is told by it.
+    fn rename_transfers(&mut self, run: &mut Run) -> Result<(), Fail> {
+        let mut renamed = Vec::new();
+        for staged in run.staged.values_mut().filter(|s| is_transfer(s.id)) {
+            let id = StageId(self.stage_ids.take());
+            *staged = self.volume.rename_staged(staged.clone(), id).map_err(Fail::Volume)?;
+            renamed.push(staged.clone());
+        }
+        self.volume.make_durable(&renamed, &[]).map_err(Fail::Volume)
     }
 
     /// What was staged before the state was merged may need other attributes than it came with. Says whether it is

@@ -85,7 +85,8 @@ impl Engine {
         crash::at(Point::IntentsJudged);
         let named: HashSet<&[u8]> =
             rows.iter().filter_map(|r| r.staged.as_ref()).map(|s| s.name.as_slice()).collect();
-        let mut unknown = 0u64;
+        let (mut unknown, dropped) = (0u64, self.dropped_last()?);
+        let dropped: HashSet<(&[u8], &NodeKey)> = dropped.iter().map(|(n, k)| (n.as_slice(), k)).collect();
         for entry in private.values() {
             let id = StageId::parse(&entry.name);
             match entry.part {
@@ -95,6 +96,9 @@ impl Engine {
                     }
                 }
                 Part::Staging => {}
+                Part::Limbo if dropped.contains(&(entry.name.as_slice(), &entry.key)) => {
+                    self.drop_private(entry)
+                }
                 Part::Limbo => unknown += u64::from(id.is_some()),
             }
         }
@@ -146,6 +150,10 @@ impl Engine {
     /// What is in limbo under the name of this intent. True if it is the victim: then the move was made.
     fn judge_limbo(&mut self, tx: &mut Tx<'_>, row: &IntentRow, found: PrivateEntry) -> Result<bool, Fail> {
         match row.sight(Some((&found.key, &found.fingerprint))) {
+            Sight::Other if self.is_emptied_victim(row, &found) => {
+                self.keep_victim(tx, row, &found)?;
+                Ok(true)
+            }
             Sight::Victim => {
                 self.keep_victim(tx, row, &found)?;
                 Ok(true)
@@ -165,9 +173,16 @@ impl Engine {
         }
     }
 
+    /// True if it is what was replaced, and a power cut took what it held: nobody wrote to it.
+    fn is_emptied_victim(&self, row: &IntentRow, found: &PrivateEntry) -> bool {
+        let is_victim = row.victim.as_ref().is_some_and(|v| v.node == found.key);
+        is_victim && found.fingerprint.size == 0 && self.last_moments.is_some()
+    }
+
     fn keep_victim(&mut self, tx: &mut Tx<'_>, row: &IntentRow, found: &PrivateEntry) -> Result<(), Fail> {
         let identity = match tx.node(&found.key)?.map(|n| n.bind.clone()) {
-            Some(Bind::Leaf { identity }) => Some(identity),
+            // After a power cut it may hold something else than what is recorded.
+            Some(Bind::Leaf { identity }) if self.last_moments.is_none() => Some(identity),
             _ => self.digest_of(found),
         };
         if let Some(limbo) = found.as_limbo() {

@@ -1,6 +1,7 @@
 //! Committing to the index, durably or not yet, and the seal: a sync after which nothing done so far has to be done again.
 
 use super::observe::{Pass, Taking};
+use super::suspect::dropped_row;
 use super::{Engine, Fail, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
 use crate::api::Phase;
 use crate::needs::Waiter;
@@ -166,7 +167,9 @@ impl Engine {
         let mut rows: Rows =
             Vec::into_iter(done).map(|n: u64| ((Table::Intents, n.to_be_bytes().to_vec()), None)).collect();
         self.forget_before(covered, &mut rows);
-        rows.insert(mark.0, mark.1);
+        for (row, value) in [mark, dropped_row(&dropped)] {
+            rows.insert(row, value);
+        }
         self.store.commit(rows)?;
         crash::at(Point::Sealed);
         self.unsealed = false;

@@ -12,16 +12,19 @@ use super::recover::is_parked_at;
 use super::{Engine, Fail, wall_ns};
 use crate::api::Level;
 use driftless_core::adopt::Adoption;
+use driftless_core::codec::{Decoder, Encoder, Malformed};
 use driftless_core::local::Looked;
 use driftless_core::plan::{At, Plan};
 use driftless_core::rows::{Batch as Rows, Change, Table};
 use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
 use driftless_core::{EntryId, Fingerprint, Name, NodeKey, Time, Tx};
-use driftless_volume::{DirFd, HashOutcome, Seen};
+use driftless_volume::{DirFd, HashOutcome, Limbo, Seen};
 use std::collections::BTreeSet;
 
 /// The mark of a process that works on the replica: which mount it uses, and when it began or sealed last.
 const SETTING_MOUNTED: &[u8] = b"mounted";
+/// What the last seal took out of limbo: a power cut may have put it back.
+const SETTING_DROPPED: &[u8] = b"dropped";
 /// The kernel writes a dirty page out within 35 s, and the sign of life is given once a minute: what changed longer after
 /// the last sign of life on the disk than this did so when the process was dead and the machine alive.
 const LAST_MOMENTS_NS: u64 = 120_000_000_000;
@@ -290,6 +293,15 @@ impl Engine {
         Ok(self.store.commit([(key, None)].into())?)
     }
 
+    /// What the last seal took out of limbo: names and inodes.
+    pub(super) fn dropped_last(&self) -> Result<Vec<(Vec<u8>, NodeKey)>, Fail> {
+        let Some(row) = self.store.snapshot()?.get(Table::Settings, SETTING_DROPPED)? else {
+            return Ok(Vec::new());
+        };
+        let damaged = |source| driftless_core::tx::Error::Damaged { table: "settings", source };
+        Ok(read_dropped(&row).map_err(damaged)?)
+    }
+
     /// Removes what was kept for a cut before the seal.
     pub(super) fn forget_before(&mut self, covered: u64, rows: &mut Rows) {
         for n in self.before.first..covered {
@@ -318,6 +330,29 @@ fn read_there(fd: &DirFd, seen: &Seen) -> There {
         Ok(HashOutcome::Gone) => There::Seen(None),
         Ok(HashOutcome::Unstable) | Err(_) => There::Unclear,
     }
+}
+
+/// The row that says what a seal took out of limbo. No sync has covered that.
+pub(super) fn dropped_row(dropped: &[Limbo]) -> Change {
+    let mut e = Encoder::new();
+    e.uint(dropped.len() as u64);
+    for limbo in dropped {
+        let entry = limbo.as_private();
+        e.bytes(&entry.name);
+        e.bytes(entry.key.as_bytes());
+    }
+    ((Table::Settings, SETTING_DROPPED.to_vec()), (!dropped.is_empty()).then_some(e.buf))
+}
+
+fn read_dropped(row: &[u8]) -> Result<Vec<(Vec<u8>, NodeKey)>, Malformed> {
+    let mut d = Decoder::new(row);
+    let count = d.count(3)?;
+    let mut dropped = Vec::with_capacity(count);
+    for _ in 0..count {
+        dropped.push((d.bytes()?.to_vec(), d.node_key()?));
+    }
+    d.end()?;
+    Ok(dropped)
 }
 
 /// Time and mount of a mark.
