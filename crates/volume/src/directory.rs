@@ -504,6 +504,8 @@ pub struct PrivateEntry {
     pub fingerprint: Fingerprint,
     /// How many names it has, this one included.
     pub links: u32,
+    /// Set if it is not in the private directory but, under a reserved name, in this directory.
+    pub beside: Option<NodeKey>,
 }
 
 /// A part of the private directory.
@@ -533,7 +535,7 @@ impl Directory {
                 Ok(look) => {
                     let (fingerprint, links) = (look.fingerprint(), look.stat.stx_nlink);
                     let (name, key) = (name.into_bytes(), look.key);
-                    found.push(PrivateEntry { part, name, key, fingerprint, links });
+                    found.push(PrivateEntry { part, name, key, fingerprint, links, beside: None });
                 }
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(VolumeError::sys("look at the private file", name.as_bytes(), e)),
@@ -545,7 +547,7 @@ impl Directory {
     /// Removes a file from the private directory if it is still this inode. True if it was removed or not there.
     pub fn drop_private(&self, entry: &PrivateEntry) -> Result<bool, VolumeError> {
         let path = entry.path()?;
-        self.unlink_verified(self.part(entry.part)?.as_fd(), path.as_bytes(), &entry.key)
+        self.unlink_verified(self.holder(entry)?.as_fd(), path.as_bytes(), &entry.key)
     }
 
     /// Unlinks `name` if it is `key`. True if it is gone afterwards.

@@ -5,16 +5,16 @@
 
 use crate::directory::{Directory, Part, PrivateEntry};
 use crate::dirfd::DirFd;
-use crate::error::{Context, VolumeError};
-use crate::limbo::Limbo;
+use crate::error::{Context, Reason, VolumeError};
+use crate::limbo::{LIMBO_PART, Limbo};
 use crate::read::ReadHandle;
-use crate::stage::StageId;
+use crate::stage::{COPY_PART, StageId};
 use crate::stat::{self, CName, Look};
 use driftless_core::{Fingerprint, Kind, Name, NodeKey};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 impl Directory {
     /// What waits under the name that [`Directory::park`] gave to `id`, if anything does.
@@ -30,9 +30,9 @@ impl Directory {
     /// Takes a victim that an exchange left in staging to limbo, under the same name.
     pub fn to_limbo_from_staging(&self, entry: &PrivateEntry) -> Result<PrivateEntry, VolumeError> {
         let doing = "move into limbo";
-        let private = self.private()?;
         let in_limbo = PrivateEntry { part: Part::Limbo, ..entry.clone() };
-        self.rename_away(private.staging.as_fd(), &entry.path()?, private.limbo.as_fd(), &in_limbo.path()?)
+        let (from, to) = (self.holder(entry)?, self.holder(&in_limbo)?);
+        self.rename_away(from.as_fd(), &entry.path()?, to.as_fd(), &in_limbo.path()?)
             .doing(doing, &entry.name)?;
         Ok(in_limbo)
     }
@@ -41,9 +41,9 @@ impl Directory {
     /// another one now.
     pub fn give_back(&self, entry: &PrivateEntry, dir: &DirFd, name: &Name) -> Result<bool, VolumeError> {
         let doing = "give back";
-        let from = self.part(entry.part)?;
+        let from = self.holder(entry)?;
         let (cname, to) = (entry.path()?, CName::new(name));
-        let look = self.look_private(from, &cname).doing(doing, &entry.name)?;
+        let look = self.look_private(&from, &cname).doing(doing, &entry.name)?;
         if look.is_none_or(|look| look.key != entry.key) {
             return Ok(false);
         }
@@ -59,7 +59,7 @@ impl Directory {
         let doing = "open the private file";
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let name = entry.path()?;
-        let fd = match rustix::fs::openat(self.part(entry.part)?, name, flags, Mode::empty()) {
+        let fd = match rustix::fs::openat(self.holder(entry)?, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
             other => other.doing(doing, &entry.name)?,
         };
@@ -76,7 +76,42 @@ impl Directory {
         })
     }
 
-    fn look_private(&self, dir: &OwnedFd, name: &CString) -> Result<Option<Look>, Errno> {
+    /// The directory that an entry is in.
+    pub(crate) fn holder(&self, entry: &PrivateEntry) -> Result<Holder<'_>, VolumeError> {
+        let Some(key) = &entry.beside else { return self.part(entry.part).map(Holder::Private) };
+        let gone = || VolumeError::own("find the directory of", &entry.name, Reason::NotFound);
+        self.known_dir(key).ok_or_else(gone).map(Holder::Beside)
+    }
+
+    /// What lies under reserved names in a directory of the volume, where the file system does not rename out of the
+    /// private directory or into it. Copies that were not whole yet have never been shown: they go.
+    pub fn list_beside(&self, dir: &DirFd) -> Result<Vec<PrivateEntry>, VolumeError> {
+        let doing = "list what is beside";
+        let mut found = Vec::new();
+        for name in crate::dirfd::names_in(dir).doing(doing, b"")? {
+            let Some(rest) = name.to_bytes().strip_prefix(Name::STAGED_PREFIX) else { continue };
+            if rest.strip_prefix(COPY_PART.as_bytes()).and_then(StageId::parse).is_some() {
+                rustix::fs::unlinkat(dir, &name, AtFlags::empty()).doing(doing, name.to_bytes())?;
+                continue;
+            }
+            let (part, id) = match rest.strip_prefix(LIMBO_PART.as_bytes()) {
+                Some(id) => (Part::Limbo, id),
+                None => (Part::Staging, rest),
+            };
+            let look = match stat::look_name(self.0.capabilities.identity, dir, &name) {
+                Err(Errno::NOENT) => continue,
+                other => other.doing(doing, name.to_bytes())?,
+            };
+            if StageId::parse(id).is_some() {
+                let (fingerprint, links) = (look.fingerprint(), look.stat.stx_nlink);
+                let (name, key, beside) = (id.to_vec(), look.key, Some(dir.key().clone()));
+                found.push(PrivateEntry { part, name, key, fingerprint, links, beside });
+            }
+        }
+        Ok(found)
+    }
+
+    fn look_private(&self, dir: &Holder<'_>, name: &CString) -> Result<Option<Look>, Errno> {
         match stat::look_name(self.0.capabilities.identity, dir, name) {
             Ok(look) => Ok(Some(look)),
             Err(Errno::NOENT) => Ok(None),
@@ -85,11 +120,31 @@ impl Directory {
     }
 }
 
+/// A directory that has private entries.
+pub(crate) enum Holder<'a> {
+    Private(&'a OwnedFd),
+    Beside(DirFd),
+}
+
+impl AsFd for Holder<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Holder::Private(fd) => fd.as_fd(),
+            Holder::Beside(dir) => dir.as_fd(),
+        }
+    }
+}
+
 impl PrivateEntry {
     /// Where it is, relative to its part.
     pub(crate) fn path(&self) -> Result<CString, VolumeError> {
-        let staged = StageId::parse(&self.name).filter(|_| self.part == Part::Staging);
-        let path = staged.map_or_else(|| self.name.clone(), |id| id.staged_name().get().to_bytes().to_vec());
+        let name = match (StageId::parse(&self.name), self.part, &self.beside) {
+            (Some(id), Part::Staging, None) => Some(id.staged_name()),
+            (Some(id), Part::Staging, Some(_)) => Some(id.beside("")),
+            (Some(id), Part::Limbo, Some(_)) => Some(id.beside(LIMBO_PART)),
+            _ => None,
+        };
+        let path = name.map_or_else(|| self.name.clone(), |name| name.get().to_bytes().to_vec());
         // Names that were listed hold no NUL.
         CString::new(path).map_err(|_| VolumeError::sys("use the private name", &self.name, Errno::INVAL))
     }
@@ -97,7 +152,7 @@ impl PrivateEntry {
     /// As a victim that waits in limbo, if it lies there under a name of ours.
     pub fn as_limbo(&self) -> Option<Limbo> {
         let id = StageId::parse(&self.name).filter(|_| self.part == Part::Limbo)?;
-        Some(Limbo::left(id, self.key.clone(), self.fingerprint))
+        Some(Limbo { beside: self.beside.clone(), ..Limbo::left(id, self.key.clone(), self.fingerprint) })
     }
 }
 
@@ -106,6 +161,7 @@ impl Limbo {
     pub fn as_private(&self) -> PrivateEntry {
         let fingerprint = Fingerprint { size: self.size, mtime: self.mtime, ctime: self.ctime };
         let name = self.id.to_string().into_bytes();
-        PrivateEntry { part: Part::Limbo, name, key: self.key.clone(), fingerprint, links: 1 }
+        let (key, beside) = (self.key.clone(), self.beside.clone());
+        PrivateEntry { part: Part::Limbo, name, key, fingerprint, links: 1, beside }
     }
 }

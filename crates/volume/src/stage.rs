@@ -34,6 +34,9 @@ const ROOM: &str = "room";
 /// Consecutive ids in one part.
 const SHARD_LEN: u64 = 512;
 
+/// Part of the reserved name of a copy beside its target that is not whole yet.
+pub(crate) const COPY_PART: &str = "copy-";
+
 /// A part's name.
 pub(crate) fn shard_name(shard: usize) -> String {
     format!("{shard:02x}")
@@ -429,23 +432,22 @@ impl Directory {
 
     /// Makes a copy of a staged inode in `dir` under a reserved name, durable like the first.
     pub(crate) fn restage_beside(&self, first: &Staged, dir: &DirFd) -> Result<Staged, VolumeError> {
-        let name = first.id.beside("");
+        let (unfinished, name) = (first.id.beside(COPY_PART), first.id.beside(""));
+        let doing = "copy into the directory";
         let subject = first.id.to_string();
-        let copied = self.copy_staged(first, dir, &name);
-        let (look, given) = match copied {
-            Ok(copied) => copied,
-            Err(e) => {
+        let copied = self.copy_staged(first, dir, &unfinished).and_then(|(_, given)| {
+            // A restart finds only whole ones under the other name, or what one was exchanged with.
+            self.rename_away(dir.as_fd(), unfinished.get(), dir.as_fd(), name.get())?;
+            Ok((stat::look_name(self.0.capabilities.identity, dir, name.get())?, given))
+        });
+        let (look, given) = copied
+            .inspect_err(|_| {
                 // Nothing but our own unfinished copy has this name.
-                let _ = rustix::fs::unlinkat(dir, name.get(), AtFlags::empty());
-                return Err(VolumeError::sys("copy into the directory", subject.as_bytes(), e));
-            }
-        };
-        let second = Staged { beside: Some(dir.clone()), ..staged(first.id, look, given) };
-        if second.kind == Kind::File {
-            self.sync_staged(&second).map_err(sync_failed)?;
-        }
+                let _ = rustix::fs::unlinkat(dir, unfinished.get(), AtFlags::empty());
+            })
+            .doing(doing, subject.as_bytes())?;
         rustix::fs::fsync(dir).map_err(sync_failed)?;
-        Ok(second)
+        Ok(Staged { beside: Some(dir.clone()), ..staged(first.id, look, given) })
     }
 
     fn copy_staged(&self, first: &Staged, dir: &DirFd, name: &PrivateName) -> Result<(Look, Attrs), Errno> {
@@ -466,7 +468,9 @@ impl Directory {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(StagedWriter::MODE))?;
                 copy_content(source.as_fd(), &fd)?;
-                return finish(&Target::Open(&fd));
+                let finished = finish(&Target::Open(&fd))?;
+                rustix::fs::fsync(&fd)?;
+                return Ok(finished);
             }
             Kind::Symlink => {
                 let target = rustix::fs::readlinkat(staging, first.id.staged_name().get(), Vec::new())?;

@@ -12,6 +12,7 @@ mod doctor;
 mod dry_run;
 mod guards;
 mod lost;
+mod mounts;
 mod once;
 mod power;
 mod queries;

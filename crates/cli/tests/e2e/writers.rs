@@ -6,6 +6,8 @@ use driftless_testkit::{WRITER_FILE_LEN, Writer, WriterKind as Kind};
 use driftless_volume::{Directory, OpenOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 /// What is in the file when it is opened.
 const BEFORE: [u8; WRITER_FILE_LEN] = [b'.'; WRITER_FILE_LEN];
@@ -175,6 +177,28 @@ fn a_kill_meanwhile_changes_nothing_about_that() {
     }
 }
 
+/// A file of A was replaced, and is in limbo: a kill came between the exchange and the seal.
+fn killed_before_the_seal() -> (Pair, PathBuf) {
+    loop {
+        let pair = Pair::new();
+        fs::write(pair.a.join("file"), BEFORE).unwrap();
+        pair.once(&[]);
+        fs::write(pair.b.join(".tmp"), "theirs").unwrap();
+        fs::rename(pair.b.join(".tmp"), pair.b.join("file")).unwrap();
+        let running = Running::start(&mut pair.sync_command(&["--json"]));
+        wait_until("their version", || match fs::read(pair.a.join("file")).unwrap() == b"theirs" {
+            true => Ok(()),
+            false => Err("not there".into()),
+        });
+        running.kill();
+        match left_private(&pair.a).pop() {
+            Some(path) if path.starts_with(pair.a.join(".driftless/limbo")) => return (pair, path),
+            // The kill came too late.
+            _ => {}
+        }
+    }
+}
+
 /// A program that had found the file by its name just before it was replaced opens it in limbo: what it writes there comes
 /// back into the tree when it has closed it. (The test opens it there by its name.)
 #[test]
@@ -183,25 +207,7 @@ fn what_is_written_in_limbo_comes_back() {
         return;
     }
     for kind in [Kind::Plain, Kind::Append, Kind::Mapped] {
-        let pair = Pair::new();
-        fs::write(pair.a.join("file"), BEFORE).unwrap();
-        pair.once(&[]);
-        let limbo = pair.a.join(".driftless/limbo");
-        // A kill between the exchange and the seal leaves the victim there.
-        let victim = loop {
-            fs::write(pair.b.join(".tmp"), format!("theirs {:?}", std::time::Instant::now())).unwrap();
-            fs::rename(pair.b.join(".tmp"), pair.b.join("file")).unwrap();
-            let running = Running::start(&mut pair.sync_command(&["--json"]));
-            wait_until("their version", || match fs::read(pair.a.join("file")).unwrap() == BEFORE {
-                false => Ok(()),
-                true => Err("not there".into()),
-            });
-            running.kill();
-            match left_private(&pair.a).pop() {
-                Some(path) if path.starts_with(&limbo) => break path,
-                _ => fs::write(pair.a.join("file"), BEFORE).unwrap(),
-            }
-        };
+        let (pair, victim) = killed_before_the_seal();
         let mut writer = Writer::open(kind, &victim).unwrap();
         let mut running = Running::start(&mut pair.sync_command(&["--json"]));
         let warns = |e: &serde_json::Value| {
@@ -220,5 +226,75 @@ fn what_is_written_in_limbo_comes_back() {
         pair.wait_same("what was written");
         assert_eq!(running.stop().1, 0);
         assert_eq!(left_private(&pair.a), Vec::<PathBuf>::new());
+    }
+}
+
+/// The command without the privilege to ask for leases on files of others.
+fn without_lease_privilege(pair: &Pair) -> Command {
+    let plain = pair.sync_command(&["--json"]);
+    let mut command = Command::new("setpriv");
+    command.arg("--bounding-set=-lease").arg(plain.get_program()).args(plain.get_args());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
+/// Where nobody can tell that a file is open it is replaced all the same; it waits, and comes back if it was written to.
+fn written_unnoticed(kind: Kind, deed: Deed, killed: bool) {
+    let what = format!("{kind:?}, {deed:?}, killed: {killed}");
+    let pair = Pair::new();
+    fs::create_dir(pair.a.join("dir")).unwrap();
+    let file = pair.a.join("dir/file");
+    fs::write(&file, BEFORE).unwrap();
+    if std::os::unix::fs::chown(&file, Some(1), None).is_err() || !has("setpriv") {
+        return eprintln!("skipped: needs root and setpriv");
+    }
+    put(&pair.a, "dir/other", "other");
+    pair.once(&[]);
+    let mut running = Running::start(&mut without_lease_privilege(&pair));
+    running.wait_for("in_sync");
+    let mut writer = Writer::open(kind, &file).unwrap();
+    deed.act(&pair.b);
+    pair.wait_same(&what);
+    let resting = || match left_private(&pair.a).len() {
+        1 => Ok(()),
+        n => Err(format!("{n} files rest")),
+    };
+    wait_until(&what, resting);
+    if killed {
+        running.kill();
+        running = Running::start(&mut without_lease_privilege(&pair));
+        running.wait_for("in_sync");
+    } else {
+        // A seal comes 300 ms after the last change: it must not drop it.
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    assert_eq!(resting(), Ok(()), "{what}");
+    writer.write(b'1').unwrap();
+    writer.write(b'2').unwrap();
+    drop(writer);
+    let wrote = Writer::content_after(kind, &BEFORE, b"12");
+    wait_until(&what, || {
+        let made = deed.made().iter().map(|text| text.as_bytes().to_vec());
+        for wanted in made.chain([wrote.clone()]) {
+            if !contents(&pair.a).contains(&wanted) || !contents(&pair.b).contains(&wanted) {
+                return Err("a version is missing".into());
+            }
+        }
+        Ok(())
+    });
+    pair.wait_same(&what);
+    assert_eq!(running.stop().1, 0, "{what}");
+    assert_eq!(left_private(&pair.a), Vec::<PathBuf>::new(), "{what}");
+}
+
+#[test]
+fn writers_that_go_unnoticed_lose_nothing() {
+    for (kind, deed, killed) in [
+        (Kind::Plain, Deed::Replace, false),
+        (Kind::Append, Deed::Remove, true),
+        (Kind::Mapped, Deed::RenameOver, false),
+        (Kind::Direct, Deed::BecomeDirectory, true),
+    ] {
+        written_unnoticed(kind, deed, killed);
     }
 }

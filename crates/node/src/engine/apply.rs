@@ -377,7 +377,7 @@ impl Engine {
                 };
                 let Some(fd) = self.dir_for(tx, &at.dir)? else {
                     run.staged.insert(node.clone(), staged);
-                    return Ok(parent_waits());
+                    return self.no_dir(tx, &[&at.dir]);
                 };
                 run.touched_dirs.insert(at.dir.clone());
                 // A follower does not record that its copy was removed.
@@ -396,7 +396,7 @@ impl Engine {
             }
             Step::Link { from, to, node, victim, .. } => {
                 let (Some(f), Some(t)) = (self.dir_for(tx, &from.dir)?, self.dir_for(tx, &to.dir)?) else {
-                    return Ok(parent_waits());
+                    return self.no_dir(tx, &[&from.dir, &to.dir]);
                 };
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.link_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
@@ -406,7 +406,7 @@ impl Engine {
             }
             Step::Move { from, to, node, kind, victim, .. } => {
                 let (Some(f), Some(t)) = (self.dir_for(tx, &from.dir)?, self.dir_for(tx, &to.dir)?) else {
-                    return Ok(parent_waits());
+                    return self.no_dir(tx, &[&from.dir, &to.dir]);
                 };
                 run.touched_dirs.insert(from.dir.clone());
                 run.touched_dirs.insert(to.dir.clone());
@@ -419,7 +419,7 @@ impl Engine {
                 }
             }
             Step::Park { from, node, kind } => {
-                let Some(f) = self.dir_for(tx, &from.dir)? else { return Ok(parent_waits()) };
+                let Some(f) = self.dir_for(tx, &from.dir)? else { return self.no_dir(tx, &[&from.dir]) };
                 run.touched_dirs.insert(from.dir.clone());
                 if kind.is_dir() {
                     self.forget_dirs();
@@ -430,7 +430,7 @@ impl Engine {
                 }
             }
             Step::Unpark { to, node, victim, .. } => {
-                let Some(t) = self.dir_for(tx, &to.dir)? else { return Ok(parent_waits()) };
+                let Some(t) = self.dir_for(tx, &to.dir)? else { return self.no_dir(tx, &[&to.dir]) };
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.unpark(park_id(node), node, &t, &to.name, victim.as_ref(), id) {
                     Ok(p) => self.moved(tx, p, run),
@@ -484,7 +484,7 @@ impl Engine {
     }
 
     fn do_make_dir(&mut self, tx: &mut Tx<'_>, at: &At, attrs: &Attrs, run: &mut Run) -> Result<Done, Fail> {
-        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return self.no_dir(tx, &[&at.dir]) };
         run.touched_dirs.insert(at.dir.clone());
         match self.volume.make_dir(&fd, &at.name, attrs) {
             Ok(outcome) => {
@@ -517,7 +517,7 @@ impl Engine {
         placed: &recover::Placed,
         run: &mut Run,
     ) -> Result<Done, Fail> {
-        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return self.no_dir(tx, &[&at.dir]) };
         run.touched_dirs.insert(at.dir.clone());
         let staged = &placed.staged;
         if tx.node(&staged.node)?.is_some() {
@@ -577,7 +577,7 @@ impl Engine {
                 Err(e) => Done::No(volume_reason(&e), e.to_string()),
             });
         };
-        let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(parent_waits()) };
+        let Some(fd) = self.dir_for(tx, &at.dir)? else { return self.no_dir(tx, &[&at.dir]) };
         let expected = tx.node_must(node)?.fingerprint;
         let expected = (!kind.is_dir()).then_some(&expected);
         let mtime = content.map(Content::mtime);
@@ -593,6 +593,9 @@ impl Engine {
             ApplyError::Raced { limbo: Some(limbo), .. } => {
                 run.raced.push((at.clone(), (**limbo).clone()));
                 run.relook.push(at.clone());
+            }
+            ApplyError::Unexpected { seen: Some(seen) } if seen.other_fs => {
+                return Done::No(Reason::OtherFileSystem, "a mount point is in its place".into());
             }
             ApplyError::Raced { .. } | ApplyError::Unexpected { .. } => run.relook.push(at.clone()),
             ApplyError::NotEmpty { .. } => run.relook.push(at.clone()),
@@ -657,6 +660,19 @@ impl Engine {
         }
     }
 
+    /// Why one of these directories cannot be worked in: something is mounted over it, or it waits itself.
+    fn no_dir(&mut self, tx: &mut Tx<'_>, dirs: &[&NodeKey]) -> Result<Done, Fail> {
+        for key in dirs {
+            let Some(path) = self.path_of_node(tx, key)? else { continue };
+            if let Err(e) = self.volume.dir(&path, Some(key))
+                && volume_reason(&e) == Reason::OtherFileSystem
+            {
+                return Ok(Done::No(Reason::OtherFileSystem, e.to_string()));
+            }
+        }
+        Ok(Done::No(Reason::ParentWaits, String::new()))
+    }
+
     // ----- dry run
 
     fn show_plan(&mut self, mut scratch: Tx<'_>, plan: Plan) -> Result<(), Fail> {
@@ -710,10 +726,6 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-fn parent_waits() -> Done {
-    Done::No(Reason::ParentWaits, String::new())
 }
 
 /// A file that went to limbo by one of its names has another change time by the others.

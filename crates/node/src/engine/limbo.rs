@@ -9,7 +9,7 @@ use super::{Engine, Fail, trash};
 use crate::api::Level;
 use driftless_core::limbo::{Verdict, judge};
 use driftless_core::plan::At;
-use driftless_core::{Digest, Kind};
+use driftless_core::{Digest, Kind, NodeKey};
 use driftless_volume::{Limbo, Shown, StageId, Writers};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -163,6 +163,11 @@ impl Engine {
         again.into_iter().chain(cleared.stay).for_each(|one| self.limbos.rest(one));
         let dropped: Vec<Limbo> = done.into_iter().map(|one| one.limbo).collect();
         self.give_back_changed(changed)?;
+        // What waited beside its place has moved the time of its directory by going.
+        let beside: BTreeSet<NodeKey> = dropped.iter().filter_map(|limbo| limbo.beside.clone()).collect();
+        if !beside.is_empty() {
+            self.restore_times_of(beside)?;
+        }
         self.limbos.schedule(rested);
         Ok((dropped, self.limbos.plans()))
     }

@@ -78,8 +78,12 @@ impl Engine {
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut copies = self.find_beside(&mut tx, &rows, &mut private)?;
         for row in &rows {
             self.judge(&mut tx, row, &mut private)?;
+            if let Some(copy) = row.staged.as_ref().and_then(|staged| copies.remove(&staged.name)) {
+                self.judge_copy(&mut tx, row, &copy)?;
+            }
         }
         self.commit(tx)?;
         crash::at(Point::IntentsJudged);
@@ -126,6 +130,46 @@ impl Engine {
         }
         self.next_plan = self.open_plans.iter().max().map_or(1, |n| n + 1);
         Ok(rows)
+    }
+
+    /// Adds what waits in limbo beside its place to what is private. Gives what was staged again beside its place, by
+    /// the name in staging.
+    fn find_beside(
+        &mut self,
+        tx: &mut Tx<'_>,
+        rows: &[IntentRow],
+        private: &mut Private,
+    ) -> Result<HashMap<Vec<u8>, PrivateEntry>, Fail> {
+        let mut copies = HashMap::new();
+        let dirs: BTreeSet<&NodeKey> = rows.iter().map(|row| &row.at.dir).collect();
+        for key in dirs {
+            let Some(path) = self.path_of_node(tx, key)? else { continue };
+            let Ok(dir) = self.volume.dir(&path, Some(key)) else { continue };
+            for entry in self.volume.list_beside(&dir).map_err(Fail::Volume)? {
+                match entry.part {
+                    Part::Limbo => drop(private.insert((Part::Limbo, entry.name.clone()), entry)),
+                    Part::Staging => drop(copies.insert(entry.name.clone(), entry)),
+                }
+            }
+        }
+        Ok(copies)
+    }
+
+    /// What is at the name of the second staged file, in the directory of its target: that file, or what it was
+    /// exchanged with.
+    fn judge_copy(&mut self, tx: &mut Tx<'_>, row: &IntentRow, copy: &PrivateEntry) -> Result<(), Fail> {
+        let like_staged =
+            |s: &StagedFile| (s.size, s.mtime) == (copy.fingerprint.size, copy.fingerprint.mtime);
+        if row.sight(Some((&copy.key, &copy.fingerprint))) == Sight::Victim {
+            let waits = self.volume.to_limbo_from_staging(copy).map_err(Fail::Volume)?;
+            return self.keep_victim(tx, row, &waits);
+        }
+        let known = row.victim.as_ref().is_some_and(|v| v.node == copy.key) || tx.node(&copy.key)?.is_some();
+        if !known && row.staged.as_ref().is_some_and(like_staged) {
+            self.drop_private(copy);
+            return Ok(());
+        }
+        self.give_back(tx, &row.at, copy)
     }
 
     fn judge(&mut self, tx: &mut Tx<'_>, row: &IntentRow, private: &mut Private) -> Result<(), Fail> {
@@ -213,6 +257,14 @@ impl Engine {
             return Ok(()); // placed and recorded; what became of it since is recorded too, or is for the crawl to see
         }
         let placed = |surely| Placed { staged: staged.clone(), surely };
+        if matches!((source, target), (Sight::Ours | Sight::Nothing, Sight::Other))
+            && let Some(node) = self.copy_shown(tx, row, staged)?
+        {
+            let staged = StagedFile { node, ..staged.clone() };
+            self.left.placed.insert(key, Placed { staged, surely: true });
+            found.iter().for_each(|first| self.drop_private(first));
+            return Ok(());
+        }
         match intent::recover(source, target, row.victim.is_some(), victim_waits) {
             Recovery::Finish => {
                 if let Some(found) = found {
@@ -241,6 +293,29 @@ impl Engine {
             },
         }
         Ok(())
+    }
+
+    /// The target shows an unknown inode of the length, time and content of what was staged: the file system did not
+    /// rename that there, and a copy of it was.
+    fn copy_shown(
+        &mut self,
+        tx: &mut Tx<'_>,
+        row: &IntentRow,
+        staged: &StagedFile,
+    ) -> Result<Option<NodeKey>, Fail> {
+        let Some(path) = self.path_of_node(tx, &row.at.dir)? else { return Ok(None) };
+        let Ok(dir) = self.volume.dir(&path, Some(&row.at.dir)) else { return Ok(None) };
+        let Ok(Some(seen)) = dir.look(&row.at.name) else { return Ok(None) };
+        let same = (seen.fingerprint.size, seen.fingerprint.mtime) == (staged.size, staged.mtime);
+        if !same || tx.node(&seen.key)?.is_some() {
+            return Ok(None);
+        }
+        let entry = tx.entry(row.entry)?;
+        let version = entry.as_ref().and_then(|row_of| row_of.entry.data.iter().find(|v| v.dot == row.dot));
+        let wanted = version.map(|v| v.content.identity());
+        let shown = dir.open_read(&row.at.name, &seen.key).ok().and_then(|open| open.digest().ok().flatten());
+        let equal = seen.kind != Kind::File || (wanted.is_some() && shown == wanted);
+        Ok(equal.then_some(seen.key))
     }
 
     /// A removal of ours that is not recorded must not be taken for a user's.
