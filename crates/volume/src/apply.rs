@@ -64,8 +64,8 @@ impl<'a> Spot<'a> {
     }
 
     /// A name in a private directory.
-    fn in_private(dir: &'a OwnedFd, name: &'a CStr) -> Spot<'a> {
-        Spot { dir: dir.as_fd(), name, open: None, is_limbo: false }
+    fn in_private(dir: BorrowedFd<'a>, name: &'a CStr) -> Spot<'a> {
+        Spot { dir, name, open: None, is_limbo: false }
     }
 }
 
@@ -103,10 +103,10 @@ impl Directory {
         name: &Name,
         victim: Option<&Victim>,
     ) -> Result<Placed, ApplyError> {
-        let private_name = staged.name();
+        let path = staged.path();
         let from = match &staged.beside {
-            Some(dir) => Spot::in_volume(dir, private_name.get()),
-            None => Spot::in_private(&self.private()?.staging, private_name.get()),
+            Some(dir) => Spot::in_volume(dir, path.get()),
+            None => Spot::in_private(self.staging_of(staged)?, path.get()),
         };
         let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
         let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
@@ -252,7 +252,7 @@ impl Directory {
         let (private, is_limbo) = (self.private()?, self.0.capabilities.exchange);
         let (dir, name) =
             if is_limbo { (&private.limbo, id.name()) } else { (&private.staging, id.staged_name()) };
-        let private = Spot { is_limbo, ..Spot::in_private(dir, name.get()) };
+        let private = Spot { is_limbo, ..Spot::in_private(dir.as_fd(), name.get()) };
         let link = |to: &Spot<'_>| {
             let link = || rustix::fs::linkat(from_dir, source.get(), to.dir, to.name, AtFlags::empty());
             self.in_writable(&[to.open], link)
@@ -323,7 +323,7 @@ impl Directory {
         })
     }
 
-    fn fit_out_dir(&self, dir: &DirFd, name: &Name, attrs: &Attrs) -> Result<Outcome, ApplyError> {
+    pub(crate) fn fit_out_dir(&self, dir: &DirFd, name: &Name, attrs: &Attrs) -> Result<Outcome, ApplyError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, CName::new(name).get(), flags, Mode::empty());
         let fd = fd.doing("open the directory", name.as_bytes())?;
@@ -449,7 +449,7 @@ impl Directory {
         limbo: StageId,
     ) -> Result<Placed, ApplyError> {
         let parked = Directory::parked_name(id);
-        let from = Spot::in_private(&self.private()?.limbo, parked.get());
+        let from = Spot::in_private(self.private()?.limbo.as_fd(), parked.get());
         let look = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
         let look = look.doing("unpark", name.as_bytes())?;
         if look.key != *key {
@@ -730,14 +730,18 @@ impl Directory {
         }
     }
 
-    fn unexpected(&self, dir: &DirFd, name: &Name) -> ApplyError {
+    pub(crate) fn unexpected(&self, dir: &DirFd, name: &Name) -> ApplyError {
         let seen = dir.look(name).ok().flatten().map(Box::new);
         ApplyError::Unexpected { seen }
     }
 
     /// Does `act`; if that is refused because directories of our own are not writable for us, makes them writable for
     /// the moment. (Replicating a read-only directory means writing into one.)
-    fn in_writable(&self, dirs: &[Option<&DirFd>], act: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    pub(crate) fn in_writable(
+        &self,
+        dirs: &[Option<&DirFd>],
+        act: impl Fn() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         match act() {
             Err(Errno::ACCESS) if self.0.uid != 0 => {}
             other => return other,

@@ -9,6 +9,7 @@ use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
 use crate::stage::{SHARDS, shard_name};
+use crate::staged_dir::DIRS;
 use crate::stat::{self, Look, MountId, only_mtime};
 use crate::sys::{self, Writers};
 use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId, Time};
@@ -60,6 +61,8 @@ pub(crate) struct Private {
     pub(crate) dir: OwnedFd,
     pub(crate) staging: OwnedFd,
     pub(crate) limbo: OwnedFd,
+    /// Where directories are staged; missing if the volume is only read.
+    pub(crate) staged_dirs: Option<OwnedFd>,
     /// Of these, and of the parts of staging.
     pub(crate) keys: Vec<NodeKey>,
 }
@@ -116,7 +119,15 @@ impl Directory {
                 for shard in open_shards(&staging, options.create_private).doing("open staging of", at)? {
                     keys.push(look(&shard)?);
                 }
-                Ok::<_, VolumeError>(Private { dir, staging, limbo, keys })
+                let dirs = open_own(&staging, DIRS, options.create_private);
+                let staged_dirs = dirs.doing("open staging of", at)?;
+                if let Some(dirs) = &staged_dirs {
+                    keys.push(look(dirs)?);
+                    if options.create_private {
+                        spread_below(dirs);
+                    }
+                }
+                Ok::<_, VolumeError>(Private { dir, staging, limbo, staged_dirs, keys })
             })
             .transpose()?;
         Ok(Directory(Arc::new(Inner {

@@ -7,14 +7,17 @@ use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
 use crate::read::hash_fd;
+use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
 use driftless_core::meta::Xattrs;
 use driftless_core::{Attrs, Digest, Fingerprint, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Zeroes are left out (a hole) in blocks of this size, aligned; smaller holes file systems do not make.
@@ -131,15 +134,45 @@ pub struct Staged {
     pub given: Attrs,
     /// Set if it is not in the private directory but, under a reserved name, in this directory.
     pub beside: Option<DirFd>,
+    /// Set if it is in a staged directory, under this name.
+    pub within: Option<(Arc<StagedDir>, Name)>,
+}
+
+/// Where a staged inode is, relative to the directory that [`Directory::staging_of`] gives.
+pub(crate) enum StagedPath {
+    Own(PrivateName),
+    Within(CString),
+}
+
+impl StagedPath {
+    pub(crate) fn get(&self) -> &CStr {
+        match self {
+            StagedPath::Own(name) => name.get(),
+            StagedPath::Within(path) => path,
+        }
+    }
 }
 
 impl Staged {
-    pub(crate) fn name(&self) -> PrivateName {
-        if self.beside.is_some() { self.id.beside("") } else { self.id.staged_name() }
+    pub(crate) fn path(&self) -> StagedPath {
+        match (&self.beside, &self.within) {
+            (Some(_), _) => StagedPath::Own(self.id.beside("")),
+            (None, Some((dir, name))) => StagedPath::Within(dir.path(Some(name))),
+            (None, None) => StagedPath::Own(self.id.staged_name()),
+        }
     }
 }
 
 impl Directory {
+    /// What [`Staged::path`] is relative to.
+    pub(crate) fn staging_of<'a>(&'a self, staged: &'a Staged) -> Result<BorrowedFd<'a>, VolumeError> {
+        match (&staged.beside, &staged.within) {
+            (Some(dir), _) => Ok(dir.as_fd()),
+            (None, Some(_)) => self.staged_dirs(),
+            (None, None) => Ok(self.private()?.staging.as_fd()),
+        }
+    }
+
     /// Stages a file of which all bytes are at hand, with the fewest system calls.
     ///
     /// # Errors
@@ -152,22 +185,22 @@ impl Directory {
         mtime: Time,
     ) -> Result<Staged, VolumeError> {
         let staging = self.private()?.staging.as_fd();
-        self.stage_small_in(staging, id.staged_name(), bytes, attrs, mtime)
+        self.stage_small_in(staging, id.staged_name().get(), bytes, attrs, mtime)
             .map(|(look, given)| staged(id, look, given))
             .doing("write", id.to_string().as_bytes())
     }
 
-    fn stage_small_in(
+    pub(crate) fn stage_small_in(
         &self,
         dir: BorrowedFd<'_>,
-        name: PrivateName,
+        name: &CStr,
         bytes: &[u8],
         attrs: &Attrs,
         mtime: Time,
     ) -> Result<(Look, Attrs), Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = attrs.mode & 0o777;
-        let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(mode))?;
+        let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
         let end = write_sparse(&fd, bytes, 0)?;
         if end < bytes.len() as u64 {
             rustix::fs::ftruncate(&fd, bytes.len() as u64)?;
@@ -307,11 +340,7 @@ impl Directory {
 
     /// Gives what is staged already other attributes: the state may have moved on since.
     pub fn restyle(&self, staged: &Staged, attrs: &Attrs, mtime: Time) -> Result<Staged, VolumeError> {
-        let name = staged.name();
-        let dir = match &staged.beside {
-            Some(dir) => dir.as_fd(),
-            None => self.private()?.staging.as_fd(),
-        };
+        let (dir, name) = (self.staging_of(staged)?, staged.path());
         let doing = "set the attributes of";
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let subject = staged.id.to_string();
@@ -336,11 +365,7 @@ impl Directory {
 
     /// Throws a staged inode away.
     pub fn unstage(&self, staged: &Staged) -> Result<bool, VolumeError> {
-        let name = staged.name();
-        match &staged.beside {
-            Some(dir) => self.unlink_verified(dir, name.get().to_bytes(), &staged.key),
-            None => self.unlink_verified(&self.private()?.staging, name.get().to_bytes(), &staged.key),
-        }
+        self.unlink_verified(self.staging_of(staged)?, staged.path().get().to_bytes(), &staged.key)
     }
 
     /// Makes staged inodes and the entries of `dirs` durable. Few files are synced one by one, many by one sync of
@@ -402,7 +427,9 @@ impl Directory {
 
     /// Makes names in staging durable.
     fn sync_shards(&self, staged: &[Staged]) -> Result<(), Errno> {
-        let shards: BTreeSet<usize> = staged.iter().map(|s| s.id.shard()).collect();
+        self.sync_staged_dirs(staged.iter().filter_map(|s| Some(&s.within.as_ref()?.0)))?;
+        let own = staged.iter().filter(|s| s.within.is_none());
+        let shards: BTreeSet<usize> = own.map(|s| s.id.shard()).collect();
         for shard in shards {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let name = shard_name(shard);
@@ -418,11 +445,8 @@ impl Directory {
 
     fn sync_staged(&self, staged: &Staged) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let dir = match &staged.beside {
-            Some(dir) => dir.as_fd(),
-            None => self.private_staging()?,
-        };
-        match rustix::fs::openat(dir, staged.name().get(), flags, Mode::empty()) {
+        let dir = self.staging_of(staged).map_err(|_| Errno::ROFS)?;
+        match rustix::fs::openat(dir, staged.path().get(), flags, Mode::empty()) {
             Ok(fd) => rustix::fs::fsync(&fd),
             // Without read permission for its owner: synced with everything else.
             Err(Errno::ACCESS) => rustix::fs::syncfs(&self.0.sync),
@@ -451,7 +475,7 @@ impl Directory {
     }
 
     fn copy_staged(&self, first: &Staged, dir: &DirFd, name: &PrivateName) -> Result<(Look, Attrs), Errno> {
-        let staging = self.private_staging()?;
+        let staging = self.staging_of(first).map_err(|_| Errno::ROFS)?;
         let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let wanted = Wanted { kind: first.kind, attrs: &first.given, mtime: Some(first.fingerprint.mtime) };
         let finish = |target: &Target<'_>| {
@@ -464,7 +488,7 @@ impl Directory {
         match first.kind {
             Kind::File => {
                 let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let source = rustix::fs::openat(staging, first.id.staged_name().get(), read, Mode::empty())?;
+                let source = rustix::fs::openat(staging, first.path().get(), read, Mode::empty())?;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name.get(), flags, Mode::from_raw_mode(StagedWriter::MODE))?;
                 copy_content(source.as_fd(), &fd)?;
@@ -473,11 +497,11 @@ impl Directory {
                 return Ok(finished);
             }
             Kind::Symlink => {
-                let target = rustix::fs::readlinkat(staging, first.id.staged_name().get(), Vec::new())?;
+                let target = rustix::fs::readlinkat(staging, first.path().get(), Vec::new())?;
                 rustix::fs::symlinkat(target, dir, name.get())?;
             }
             _ => {
-                let stat = stat::stat_name(staging, first.id.staged_name().get())?;
+                let stat = stat::stat_name(staging, first.path().get())?;
                 let kind = FileType::from_raw_mode(stat.stx_mode.into());
                 let mode = Mode::from_raw_mode(u32::from(stat.stx_mode));
                 rustix::fs::mknodat(dir, name.get(), kind, mode, stat::rdev_of(&stat))?;
@@ -489,7 +513,15 @@ impl Directory {
 }
 
 fn staged(id: StageId, look: Look, given: Attrs) -> Staged {
-    Staged { id, kind: look.kind(), fingerprint: look.fingerprint(), key: look.key, given, beside: None }
+    Staged {
+        id,
+        kind: look.kind(),
+        fingerprint: look.fingerprint(),
+        key: look.key,
+        given,
+        beside: None,
+        within: None,
+    }
 }
 
 fn sync_failed(errno: Errno) -> VolumeError {

@@ -374,7 +374,7 @@ impl TrashWriter {
         self.volume.make_durable(std::slice::from_ref(&staged), &[])?;
         let staging = self.volume.private()?.staging.as_fd();
         self.volume
-            .rename_away(staging, staged.name().get(), self.dir.as_fd(), name)
+            .rename_away(staging, staged.path().get(), self.dir.as_fd(), name)
             .doing(doing, &subject)?;
         rustix::fs::fsync(&self.dir).doing(doing, &subject)?;
         self.volume.unlink_verified(from, at.get().to_bytes(), &limbo.key).map(drop)

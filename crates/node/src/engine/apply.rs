@@ -18,10 +18,15 @@ use driftless_core::meta::Digest;
 use driftless_core::plan::{self, At, Outcome, Plan, PlanOptions, Step};
 use driftless_core::rows::Table;
 use driftless_core::tree;
-use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, NodeKey, Time, Tx, Wanted};
+use driftless_core::{
+    Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, Name, NodeKey, Time, Tx, Wanted,
+};
 use driftless_volume::crash::{self, Point};
-use driftless_volume::{ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, VolumeError};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use driftless_volume::{
+    ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, StagedDir, VolumeError,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
 pub(super) const ENTRIES_PER_PLAN: usize = 8192;
@@ -40,9 +45,14 @@ enum Done {
     No(Reason, String),
 }
 
+/// A staged directory and the names in it that are to be shown with it.
+type WholeDir = (Arc<StagedDir>, HashSet<Name>);
+
 /// One batch being applied.
 struct Run {
     staged: StagedByKey,
+    /// Directories that are shown with what is in them, by the provisional key of the step that makes them.
+    whole: HashMap<NodeKey, WholeDir>,
     real: HashMap<NodeKey, NodeKey>,
     touched_dirs: BTreeSet<NodeKey>,
     failed: BTreeMap<EntryId, (Reason, String)>,
@@ -85,6 +95,7 @@ impl Engine {
         let held = self.hold_mass_removal(&mut plan)?;
         let mut run = Run {
             staged: HashMap::new(),
+            whole: HashMap::new(),
             real: HashMap::new(),
             touched_dirs: BTreeSet::new(),
             failed: BTreeMap::new(),
@@ -120,7 +131,10 @@ impl Engine {
         }
         for (_, staged) in std::mem::take(&mut run.staged) {
             // Its step was skipped; what was staged for it is staged again when it is planned again.
-            self.volume.unstage(&staged).map_err(Fail::Volume)?;
+            match &staged.within {
+                Some((dir, name)) if dir.is_shown() => self.look_soon(dir.key().clone(), name.clone()),
+                _ => drop(self.volume.unstage(&staged).map_err(Fail::Volume)?),
+            }
         }
         self.restore_dir_times(&mut tx, std::mem::take(&mut run.touched_dirs))?;
         for (id, lack) in std::mem::take(&mut run.lacking) {
@@ -187,13 +201,17 @@ impl Engine {
     /// Makes every new leaf of the plan in the staging directory, and all of them durable.
     fn stage(&mut self, plan: &Plan, run: &mut Run) -> Result<(), Fail> {
         let mut to_sync = Vec::new();
+        run.whole = self.whole_dirs(plan);
         for step in &plan.steps {
-            let Step::Put { node, kind, entry, version, content, attrs, copy, .. } = step else { continue };
+            let Step::Put { at, node, kind, entry, version, content, attrs, copy, victim, .. } = step else {
+                continue;
+            };
             if self.left.is_placed(&(*entry, *version)) {
                 continue;
             }
             if let Some(early) = self.early.remove(&(*entry, *version)) {
-                match self.as_wanted(early, attrs, content.mtime()) {
+                let wanted = self.as_wanted(early, attrs, content.mtime());
+                match wanted.and_then(|(s, d)| Ok((self.stay_within(s, at, victim.is_some(), run)?, d))) {
                     Ok((staged, durable)) => {
                         self.counts.applied_bytes += content.size();
                         if !durable {
@@ -222,6 +240,9 @@ impl Engine {
                 }
             }
         }
+        if run.whole.values().any(|(_, names)| !names.is_empty()) {
+            self.take_out_others(run)?;
+        }
         self.volume.make_durable(&to_sync, &[]).map_err(Fail::Volume)?;
         self.rename_transfers(run)
     }
@@ -236,6 +257,52 @@ impl Engine {
             renamed.push(staged.clone());
         }
         self.volume.make_durable(&renamed, &[]).map_err(Fail::Volume)
+    }
+
+    /// Directories that the plan makes and that were staged with files in them.
+    fn whole_dirs(&mut self, plan: &Plan) -> HashMap<NodeKey, WholeDir> {
+        let mut whole = HashMap::new();
+        if self.early_dirs.is_empty() {
+            return whole;
+        }
+        for step in &plan.steps {
+            let Step::MakeDir { node, binding, .. } = step else { continue };
+            if let Some(dir) = binding.members.iter().find_map(|m| self.early_dirs.remove(m)) {
+                whole.insert(node.clone(), (dir, HashSet::new()));
+            }
+        }
+        whole
+    }
+
+    /// A file in a staged directory stays there if it is to be shown in that directory, under that name, with nothing
+    /// in the way. Else it becomes one that is shown by itself.
+    fn stay_within(
+        &self,
+        staged: Staged,
+        at: &At,
+        replaces: bool,
+        run: &mut Run,
+    ) -> Result<Staged, VolumeError> {
+        let Some((dir, name)) = &staged.within else { return Ok(staged) };
+        match run.whole.get_mut(&at.dir) {
+            Some((whole, names)) if Arc::ptr_eq(whole, dir) && *name == at.name && !replaces => {
+                names.insert(name.clone());
+                Ok(staged)
+            }
+            _ => self.volume.take_out(staged),
+        }
+    }
+
+    /// Files that lie in the directories now to be shown, and are no part of this plan.
+    fn take_out_others(&mut self, run: &Run) -> Result<(), Fail> {
+        let shown = |s: &Staged| {
+            let within = s.within.as_ref();
+            within.is_some_and(|(dir, _)| run.whole.values().any(|(whole, _)| Arc::ptr_eq(whole, dir)))
+        };
+        for early in self.early.values_mut().filter(|e| shown(&e.staged)) {
+            early.staged = self.volume.take_out(early.staged.clone()).map_err(Fail::Volume)?;
+        }
+        Ok(())
     }
 
     /// What was staged before the state was merged may need other attributes than it came with. Says whether it is
@@ -367,7 +434,7 @@ impl Engine {
     /// Does a step; `id` names in limbo what it replaces or removes.
     fn do_step(&mut self, tx: &mut Tx<'_>, step: &Step, id: StageId, run: &mut Run) -> Result<Done, Fail> {
         match step {
-            Step::MakeDir { at, attrs, .. } => self.do_make_dir(tx, at, attrs, run),
+            Step::MakeDir { at, node, attrs, .. } => self.do_make_dir(tx, (at, node), attrs, run),
             Step::Put { at, node, victim, entry, version, .. } => {
                 if let Some(placed) = self.left.take_placed(&(*entry, *version)) {
                     return self.do_put_recovered(tx, at, &placed, run);
@@ -380,6 +447,10 @@ impl Engine {
                     return self.no_dir(tx, &[&at.dir]);
                 };
                 run.touched_dirs.insert(at.dir.clone());
+                if staged.within.as_ref().is_some_and(|(dir, _)| dir.is_shown()) {
+                    let Staged { key: node, fingerprint, given, .. } = staged;
+                    return Ok(Done::Yes(Some(Outcome { node, fingerprint, given })));
+                }
                 // A follower does not record that its copy was removed.
                 let free = self.follows() && matches!(fd.look(&at.name), Ok(None));
                 match self.volume.place(&staged, &fd, &at.name, victim.as_ref().filter(|_| !free)) {
@@ -483,10 +554,37 @@ impl Engine {
         Ok(Done::Yes(Some(Outcome { node: p.key, fingerprint: p.fingerprint, given })))
     }
 
-    fn do_make_dir(&mut self, tx: &mut Tx<'_>, at: &At, attrs: &Attrs, run: &mut Run) -> Result<Done, Fail> {
+    /// Makes a directory, with what was staged in it for this plan.
+    fn make_dir(
+        &self,
+        fd: &DirFd,
+        name: &Name,
+        attrs: &Attrs,
+        whole: Option<WholeDir>,
+    ) -> Result<Outcome, ApplyError> {
+        let Some((dir, names)) = whole.filter(|(_, names)| !names.is_empty()) else {
+            return self.volume.make_dir(fd, name, attrs);
+        };
+        match self.volume.place_dir(&dir, fd, name, attrs, &names) {
+            // Its files are shown one by one.
+            Err(ApplyError::Volume(_) | ApplyError::CrossDevice { .. }) => {
+                self.volume.make_dir(fd, name, attrs)
+            }
+            other => other,
+        }
+    }
+
+    fn do_make_dir(
+        &mut self,
+        tx: &mut Tx<'_>,
+        (at, node): (&At, &NodeKey),
+        attrs: &Attrs,
+        run: &mut Run,
+    ) -> Result<Done, Fail> {
         let Some(fd) = self.dir_for(tx, &at.dir)? else { return self.no_dir(tx, &[&at.dir]) };
         run.touched_dirs.insert(at.dir.clone());
-        match self.volume.make_dir(&fd, &at.name, attrs) {
+        let whole = run.whole.remove(node);
+        match self.make_dir(&fd, &at.name, attrs, whole) {
             Ok(outcome) => {
                 run.touched_dirs.insert(outcome.node.clone());
                 self.new_dirs.push(outcome.node.clone());

@@ -47,7 +47,7 @@ use driftless_core::link::{self, Fetcher, Message, OwnHello, Receiver, Role, Sen
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
-use driftless_volume::{ApplyError, DirFd, Directory, Hint, VolumeError, Watcher};
+use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
 use limbo::Limbos;
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
@@ -237,6 +237,7 @@ pub(crate) struct Engine {
     staging: usize,
     batches: VecDeque<Ready>,
     early: HashMap<(EntryId, Dot), Early>,
+    early_dirs: HashMap<EntryId, Arc<StagedDir>>,
     queue: VecDeque<EntryId>,
     queued: HashSet<EntryId>,
     backlog_from: Option<u64>,
@@ -665,22 +666,22 @@ impl Engine {
                     // The transaction must not outlive the snapshot of this round.
                     let mut t = Tx::open(&*snapshot, self.env())?;
                     self.step_pass(&mut t, &mut pass)?;
-                    let over = pass.todo.is_empty() && !pass.listing();
+                    let over = pass.is_listed();
                     if over {
                         self.resolve(&mut t, &mut pass)?;
                     }
                     self.commit_local(t, &mut pass)?;
-                    if over && pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+                    if over && pass.is_listed() && pass.is_settled() {
                         return Ok(());
                     }
                     continue;
                 }
             };
-            if pass.todo.is_empty() && !pass.listing() {
+            if pass.is_listed() {
                 self.resolve(&mut t, &mut pass)?;
             }
             self.commit_local(t, &mut pass)?;
-            if pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+            if pass.is_listed() && pass.is_settled() {
                 return Ok(());
             }
         }
@@ -708,12 +709,12 @@ impl Engine {
         let snapshot = self.store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         self.step_pass(&mut tx, &mut pass)?;
-        let over = pass.todo.is_empty() && !pass.listing();
+        let over = pass.is_listed();
         if over {
             self.resolve(&mut tx, &mut pass)?;
         }
         self.commit_local(tx, &mut pass)?;
-        if over && pass.todo.is_empty() && !pass.listing() && pass.is_settled() {
+        if over && pass.is_listed() && pass.is_settled() {
             self.crawl_over()?;
         } else {
             self.pass = Some(pass);

@@ -43,6 +43,9 @@ pub(super) struct Pass {
     current: Option<DirLook>,
     /// Directories to be listed: new ones, or all of a crawl.
     pub(super) todo: VecDeque<NodeKey>,
+    /// New directories met while their parent was listed: taken in, and listed at once, after it. So a directory and what
+    /// is in it stand next to each other in the feed, and come to the peer together.
+    new_dirs: VecDeque<(NodeKey, Seen)>,
     /// True if every directory was listed: what was not found nowhere is nowhere.
     pub(super) complete: bool,
     /// True if removals were held by the guard.
@@ -64,18 +67,18 @@ impl Pass {
 
     /// True if it was told to look at nothing.
     pub(super) fn is_empty(&self) -> bool {
-        self.is_settled() && self.todo.is_empty() && self.touched.is_empty() && !self.listing()
+        self.is_settled() && self.is_listed() && self.touched.is_empty()
     }
 
-    /// True if a directory is being compared.
-    pub(super) fn listing(&self) -> bool {
-        self.current.is_some()
+    /// True if nothing is left to be listed.
+    pub(super) fn is_listed(&self) -> bool {
+        self.todo.is_empty() && self.new_dirs.is_empty() && self.current.is_none()
     }
 
     /// A directory was taken in: it is listed too.
     pub(super) fn descend(&mut self, seen: &Seen) {
         if seen.kind.is_dir() {
-            self.todo.push_back(seen.key.clone());
+            self.todo.push_front(seen.key.clone());
         }
     }
 
@@ -92,6 +95,7 @@ struct DirLook {
     fd: DirFd,
     seen: VecDeque<Seen>,
     shown: HashSet<Vec<u8>>,
+    new_dirs: VecDeque<(NodeKey, Seen)>,
 }
 
 /// Where the observer is with respect to the tree.
@@ -112,23 +116,53 @@ impl Engine {
         let mut left = super::LOOKS_PER_COMMIT;
         while left > 0 {
             let Some(mut dir) = pass.current.take() else {
-                let Some(key) = pass.todo.pop_front() else { return Ok(()) };
-                pass.current = self.list_dir(tx, pass, &key)?;
+                if let Some(key) = pass.todo.pop_front() {
+                    pass.current = self.list_dir(tx, pass, &key)?;
+                } else if let Some((dir, seen)) = pass.new_dirs.pop_front() {
+                    self.take_new_dir(tx, pass, &dir, seen)?;
+                } else {
+                    return Ok(());
+                }
                 left -= 1;
                 continue;
             };
             while left > 0 {
                 let Some(seen) = dir.seen.pop_front() else { break };
-                self.look_at_seen(tx, pass, &dir.fd, &dir.key, &dir.path, seen)?;
+                if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() {
+                    dir.new_dirs.push_back((dir.key.clone(), seen));
+                } else {
+                    self.look_at_seen(tx, pass, &dir.fd, &dir.key, &dir.path, seen)?;
+                }
                 left -= 1;
             }
             if dir.seen.is_empty() {
                 self.note_missing(tx, pass, &dir)?;
+                dir.new_dirs.append(&mut pass.new_dirs);
+                pass.new_dirs = dir.new_dirs;
             } else {
                 pass.current = Some(dir);
             }
         }
         Ok(())
+    }
+
+    /// A new directory that was passed over while its parent was listed. It may have gone meanwhile.
+    fn take_new_dir(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        dir: &NodeKey,
+        seen: Seen,
+    ) -> Result<(), Fail> {
+        let Some(path) = self.path_of_node(tx, dir)? else { return Ok(()) };
+        match self.volume.dir(&path, Some(dir)) {
+            Ok(fd) => self.look_at_seen(tx, pass, &fd, dir, &path, seen),
+            Err(e) if is_gone(&e) => {
+                self.want_crawl = true;
+                Ok(())
+            }
+            Err(e) => self.cannot_list(tx, pass, &path, &e),
+        }
     }
 
     fn list_dir(&mut self, tx: &mut Tx<'_>, pass: &mut Pass, key: &NodeKey) -> Result<Option<DirLook>, Fail> {
@@ -167,7 +201,8 @@ impl Engine {
         // In name order, so that births get their numbers in an order that neighbours share.
         seen.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.counts.scanned += seen.len() as u64;
-        Ok(Some(DirLook { key: key.clone(), path, fd, seen: seen.into(), shown }))
+        let new_dirs = VecDeque::new();
+        Ok(Some(DirLook { key: key.clone(), path, fd, seen: seen.into(), shown, new_dirs }))
     }
 
     /// Recorded names that the listing did not show.

@@ -158,6 +158,7 @@ impl Engine {
             staging: 0,
             batches: VecDeque::new(),
             early: HashMap::new(),
+            early_dirs: HashMap::new(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             backlog_from: None,

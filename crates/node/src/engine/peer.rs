@@ -2,7 +2,7 @@
 
 use super::observe::Taking;
 use super::open::SETTING_LOST;
-use super::stager::Ready;
+use super::stager::{self, Ready};
 use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, Peer, QUEUE_MAX, apply, wall_ns, weight};
 use crate::api::{Level, Phase, Side};
 use crate::sites;
@@ -10,7 +10,7 @@ use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Se
 use driftless_core::rows::Table;
 use driftless_core::{EntryId, Tx, local, tx};
 use driftless_volume::crash::{self, Point};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 impl Engine {
@@ -20,12 +20,14 @@ impl Engine {
             Message::Batch(batch) => {
                 // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
                 let useful = self.may_plan() || self.staging > 0;
-                match &self.stager {
-                    Some(stager) if useful => {
-                        stager.give(batch);
+                if useful && self.stager.is_some() {
+                    let new_dirs = self.new_dirs_of(&batch)?;
+                    if let Some(stager) = &self.stager {
+                        stager.give(batch, new_dirs);
                         self.staging += 1;
                     }
-                    _ => self.batches.push_back(Ready { batch, early: HashMap::new() }),
+                } else {
+                    self.batches.push_back(Ready { batch, early: HashMap::new(), dirs: HashMap::new() });
                 }
                 Ok(())
             }
@@ -144,6 +146,23 @@ impl Engine {
         Ok(())
     }
 
+    /// Directories that can be staged with their files, since nobody has them here.
+    fn new_dirs_of(&self, batch: &link::Batch) -> Result<HashSet<EntryId>, Fail> {
+        let dirs = stager::dirs_of(batch);
+        if dirs.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut new = HashSet::new();
+        for dir in dirs {
+            if tx.entry(dir)?.is_none() {
+                new.insert(dir);
+            }
+        }
+        Ok(new)
+    }
+
     /// Merges and applies the batches that have come, as one: one sync of the disk serves them all.
     pub(super) fn merge_batches(&mut self) -> Result<(), Fail> {
         let Some(mut peer) = self.peer.take() else {
@@ -154,8 +173,9 @@ impl Engine {
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         let (mut changed, mut receipts, mut told) = (Vec::new(), Vec::new(), false);
-        while let Some(Ready { batch, early }) = self.next_of_group(changed.len()) {
+        while let Some(Ready { batch, early, dirs }) = self.next_of_group(changed.len()) {
             self.early.extend(early);
+            self.early_dirs.extend(dirs);
             let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
                 Ok(m) => m,
                 Err(link::ReceiveError::Index(e)) => return Err(e.into()),
@@ -235,6 +255,7 @@ impl Engine {
         for (_, e) in std::mem::take(&mut self.early) {
             self.volume.unstage(&e.staged).map_err(Fail::Volume)?;
         }
+        self.early_dirs.clear();
         Ok(())
     }
 

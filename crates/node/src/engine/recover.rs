@@ -68,6 +68,8 @@ impl Engine {
                 self.stage_ids.skip_to(id.0);
             }
         }
+        // Nothing in them was ever shown.
+        self.volume.sweep_staged_dirs().map_err(Fail::Volume)?;
         let mut private: Private = HashMap::new();
         for entry in self.volume.list_private().map_err(Fail::Volume)? {
             if let Some(id) = StageId::parse(&entry.name).filter(|id| !content::is_transfer(*id)) {

@@ -6,11 +6,13 @@
 //! disk is the rest, and others work meanwhile.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use driftless_core::entry::{Entry, Link};
 use driftless_core::link::Batch;
 use driftless_core::meta::Digest;
 use driftless_core::{Attrs, Content, Dot, EntryId, Time};
-use driftless_volume::{Directory, StageId, Staged};
-use std::collections::HashMap;
+use driftless_volume::{Directory, StageId, Staged, StagedDir};
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -26,7 +28,18 @@ pub(super) struct Early {
 pub(super) struct Ready {
     pub(super) batch: Batch,
     pub(super) early: HashMap<(EntryId, Dot), Early>,
+    /// Directories that were staged with files in them.
+    pub(super) dirs: HashMap<EntryId, Arc<StagedDir>>,
 }
+
+/// A batch to be staged, and the directories in it that are new here.
+struct Job {
+    batch: Batch,
+    new_dirs: HashSet<EntryId>,
+}
+
+/// With fewer files than this a new directory is not worth staging.
+const STAGED_DIR_FILES_MIN: usize = 3;
 
 /// Numbers for staged files, shared by all who stage.
 #[derive(Clone, Default)]
@@ -50,7 +63,7 @@ const SYNC_ENTRIES_MAX: usize = 8192;
 /// Two threads in a row: one stages, one makes durable what is staged, many batches at once when they come faster than
 /// the disk syncs. Their queues need no bound of their own: the window of batches bounds what is in them.
 pub(super) struct Stager {
-    jobs: Option<Sender<Batch>>,
+    jobs: Option<Sender<Job>>,
     pub(super) ready: Receiver<Ready>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -58,14 +71,14 @@ pub(super) struct Stager {
 impl Stager {
     /// `compare`: bytes are compared with their digest; not needed if they come from this process.
     pub(super) fn start(volume: Directory, ids: StageIds, compare: bool) -> std::io::Result<Stager> {
-        let (jobs, todo) = unbounded::<Batch>();
+        let (jobs, todo) = unbounded::<Job>();
         let (staged, to_sync) = unbounded::<Ready>();
         let (done, ready) = unbounded();
         let syncing = volume.clone();
         let stager = std::thread::Builder::new().name("stager".into()).spawn(move || {
-            for batch in todo {
+            for job in todo {
                 // The engine is gone: what is staged is swept by the next start.
-                if staged.send(stage(&volume, &ids, batch, compare)).is_err() {
+                if staged.send(stage(&volume, &ids, job, compare)).is_err() {
                     return;
                 }
             }
@@ -82,11 +95,11 @@ impl Stager {
         Ok(Stager { jobs: Some(jobs), ready, threads: vec![stager, syncer] })
     }
 
-    /// Hands over a batch; it comes back by `ready`.
-    pub(super) fn give(&self, batch: Batch) {
+    /// Hands over a batch; it comes back by `ready`. `new_dirs`: those of [`dirs_of`] that are new here.
+    pub(super) fn give(&self, batch: Batch, new_dirs: HashSet<EntryId>) {
         if let Some(jobs) = &self.jobs {
             // The thread ends only after this sender is gone.
-            let _ = jobs.send(batch);
+            let _ = jobs.send(Job { batch, new_dirs });
         }
     }
 }
@@ -126,8 +139,26 @@ fn sync_all(volume: &Directory, mut group: Vec<Ready>) -> Vec<Ready> {
     group
 }
 
-fn stage(volume: &Directory, ids: &StageIds, mut batch: Batch, compare: bool) -> Ready {
+/// Directories of a batch with enough files of it in them to be staged with them, if they are new.
+pub(super) fn dirs_of(batch: &Batch) -> Vec<EntryId> {
+    let mut files: HashMap<EntryId, usize> = HashMap::new();
+    for parent in batch.entries.iter().filter(|e| !e.kind.is_dir()).filter_map(only_name).map(|l| l.at.parent)
+    {
+        *files.entry(parent).or_default() += 1;
+    }
+    let enough = |e: &&Entry| e.kind.is_dir() && files.get(&e.id).is_some_and(|n| *n >= STAGED_DIR_FILES_MIN);
+    batch.entries.iter().filter(enough).map(|e| e.id).collect()
+}
+
+/// The name of an entry that has one.
+fn only_name(e: &Entry) -> Option<&Link> {
+    let mut names = e.present_links();
+    names.next().filter(|_| names.next().is_none())
+}
+
+fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs }: Job, compare: bool) -> Ready {
     let mut early = HashMap::with_capacity(batch.inline.len());
+    let mut dirs: HashMap<EntryId, Arc<StagedDir>> = HashMap::new();
     let entries: HashMap<EntryId, usize> = batch.entries.iter().enumerate().map(|(i, e)| (e.id, i)).collect();
     for inline in std::mem::take(&mut batch.inline) {
         let entry = entries.get(&inline.entry).map(|i| &batch.entries[*i]);
@@ -136,8 +167,15 @@ fn stage(volume: &Directory, ids: &StageIds, mut batch: Batch, compare: bool) ->
         if compare && Digest::of(&inline.bytes) != *digest {
             continue; // not what it says: asked for again as any missing content
         }
-        let attrs = &entry.meta.1;
-        match volume.stage_small(StageId(ids.take()), &inline.bytes, attrs, *mtime) {
+        let (attrs, id) = (&entry.meta.1, StageId(ids.take()));
+        let name = only_name(entry).filter(|l| new_dirs.contains(&l.at.parent)).map(|l| &l.at);
+        let within = name.and_then(|at| {
+            let dir = staged_dir(volume, ids, &mut dirs, at.parent)?;
+            // A second file of that name is none of the directory's: it is staged by itself.
+            volume.stage_small_within(dir, &at.name, id, &inline.bytes, (attrs, *mtime)).ok()
+        });
+        let staged = within.map_or_else(|| volume.stage_small(id, &inline.bytes, attrs, *mtime), Ok);
+        match staged {
             Ok(staged) => {
                 let e = Early { staged, attrs: attrs.clone(), mtime: *mtime };
                 early.insert((inline.entry, inline.version), e);
@@ -146,5 +184,17 @@ fn stage(volume: &Directory, ids: &StageIds, mut batch: Batch, compare: bool) ->
             Err(_) => batch.inline.push(inline),
         }
     }
-    Ready { batch, early }
+    Ready { batch, early, dirs }
+}
+
+fn staged_dir<'a>(
+    volume: &Directory,
+    ids: &StageIds,
+    dirs: &'a mut HashMap<EntryId, Arc<StagedDir>>,
+    entry: EntryId,
+) -> Option<&'a Arc<StagedDir>> {
+    match dirs.entry(entry) {
+        Slot::Occupied(known) => Some(known.into_mut()),
+        Slot::Vacant(free) => Some(free.insert(volume.stage_dir(StageId(ids.take())).ok()?)),
+    }
 }
