@@ -484,6 +484,9 @@ impl Sender {
                 if row.n != n {
                     return Err(Error::Inconsistent(format!("feed row {n} of entry {id} is not its own")));
                 }
+                if row.entry.kind.is_dir() && self.is_nearly_full(stack) {
+                    return Ok(false);
+                }
                 if !self.take_row(tx, stack, &row, now_ms)? {
                     return Ok(false);
                 }
@@ -523,6 +526,13 @@ impl Sender {
 
     fn is_full(&self, stack: &Stack) -> bool {
         stack.bytes >= self.batch_bytes_now || stack.entries.len() >= self.limits.batch_entries
+    }
+
+    /// True if the batch had better end before a directory: what is in it often follows it in the feed, and a receiver
+    /// shows a new directory with all that comes with it at once.
+    fn is_nearly_full(&self, stack: &Stack) -> bool {
+        stack.bytes >= self.batch_bytes_now / 4 * 3
+            || stack.entries.len() >= self.limits.batch_entries / 4 * 3
     }
 
     /// Adds a state, after those directories above it that the peer may not have.

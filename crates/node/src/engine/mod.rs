@@ -238,6 +238,8 @@ pub(crate) struct Engine {
     batches: VecDeque<Ready>,
     early: HashMap<(EntryId, Dot), Early>,
     early_dirs: HashMap<EntryId, Arc<StagedDir>>,
+    /// Directories in batches that are being staged: the next batch may have them again.
+    dirs_on_their_way: HashSet<EntryId>,
     queue: VecDeque<EntryId>,
     queued: HashSet<EntryId>,
     backlog_from: Option<u64>,

@@ -159,6 +159,7 @@ impl Engine {
             batches: VecDeque::new(),
             early: HashMap::new(),
             early_dirs: HashMap::new(),
+            dirs_on_their_way: HashSet::new(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             backlog_from: None,

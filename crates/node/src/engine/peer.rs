@@ -71,8 +71,8 @@ impl Engine {
                 let limits = SendLimits {
                     // What a session keeps of contents in memory. Small batches overlap better: while one is synced,
                     // the next ones are staged.
-                    batch_bytes: 4 << 20,
-                    window: 6,
+                    batch_bytes: 8 << 20,
+                    window: 4,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: 1 << 20,
                     fill_rows: 2048,
@@ -147,8 +147,12 @@ impl Engine {
     }
 
     /// Directories that can be staged with their files, since nobody has them here.
-    fn new_dirs_of(&self, batch: &link::Batch) -> Result<HashSet<EntryId>, Fail> {
-        let dirs = stager::dirs_of(batch);
+    fn new_dirs_of(&mut self, batch: &link::Batch) -> Result<HashSet<EntryId>, Fail> {
+        if self.staging == 0 && self.batches.is_empty() {
+            self.dirs_on_their_way.clear();
+        }
+        let mut dirs = stager::dirs_of(batch);
+        dirs.retain(|dir| self.dirs_on_their_way.insert(*dir));
         if dirs.is_empty() {
             return Ok(HashSet::new());
         }
