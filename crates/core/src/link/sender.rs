@@ -531,8 +531,10 @@ impl Sender {
     /// True if the batch had better end before a directory: what is in it often follows it in the feed, and a receiver
     /// shows a new directory with all that comes with it at once.
     fn is_nearly_full(&self, stack: &Stack) -> bool {
-        stack.bytes >= self.batch_bytes_now / 4 * 3
-            || stack.entries.len() >= self.limits.batch_entries / 4 * 3
+        let (bytes, entries) = (stack.bytes, stack.entries.len());
+        entries > 0
+            && (bytes.saturating_mul(4) >= self.batch_bytes_now.saturating_mul(3)
+                || entries.saturating_mul(4) >= self.limits.batch_entries.saturating_mul(3))
     }
 
     /// Adds a state, after those directories above it that the peer may not have.
