@@ -22,7 +22,22 @@ use clap::{CommandFactory as _, Parser as _};
 use error::{CliError, ExitCode};
 use std::io::{self, Write as _};
 
+/// Open files that a process is sure to get by with. Above it nothing is gained.
+const OPEN_FILES: u64 = 8192;
+
+/// The usual limit of 1024 open files is for programs that use `select`; the one above it is ours to take.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    if current.is_some_and(|now| now < wanted) {
+        // Refused: it goes on with what there is.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
+}
+
 fn main() -> std::process::ExitCode {
+    raise_open_files();
     let cli = Cli::parse();
     let json = cli.wants_json();
     let code = run(cli.command).unwrap_or_else(|e| {

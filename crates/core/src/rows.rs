@@ -200,6 +200,11 @@ pub trait Store: Send + Sync {
     fn commit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
         self.commit(batch)
     }
+    /// False if what was written last found no room but what is kept for an end in good order. Nothing that need not
+    /// be is written then, until this is true again; asking tries to make it so.
+    fn has_room(&self) -> bool {
+        true
+    }
 }
 
 type Tables = BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>;

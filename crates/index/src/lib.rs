@@ -5,6 +5,7 @@
 //!   returns. After a failed one the instance writes no more: what reached the disk is unknown
 //!   until the file is opened again.
 //! - A file of a newer format, or one that is no index, is refused before a byte of it is changed.
+//! - A disk that is full does not end an index that was opened for a replica ([`Store::has_room`](driftless_core::rows::Store::has_room)).
 //! - A damaged file gives [`IndexError::Damaged`], never an empty index: an index that silently
 //!   starts anew would take every file of the volume for new.
 //!
@@ -13,6 +14,7 @@
 mod batch;
 mod guard;
 pub mod lock;
+mod reserve;
 mod row;
 mod snapshot;
 pub mod state_dir;

@@ -6,8 +6,10 @@
 
 use crate::batch;
 use crate::guard::guarded;
+use crate::reserve::{Reserve, ReservedFile};
 use crate::snapshot::Snapshot;
 use driftless_core::rows::{Batch, Read, Store, StoreError, Table};
+use redb::backends::FileBackend;
 use redb::{DatabaseError, ReadableDatabase, StorageError, TableDefinition, TableError};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -36,7 +38,7 @@ pub(crate) fn definition(table: Table) -> Definition {
 pub struct OpenOptions {
     /// Memory for pages of the file, in bytes.
     pub cache_bytes: usize,
-    /// Make the file if it is missing.
+    /// Make the file if it is missing, and keep room on its disk: it is going to be written to.
     pub create: bool,
 }
 
@@ -140,6 +142,8 @@ pub struct Index {
     file: Arc<File>,
     /// Set by the first failed commit; [`Store::commit`] refuses from then on.
     failed: AtomicBool,
+    /// Kept where the index is written to by a replica.
+    reserve: Option<Arc<Reserve>>,
 }
 
 impl Index {
@@ -156,9 +160,13 @@ impl Index {
             }
             Err(e) => return Err(io_error(path, e)),
         }
-        let db = writable(path, options.cache_bytes)?;
+        let reserve = options.create.then(|| Reserve::beside(path));
+        let db = match &reserve {
+            Some(reserve) => reserved(path, options.cache_bytes, reserve)?,
+            None => writable(path, options.cache_bytes)?,
+        };
         let file = Arc::new(File { db: Some(db), path: path.to_owned() });
-        Ok(Index { file, failed: AtomicBool::new(false) })
+        Ok(Index { file, failed: AtomicBool::new(false), reserve })
     }
 
     /// The file.
@@ -192,6 +200,10 @@ impl Store for Index {
 
     fn commit_lazily(&self, batch: Batch) -> Result<(), StoreError> {
         self.commit_with(batch, redb::Durability::None)
+    }
+
+    fn has_room(&self) -> bool {
+        self.reserve.as_ref().is_none_or(|r| r.has_room())
     }
 }
 
@@ -257,6 +269,16 @@ fn format_row(db: &impl ReadableDatabase, path: &Path) -> Result<Option<Vec<u8>>
 
 fn writable(path: &Path, cache_bytes: usize) -> Result<redb::Database, IndexError> {
     let open = || redb::Builder::new().set_cache_size(cache_bytes).open(path);
+    guarded(open).map_err(|e| open_error(path, e))
+}
+
+/// As [`writable`], with a reserve to fall back on. The file was looked at before: it is there and ours.
+fn reserved(path: &Path, cache_bytes: usize, reserve: &Arc<Reserve>) -> Result<redb::Database, IndexError> {
+    let open = || -> Result<redb::Database, DatabaseError> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        let file = ReservedFile::new(FileBackend::new(file)?, Arc::clone(reserve));
+        redb::Builder::new().set_cache_size(cache_bytes).create_with_backend(file)
+    };
     guarded(open).map_err(|e| open_error(path, e))
 }
 

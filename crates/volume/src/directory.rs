@@ -20,6 +20,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Directories kept open per volume. The usual limit of open files is 1024, and a process may run several volumes.
@@ -52,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) private: Option<Private>,
     /// Our user id, and whether we are root.
     pub(crate) uid: u32,
+    /// Syncs of the file system that have failed.
+    pub(crate) sync_failures: AtomicU64,
     /// Open directories by identity. Guards nothing but itself.
     dirs: Mutex<LruCache<NodeKey, Arc<OpenDir>>>,
 }
@@ -136,7 +139,8 @@ impl Directory {
             capabilities,
             private,
             uid: rustix::process::geteuid().as_raw(),
-            dirs: Mutex::new(LruCache::new(DIRS_OPEN_MAX)),
+            sync_failures: AtomicU64::new(0),
+            dirs: Mutex::new(LruCache::new(DIRS_OPEN_MAX.min(dirs_open_for_limit()))),
             root: fd,
             sync,
         })))
@@ -361,6 +365,14 @@ impl Directory {
         }
         Ok(at)
     }
+}
+
+/// How many directories a cache may keep open under the process's limit of open files: an eighth. A process may run two
+/// volumes with two caches each, and files have to be opened too.
+pub fn dirs_open_for_limit() -> NonZeroUsize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let few = usize::try_from(limit / 8).unwrap_or(usize::MAX);
+    NonZeroUsize::new(few).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn open_beneath(from: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {

@@ -20,6 +20,7 @@ mod doctor;
 mod error;
 #[cfg(test)]
 mod fallbacks;
+pub mod fault;
 mod key;
 mod limbo;
 mod read;
@@ -33,7 +34,7 @@ mod watch;
 
 pub use apply::Placed;
 pub use capability::{Capabilities, Created};
-pub use directory::{Directory, Located, Marker, OpenOptions, Part, PrivateEntry};
+pub use directory::{Directory, Located, Marker, OpenOptions, Part, PrivateEntry, dirs_open_for_limit};
 pub use dirfd::{DirFd, Seen, Unseen, UnseenReason};
 pub use doctor::{Examination, examine, file_system_of};
 pub use driftless_core::fitness::{Finding, Fitness, FsClass, Weight};

@@ -6,6 +6,7 @@ use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
+use crate::fault;
 use crate::read::hash_fd;
 use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
@@ -402,12 +403,39 @@ impl Directory {
     /// # Errors
     /// As [`Directory::make_durable`].
     pub fn sync(&self) -> Result<(), VolumeError> {
-        rustix::fs::syncfs(&self.0.sync).map_err(sync_failed)
+        let synced = fault::sync().and_then(|()| rustix::fs::syncfs(&self.0.sync));
+        if synced.is_err() {
+            self.0.sync_failures.fetch_add(1, Ordering::AcqRel);
+        }
+        synced.map_err(sync_failed)
+    }
+
+    /// How many syncs of the file system have failed. Such a failure is told once, to whoever asks first: it may be about
+    /// what somebody else has staged and not synced yet.
+    pub fn sync_failures(&self) -> u64 {
+        self.0.sync_failures.load(Ordering::Acquire)
+    }
+
+    /// As [`Directory::make_durable`] of inodes that were staged when `failures` syncs had failed.
+    ///
+    /// # Errors
+    /// Also if a sync has failed since, whoever it was.
+    pub fn make_durable_since(&self, staged: &[Staged], failures: u64) -> Result<(), VolumeError> {
+        self.make_durable(staged, &[])?;
+        match self.sync_failures() == failures || staged.is_empty() {
+            true => Ok(()),
+            false => Err(sync_failed(Errno::IO)),
+        }
     }
 
     /// True if so many bytes can be written now: by making room for them, since free space as reported knows no quota.
     pub fn has_room(&self, len: u64) -> bool {
         self.try_room(len).is_ok()
+    }
+
+    /// Free bytes as the file system says, for this user; 0 if it does not say.
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::fstatvfs(&self.0.root).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
     }
 
     fn try_room(&self, len: u64) -> Result<(), Errno> {
@@ -416,10 +444,7 @@ impl Directory {
         let fd = rustix::fs::openat(dir, ROOM, flags, Mode::from_raw_mode(0o600))?;
         let tried = match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len) {
             // Nothing can be set aside here: what is free has to do.
-            Err(Errno::OPNOTSUPP) => match rustix::fs::fstatvfs(&fd)? {
-                free if free.f_bavail.saturating_mul(free.f_frsize) >= len => Ok(()),
-                _ => Err(Errno::NOSPC),
-            },
+            Err(Errno::OPNOTSUPP) if self.free_bytes() >= len => Ok(()),
             other => other,
         };
         tried.and(rustix::fs::unlinkat(dir, ROOM, AtFlags::empty()))
@@ -447,7 +472,7 @@ impl Directory {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let dir = self.staging_of(staged).map_err(|_| Errno::ROFS)?;
         match rustix::fs::openat(dir, staged.path().get(), flags, Mode::empty()) {
-            Ok(fd) => rustix::fs::fsync(&fd),
+            Ok(fd) => fault::sync().and_then(|()| rustix::fs::fsync(&fd)),
             // Without read permission for its owner: synced with everything else.
             Err(Errno::ACCESS) => rustix::fs::syncfs(&self.0.sync),
             Err(e) => Err(e),

@@ -16,6 +16,7 @@ mod mounts;
 mod once;
 mod power;
 mod queries;
+mod resources;
 mod ssh;
 mod stress;
 mod terminal;

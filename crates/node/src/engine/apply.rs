@@ -10,7 +10,7 @@ use super::recover;
 use super::stager::Early;
 use super::trash;
 use super::{Engine, Fail, RACES_AT_ONCE_MAX, volume_reason};
-use crate::api::{Event, PathText, Reason};
+use crate::api::{Event, Level, PathText, Reason};
 use crate::needs::Waiter;
 use crate::query;
 use driftless_core::intent::{self, IntentRow, Operation};
@@ -200,7 +200,8 @@ impl Engine {
 
     /// Makes every new leaf of the plan in the staging directory, and all of them durable.
     fn stage(&mut self, plan: &Plan, run: &mut Run) -> Result<(), Fail> {
-        let mut to_sync = Vec::new();
+        let (mut to_sync, mut new) = (Vec::new(), Vec::new());
+        let failures = self.volume.sync_failures();
         run.whole = self.whole_dirs(plan);
         for step in &plan.steps {
             let Step::Put { at, node, kind, entry, version, content, attrs, copy, victim, .. } = step else {
@@ -215,6 +216,7 @@ impl Engine {
                     Ok((staged, durable)) => {
                         self.counts.applied_bytes += content.size();
                         if !durable {
+                            new.push((node, *entry));
                             to_sync.push(staged.clone());
                         }
                         run.staged.insert(node.clone(), staged);
@@ -228,6 +230,7 @@ impl Engine {
             match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
                 Ok(Some(staged)) => {
                     self.counts.applied_bytes += content.size();
+                    new.push((node, *entry));
                     to_sync.push(staged.clone());
                     run.staged.insert(node.clone(), staged);
                 }
@@ -243,20 +246,46 @@ impl Engine {
         if run.whole.values().any(|(_, names)| !names.is_empty()) {
             self.take_out_others(run)?;
         }
-        self.volume.make_durable(&to_sync, &[]).map_err(Fail::Volume)?;
-        self.rename_transfers(run)
+        if let Err(e) = self.volume.make_durable_since(&to_sync, failures) {
+            self.stage_again(run, &new, &e);
+        }
+        self.rename_transfers(run, failures, &new)
     }
 
     /// A transfer's name follows from what is transferred, so that it is found after a restart. What an intent row speaks
     /// of has a name that nothing else gets: what waits under it is told by it.
-    fn rename_transfers(&mut self, run: &mut Run) -> Result<(), Fail> {
+    fn rename_transfers(
+        &mut self,
+        run: &mut Run,
+        failures: u64,
+        new: &[(&NodeKey, EntryId)],
+    ) -> Result<(), Fail> {
         let mut renamed = Vec::new();
         for staged in run.staged.values_mut().filter(|s| is_transfer(s.id)) {
             let id = StageId(self.stage_ids.take());
             *staged = self.volume.rename_staged(staged.clone(), id).map_err(Fail::Volume)?;
             renamed.push(staged.clone());
         }
-        self.volume.make_durable(&renamed, &[]).map_err(Fail::Volume)
+        if let Err(e) = self.volume.make_durable_since(&renamed, failures) {
+            self.stage_again(run, new, &e);
+        }
+        Ok(())
+    }
+
+    /// A sync that succeeds later would prove nothing about what one that failed was about: that is staged again, from
+    /// its source.
+    fn stage_again(&mut self, run: &mut Run, new: &[(&NodeKey, EntryId)], e: &VolumeError) {
+        self.log(Level::Error, e.advice());
+        for (node, entry) in new {
+            let Some(staged) = run.staged.remove(*node) else { continue };
+            if let Some((dir, name)) = &staged.within {
+                let whole = run.whole.values_mut().find(|(whole, _)| Arc::ptr_eq(whole, dir));
+                whole.map(|(_, names)| names.remove(name));
+            }
+            // If it cannot be removed, the next start sweeps it.
+            let _ = self.volume.unstage(&staged);
+            run.failed.insert(*entry, (volume_reason(e), e.to_string()));
+        }
     }
 
     /// Directories that the plan makes and that were staged with files in them.

@@ -5,14 +5,14 @@
 
 use super::waiters::Waiters;
 use super::{Engine, Fail};
-use crate::api::Reason;
+use crate::api::{Level, Reason};
 use crate::needs::Waiter;
 use driftless_core::{NodeKey, Tx};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How often causes are looked at.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Longest time between two looks for room, when what there is was not enough for anybody.
 const ROOM_PROBE_EVERY_MAX: Duration = Duration::from_secs(30);
 /// Room that is looked for: less would be gone at once.
@@ -31,12 +31,14 @@ pub(super) struct Causes {
     probed_at: Instant,
     room_at: Instant,
     room_pause: Duration,
+    /// Free bytes when it was looked last.
+    room_seen: u64,
 }
 
 impl Causes {
     pub(super) fn new(now: Instant) -> Causes {
         let (dirs, last_dir) = (BTreeSet::new(), None);
-        Causes { dirs, last_dir, probed_at: now, room_at: now, room_pause: PROBE_EVERY }
+        Causes { dirs, last_dir, probed_at: now, room_at: now, room_pause: PROBE_EVERY, room_seen: 0 }
     }
 
     /// When something has to be looked at, if anything waits for it.
@@ -107,6 +109,31 @@ impl Engine {
         Ok(())
     }
 
+    /// True while the disk of the index has no more room than what was kept to say so. Nothing is taken in then: not
+    /// from the peer, not from the tree, and nothing is done to the tree.
+    pub(super) fn index_is_full(&mut self) -> Result<bool, Fail> {
+        let full = !self.store.has_room();
+        if full && self.shared.once {
+            return Err(Fail::Refused {
+                what: "the disk that holds the state directory is full".into(),
+                advice: "free some space there and run it again: it goes on where it was".into(),
+            });
+        }
+        if full != self.index_full {
+            self.index_full = full;
+            let (level, text) = match full {
+                true => (
+                    Level::Error,
+                    "the disk that holds the state directory is full: nothing more is taken in until there is room; free \
+                     some space there",
+                ),
+                false => (Level::Info, "there is room for the state again: going on"),
+            };
+            self.log(level, text.into());
+        }
+        Ok(full)
+    }
+
     fn probe_dirs(&mut self) -> Result<(), Fail> {
         if self.causes.dirs.is_empty() {
             return Ok(());
@@ -130,12 +157,19 @@ impl Engine {
     }
 
     /// If there is room again, all who wait for some are tried. Whoever finds too little waits again; the next look
-    /// is then twice as far away.
+    /// is then twice as far away, unless more room appears.
     fn probe_room(&mut self) {
-        if self.causes.room_at.elapsed() < self.causes.room_pause {
+        // A file that somebody removed takes its room as long as it is open.
+        self.contents.close_served();
+        let free = self.volume.free_bytes();
+        let more =
+            free > self.causes.room_seen.saturating_add(self.causes.room_seen / 4).saturating_add(ROOM_LEN);
+        if more {
+            self.causes.room_pause = PROBE_EVERY;
+        } else if self.causes.room_at.elapsed() < self.causes.room_pause {
             return;
         }
-        self.causes.room_at = Instant::now();
+        (self.causes.room_at, self.causes.room_seen) = (Instant::now(), free);
         match self.volume.has_room(ROOM_LEN) {
             true => {
                 self.waiting.retry(Reason::NoSpace);

@@ -98,6 +98,11 @@ impl Contents {
         self.inline.insert((entry, version), bytes);
     }
 
+    /// Closes files kept open for the peer.
+    pub(super) fn close_served(&mut self) {
+        self.served.clear();
+    }
+
     /// True if something of the entry is being fetched, or waits to be.
     pub(super) fn is_wanted(&self, entry: EntryId) -> bool {
         self.wanted.contains_key(&entry)

@@ -263,6 +263,9 @@ pub(crate) struct Engine {
     shipped_n: u64,
     waiting: Waiters,
     causes: Causes,
+    index_full: bool,
+    /// After a seal that failed: not before this.
+    seal_not_before: Instant,
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
     provisional: u64,
@@ -431,7 +434,10 @@ impl Engine {
         let ready = self.stager.as_ref().map_or_else(crossbeam_channel::never, |s| s.ready.clone());
         let inbox = self.inbox.clone();
         let hints_in = self.hints_in.clone();
-        let timeout = self.next_deadline().saturating_duration_since(Instant::now());
+        let timeout = match self.index_full {
+            true => causes::PROBE_EVERY,
+            false => self.next_deadline().saturating_duration_since(Instant::now()),
+        };
         crossbeam_channel::select! {
             recv(inbox) -> m => match m {
                 Ok(m) => if let Err(e) = self.handle(m) { self.fail_next(e) },
@@ -532,6 +538,9 @@ impl Engine {
         self.seal_if_overdue()?;
         if self.peer.is_none() && self.messages_in == 0 {
             return Ok(false); // not introduced yet
+        }
+        if self.index_is_full()? {
+            return Ok(false);
         }
         if !self.batches.is_empty() {
             self.merge_batches()?;
@@ -929,6 +938,7 @@ impl Engine {
     fn tell_status(&mut self) -> Result<(), Fail> {
         self.status.idle = self.is_idle();
         if self.status.idle {
+            self.contents.close_served();
             self.set_phase(Phase::Watching);
         }
         self.tell_status_now()
@@ -989,7 +999,8 @@ fn random_u64() -> Result<u64, Fail> {
 }
 
 fn dirs_open_max() -> NonZeroUsize {
-    NonZeroUsize::new(DIRS_OPEN_MAX).unwrap_or(NonZeroUsize::MIN)
+    let few = driftless_volume::dirs_open_for_limit();
+    NonZeroUsize::new(DIRS_OPEN_MAX).unwrap_or(NonZeroUsize::MIN).min(few)
 }
 
 /// A reason of the volume in the words of the closed list.

@@ -238,10 +238,14 @@ impl Engine {
         path: &RelPath,
         e: &VolumeError,
     ) -> Result<(), Fail> {
-        if path.is_empty() {
+        if path.is_empty() && !is_passing(e) {
             return Err(Fail::Root(e.to_string()));
         }
         pass.complete = false;
+        if is_passing(e) {
+            let at = if path.is_empty() { b".".to_vec() } else { path.join_bytes() };
+            return self.path_waits(tx, at, super::volume_reason(e), e.to_string());
+        }
         self.path_waits(tx, path.join_bytes(), Reason::Unreadable, e.to_string())
     }
 
@@ -256,9 +260,14 @@ impl Engine {
         let Some(path) = self.path_of_node(tx, dir)? else { return Ok(()) };
         let fd = match self.volume.dir(&path, Some(dir)) {
             Ok(fd) => fd,
-            Err(e) if path.is_empty() => return Err(Fail::Root(e.to_string())),
+            Err(e) if path.is_empty() && !is_passing(&e) => return Err(Fail::Root(e.to_string())),
             // Gone or moved: its own parent's event tells, and what is recorded below it goes with it.
-            Err(_) => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) => {
+                let mut p = path.clone();
+                p.push(name);
+                return self.path_waits(tx, p.join_bytes(), super::volume_reason(&e), e.to_string());
+            }
         };
         match fd.look(name) {
             Ok(Some(s)) => self.look_at_seen(tx, pass, &fd, dir, &path, s),
@@ -1013,6 +1022,11 @@ pub(super) fn removal_limit(max: MaxDelete, total: u64) -> u64 {
 /// True if the thing asked for is not there (any more), or is another one now.
 pub(super) fn is_gone(e: &VolumeError) -> bool {
     matches!(e.reason(), VolumeReason::NotFound | VolumeReason::WrongIdentity | VolumeReason::NotDirectory)
+}
+
+/// True if it says nothing about the thing asked for: the process has too many files open.
+fn is_passing(e: &VolumeError) -> bool {
+    e.reason() == VolumeReason::TooManyOpen
 }
 
 fn why_unseen(why: &UnseenReason) -> String {

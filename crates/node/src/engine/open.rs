@@ -180,6 +180,8 @@ impl Engine {
             shipped_n: 0,
             waiting: Waiters::default(),
             causes: Causes::new(now),
+            index_full: false,
+            seal_not_before: now,
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
             provisional: 0,

@@ -10,7 +10,7 @@ use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Se
 use driftless_core::rows::Table;
 use driftless_core::{EntryId, Tx, local, tx};
 use driftless_volume::crash::{self, Point};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Instant;
 
 impl Engine {
@@ -27,7 +27,7 @@ impl Engine {
                         self.staging += 1;
                     }
                 } else {
-                    self.batches.push_back(Ready { batch, early: HashMap::new(), dirs: HashMap::new() });
+                    self.batches.push_back(Ready::plain(batch));
                 }
                 Ok(())
             }
@@ -177,7 +177,7 @@ impl Engine {
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         let (mut changed, mut receipts, mut told) = (Vec::new(), Vec::new(), false);
-        while let Some(Ready { batch, early, dirs }) = self.next_of_group(changed.len()) {
+        while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(changed.len()) {
             self.early.extend(early);
             self.early_dirs.extend(dirs);
             let merged = match peer.receiver.handle_batch(&mut tx, &batch) {

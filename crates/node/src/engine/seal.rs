@@ -3,13 +3,13 @@
 use super::observe::{Pass, Taking};
 use super::suspect::dropped_row;
 use super::{Engine, Fail, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
-use crate::api::Phase;
+use crate::api::{Level, Phase};
 use crate::needs::Waiter;
 use driftless_core::rows::{Batch as Rows, Read, Table};
 use driftless_core::tx::Env;
 use driftless_core::{Content, Digest, Tx};
-use driftless_volume::Limbo;
 use driftless_volume::crash::{self, Point};
+use driftless_volume::{Limbo, Reason as Volume};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const SEAL_RECORDS_AFTER: Duration = Duration::from_secs(5);
 /// Work that does not end is sealed so long after its beginning: as long as the system keeps dirty pages.
 const SEAL_AT_LATEST_AFTER: Duration = Duration::from_secs(30);
+/// A seal that failed is tried again after this.
+const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 impl Engine {
     pub(super) fn env(&self) -> Env {
@@ -109,7 +111,7 @@ impl Engine {
     /// When a seal is due. What a seal has left in limbo is looked at again only now and then.
     pub(super) fn seal_due(&self) -> Option<Instant> {
         if self.needs_seal() {
-            return Some(self.last_work + SEAL_AFTER);
+            return Some((self.last_work + SEAL_AFTER).max(self.seal_not_before));
         }
         [self.limbos.next_look(), self.records_due()].into_iter().flatten().min()
     }
@@ -123,7 +125,7 @@ impl Engine {
     pub(super) fn seal_if_overdue(&mut self) -> Result<(), Fail> {
         let open = !self.before.is_empty() || !self.open_plans.is_empty();
         let overdue = open && self.unsealed_since.elapsed() >= SEAL_AT_LATEST_AFTER;
-        if overdue && !self.shared.dry_run { self.seal() } else { Ok(()) }
+        if overdue && !self.shared.dry_run { self.try_seal() } else { Ok(()) }
     }
 
     pub(super) fn seal_if_quiet(&mut self) -> Result<bool, Fail> {
@@ -138,8 +140,25 @@ impl Engine {
             self.unsealed = false;
             return Ok(false);
         }
-        self.seal()?;
+        self.try_seal()?;
         Ok(false)
+    }
+
+    /// A seal that may wait: if the disk does not take it now, nothing is dropped and it is tried again.
+    fn try_seal(&mut self) -> Result<(), Fail> {
+        if self.seal_not_before > Instant::now() {
+            return Ok(());
+        }
+        match self.seal() {
+            // Contents were made durable before they were shown; what this may have lost are moves, whose intents stay. A
+            // sync that succeeds later covers them as any other.
+            Err(Fail::Volume(e)) if matches!(e.reason(), Volume::SyncFailed | Volume::NoSpace) => {
+                self.seal_not_before = Instant::now() + SEAL_AGAIN_AFTER;
+                self.log(Level::Error, e.advice());
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// True if something was done that no sync has covered.

@@ -30,6 +30,15 @@ pub(super) struct Ready {
     pub(super) early: HashMap<(EntryId, Dot), Early>,
     /// Directories that were staged with files in them.
     pub(super) dirs: HashMap<EntryId, Arc<StagedDir>>,
+    /// Syncs that had failed when it was begun.
+    sync_failures: u64,
+}
+
+impl Ready {
+    /// With nothing staged.
+    pub(super) fn plain(batch: Batch) -> Ready {
+        Ready { batch, early: HashMap::new(), dirs: HashMap::new(), sync_failures: 0 }
+    }
 }
 
 /// A batch to be staged, and the directories in it that are new here.
@@ -129,7 +138,8 @@ fn group(first: Ready, more: &Receiver<Ready>) -> Vec<Ready> {
 
 fn sync_all(volume: &Directory, mut group: Vec<Ready>) -> Vec<Ready> {
     let staged: Vec<Staged> = group.iter().flat_map(|r| r.early.values().map(|e| e.staged.clone())).collect();
-    if volume.make_durable(&staged, &[]).is_err() {
+    let failures = group.iter().map(|r| r.sync_failures).min().unwrap_or_else(|| volume.sync_failures());
+    if volume.make_durable_since(&staged, failures).is_err() {
         // A sync that succeeds later would prove nothing about these: they are asked for and staged once more.
         for early in group.iter_mut().flat_map(|r| std::mem::take(&mut r.early).into_values()) {
             // If it cannot be removed, the next start sweeps it.
@@ -157,6 +167,7 @@ fn only_name(e: &Entry) -> Option<&Link> {
 }
 
 fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs }: Job, compare: bool) -> Ready {
+    let sync_failures = volume.sync_failures();
     let mut early = HashMap::with_capacity(batch.inline.len());
     let mut dirs: HashMap<EntryId, Arc<StagedDir>> = HashMap::new();
     let entries: HashMap<EntryId, usize> = batch.entries.iter().enumerate().map(|(i, e)| (e.id, i)).collect();
@@ -184,7 +195,7 @@ fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs }: Job, c
             Err(_) => batch.inline.push(inline),
         }
     }
-    Ready { batch, early, dirs }
+    Ready { batch, early, dirs, sync_failures }
 }
 
 fn staged_dir<'a>(

@@ -127,6 +127,11 @@ impl Engine {
         reason: Reason,
         detail: String,
     ) -> Result<(), Fail> {
+        if reason == Reason::TooManyOpen {
+            // What is only kept open to be faster makes room.
+            self.forget_dirs();
+            self.contents.close_served();
+        }
         let before = self.waiting.get(&who).cloned();
         let now = wall_ns();
         let tries = before.as_ref().map_or(0, |n| n.tries) + 1;

@@ -1,0 +1,100 @@
+//! Disks that fill up and limits of the process: told, waited for, and gone on by itself.
+
+use crate::common::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A small file system of memory, unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    /// Mounts one at `dir`; says so and gives nothing where that is not allowed.
+    fn mount(dir: &Path, len: &str) -> Option<Small> {
+        fs::create_dir_all(dir).unwrap();
+        let options = format!("size={len},mode=755");
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir).output();
+        match done {
+            Ok(done) if done.status.success() => Some(Small(dir.to_owned())),
+            other => {
+                eprintln!("skipped: not permitted to mount ({other:?})");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Fills the disk but for about `left` bytes.
+fn fill(dir: &Path, left: u64) -> PathBuf {
+    let stat = rustix::fs::statvfs(dir).unwrap();
+    let free = stat.f_bavail * stat.f_frsize;
+    let path = dir.join("ballast");
+    fs::write(&path, vec![1; usize::try_from(free.saturating_sub(left)).unwrap()]).unwrap();
+    path
+}
+
+#[test]
+fn a_full_disk_of_the_state_stops_the_intake_until_there_is_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::mount(&pair.state(), "48M") else { return };
+    put(&pair.a, "first", "1");
+    let mut running = pair.start(&[]);
+    let ballast = fill(&pair.state(), 256 << 10);
+    for i in 0..4_000 {
+        put(&pair.a, &format!("d/{i}"), "content");
+    }
+    running.wait_for_row(|e| e["event"] == "log" && e["text"].as_str().unwrap().contains("is full"));
+    assert!(fs::read_dir(pair.a.join("d")).unwrap().count() == 4_000);
+    fs::remove_file(ballast).unwrap();
+    running.wait_for_row(|e| e["event"] == "log" && e["text"].as_str().unwrap().contains("going on"));
+    pair.wait_same("there was room");
+    assert_eq!(running.stop().1, 0);
+    pair.once(&[]);
+}
+
+#[test]
+fn a_full_disk_of_a_volume_is_told_and_gone_on_with() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    put(&pair.a, "first", "1");
+    let mut running = pair.start(&[]);
+    let ballast = fill(&pair.b, 1 << 20);
+    put(&pair.a, "large", &"x".repeat(4 << 20));
+    put(&pair.a, "medium", &"y".repeat(100_000));
+    for i in 0..40 {
+        put(&pair.a, &format!("small/{i}"), &"z".repeat(60_000));
+    }
+    let waits = running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "no_space");
+    assert_eq!(waits["side"], "b");
+    fs::write(pair.a.join("first"), "2").unwrap();
+    fs::remove_file(ballast).unwrap();
+    wait_until("there was room", || match pair.differences() {
+        d if d.iter().all(|d| d.contains("ballast")) => Ok(()),
+        d => Err(d.join("\n")),
+    });
+    running.stop();
+    pair.once(&[]);
+    pair.assert_same();
+}
+
+#[test]
+fn few_open_files_are_enough() {
+    let pair = Pair::new();
+    for i in 0..300 {
+        put(&pair.a, &format!("d{}/e{}/f{i}", i % 50, i % 7), "content");
+    }
+    put(&pair.a, "large", &"x".repeat(1 << 20));
+    let sync = pair.sync_command(&["--once"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 96; exec \"$@\"", "sh"]).arg(sync.get_program()).args(sync.get_args());
+    limited.envs(sync.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let ran = run(&mut limited);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    pair.assert_same();
+}
