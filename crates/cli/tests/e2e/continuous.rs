@@ -140,3 +140,29 @@ fn an_interrupt_ends_it_and_the_next_run_goes_on() {
     assert_eq!(names(&pair.b), ["g"]);
     running.stop();
 }
+
+/// A file that takes seconds to read holds nothing up: what comes after it is there before it has been read.
+#[test]
+fn a_huge_file_being_read_holds_nothing_up() {
+    let pair = Pair::new();
+    put(&pair.a, "first", "1");
+    let mut running = pair.start(&[]);
+    let huge = File::create(pair.a.join("a huge one")).unwrap();
+    huge.set_len(4 << 30).unwrap();
+    huge.write_at(b"data", 2 << 30).unwrap();
+    drop(huge);
+    put(&pair.a, "small", "1");
+    wait_until(
+        "the small one",
+        || if pair.b.join("small").exists() { Ok(()) } else { Err("not there".into()) },
+    );
+    let recorded = pair.ask(&["changes".as_ref(), "--root".as_ref(), pair.a.as_os_str()]);
+    assert!(recorded.out.contains("small"), "{recorded:#?}");
+    assert!(!recorded.out.contains("a huge one"), "it was read first: {recorded:#?}");
+    // What was read of it is of no use any more; one that stays is judged when it has been read.
+    fs::remove_file(pair.a.join("a huge one")).unwrap();
+    fs::write(pair.a.join("large"), vec![7; 40 << 20]).unwrap();
+    pair.wait_same("it was read");
+    running.wait_for("in_sync");
+    assert_eq!(running.stop().1, 0);
+}

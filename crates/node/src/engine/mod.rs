@@ -7,6 +7,7 @@
 //!
 //! - [`observe`]: from what the disk shows to what a user did.
 //! - [`apply`]: doing what a plan says.
+//! - [`hasher`]: reading large files on another core.
 //! - [`content`]: reading, sending and receiving bytes of files.
 //! - [`limbo`]: what was replaced or removed, until nobody can write to it any more.
 //! - [`recover`]: judging what a crash left.
@@ -22,6 +23,7 @@
 mod apply;
 mod causes;
 mod content;
+mod hasher;
 mod limbo;
 mod lost;
 mod observe;
@@ -48,6 +50,7 @@ use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
+use hasher::Hasher;
 use limbo::Limbos;
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
@@ -268,6 +271,7 @@ pub(crate) struct Engine {
     seal_not_before: Instant,
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
+    hasher: Hasher,
     provisional: u64,
     new_dirs: Vec<NodeKey>,
     contents: Contents,
@@ -422,6 +426,9 @@ impl Engine {
         while let Some(Ok(ready)) = self.stager.as_ref().map(|s| s.ready.try_recv()) {
             self.take_ready(ready);
         }
+        while let Ok(read) = self.hasher.done.try_recv() {
+            self.take_read(read);
+        }
         Ok(())
     }
 
@@ -434,6 +441,7 @@ impl Engine {
         let ready = self.stager.as_ref().map_or_else(crossbeam_channel::never, |s| s.ready.clone());
         let inbox = self.inbox.clone();
         let hints_in = self.hints_in.clone();
+        let read = self.hasher.done.clone();
         let timeout = match self.index_full {
             true => causes::PROBE_EVERY,
             false => self.next_deadline().saturating_duration_since(Instant::now()),
@@ -448,6 +456,8 @@ impl Engine {
                 // It ends with the engine only.
                 Err(_) => self.stager = None,
             },
+            // It ends with the engine only.
+            recv(read) -> r => if let Ok(r) = r { self.take_read(r) },
             recv(hints_in) -> h => match h {
                 Ok(h) => self.take_hints(h),
                 // No watcher (any more): a closed channel would be ready for ever.
@@ -662,6 +672,7 @@ impl Engine {
                 self.hints.insert((dir, name));
             }
         }
+        self.hasher.forget_but(&self.hints);
         Ok(true)
     }
 
@@ -925,6 +936,7 @@ impl Engine {
             && self.crawled
             && self.pass.is_none()
             && !self.has_hints()
+            && self.hasher.is_idle()
             && self.batches.is_empty()
             && self.staging == 0
             && self.queue.is_empty()

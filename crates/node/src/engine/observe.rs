@@ -7,6 +7,7 @@
 //! children before directories. A removal is recorded only if the inode is really gone.
 
 use super::content::SMALL_LEN_MAX;
+use super::hasher::{ASIDE_LEN_MIN, Aside, Found};
 use super::{Engine, Fail, RelPath};
 use crate::api::{MaxDelete, Reason};
 use crate::needs::Waiter;
@@ -424,7 +425,8 @@ impl Engine {
             return Ok(Some(Looked { key, kind: seen.kind, fingerprint, racy: false, attrs, content }));
         }
         let keep = self.cache_room().min(SMALL_LEN_MAX as usize);
-        match fd.hash(&seen.name, seen, keep) {
+        let Some(found) = self.read_or_wait(fd, path, seen, keep) else { return Ok(None) };
+        match found {
             Ok(HashOutcome::Looked(hashed)) => {
                 let Hashed { looked, bytes, writers } = *hashed;
                 if writers == Writers::Some && !self.shared.once && self.still_settling(path) {
@@ -454,6 +456,23 @@ impl Engine {
             Err(e) => {
                 self.path_waits(tx, path.join_bytes(), super::volume_reason(&e), e.to_string())?;
                 Ok(None)
+            }
+        }
+    }
+
+    /// Reads a file, or has it read beside everything else; then nothing yet. A first crawl, and a session that is to
+    /// end, have nothing else to do.
+    fn read_or_wait(&mut self, fd: &DirFd, path: &RelPath, seen: &Seen, keep: usize) -> Option<Found> {
+        let large = seen.kind == Kind::File && seen.fingerprint.size >= ASIDE_LEN_MIN;
+        if !large || self.taking != Taking::Watch || self.shared.once || self.shared.dry_run {
+            return Some(fd.hash(&seen.name, seen, keep));
+        }
+        match self.hasher.ask(fd, seen) {
+            Aside::Here(found) => Some(found),
+            Aside::Later => None,
+            Aside::TooMany => {
+                self.look_again_after(path, SETTLE_PAUSE);
+                None
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::causes::Causes;
 use super::content::Contents;
+use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
 use super::recover::Left;
@@ -184,6 +185,10 @@ impl Engine {
             seal_not_before: now,
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
+            hasher: Hasher::start().map_err(|e| Fail::Refused {
+                what: format!("cannot start a thread: {e}"),
+                advice: "raise the limit of processes (ulimit -u)".into(),
+            })?,
             provisional: 0,
             new_dirs: Vec::new(),
             contents: Contents::new(),
