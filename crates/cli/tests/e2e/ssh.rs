@@ -193,3 +193,33 @@ fn a_lost_connection_ends_it_and_the_next_run_goes_on() {
     sshd.once(&pair, &[], &local(&pair.a), &sshd.end(&pair.b));
     pair.assert_same();
 }
+
+#[test]
+fn a_remote_index_from_an_old_copy_is_rebuilt_within_the_session() {
+    let pair = Pair::new();
+    let Some(sshd) = Sshd::start(&pair) else { return };
+    put(&pair.a, "file", "1");
+    let (a, b) = (local(&pair.a), sshd.end(&pair.b));
+    sshd.once(&pair, &[], &a, &b);
+    let states = pair.base.path().join("remote-state/driftless");
+    let index = fs::read_dir(&states).unwrap().next().unwrap().unwrap().path().join("index.redb");
+    let old = fs::read(&index).unwrap();
+    put(&pair.b, "told", "2");
+    put(&pair.b, "removed since", "3");
+    sshd.once(&pair, &[], &a, &b);
+    fs::remove_file(pair.a.join("removed since")).unwrap();
+    fs::write(&index, old).unwrap();
+    put(&pair.b, "never told", "4");
+    let ran = sshd.once(&pair, &["--json"], &a, &b);
+    assert!(
+        ran.events("log").iter().any(|l| l["text"].as_str().unwrap().contains("starting again")),
+        "{ran:#?}"
+    );
+    pair.assert_same();
+    let [aside] = &ran.events("put_aside")[..] else { panic!("{ran:#?}") };
+    assert_eq!(
+        (aside["path"]["text"].as_str(), read(&pair.a, aside["to"]["text"].as_str().unwrap())),
+        (Some("never told"), "4".into())
+    );
+    assert_eq!((read(&pair.a, "told"), pair.a.join("removed since").exists()), ("2".into(), false));
+}
