@@ -171,6 +171,50 @@ impl DirFd {
         Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers })))
     }
 
+    /// As [`DirFd::hash`], of a file that changes while it is read: what it has now up to its present length, if that is
+    /// the same when it is read twice. So it is for files that only grow, as logs do; others stay unstable.
+    ///
+    /// # Errors
+    /// As [`DirFd::hash`].
+    pub fn hash_prefix(
+        &self,
+        name: &Name,
+        seen: &Seen,
+        keep_small: usize,
+    ) -> Result<HashOutcome, VolumeError> {
+        match self.hash_prefix_of(name, seen, keep_small) {
+            Ok(outcome) => Ok(outcome),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(HashOutcome::Gone),
+            Err(e) => Err(VolumeError::sys("read", name.as_bytes(), e)),
+        }
+    }
+
+    fn hash_prefix_of(&self, name: &Name, seen: &Seen, keep_small: usize) -> Result<HashOutcome, Errno> {
+        let fd = self.open_file(name)?;
+        let Some(first) = self.look_again(&fd, seen)?.filter(|look| look.kind() == Kind::File) else {
+            return Ok(HashOutcome::Gone);
+        };
+        let Some((digest, bytes)) = read_whole(&fd, &first, keep_small)? else {
+            return Ok(HashOutcome::Unstable);
+        };
+        let again = read_whole(&fd, &first, 0)?.map(|(digest, _)| digest);
+        let xattrs = Target::Open(&fd).xattrs()?;
+        if again != Some(digest) || stat::stat_fd(&fd)?.stx_size < first.stat.stx_size {
+            return Ok(HashOutcome::Unstable);
+        }
+        let fingerprint = first.fingerprint();
+        let looked = Looked {
+            attrs: attrs_of(&first.stat, xattrs),
+            key: first.key,
+            kind: Kind::File,
+            fingerprint,
+            // More has come by now: it is looked at again.
+            racy: true,
+            content: Some(Content::File { size: fingerprint.size, mtime: fingerprint.mtime, digest }),
+        };
+        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers: Writers::Unknown })))
+    }
+
     /// All kinds but regular files: nothing to open, nobody writes in them.
     fn read_other(&self, name: &Name, expect: &NodeKey) -> Result<HashOutcome, Errno> {
         let fd = self.open_path(name)?;

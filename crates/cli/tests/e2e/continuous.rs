@@ -166,3 +166,42 @@ fn a_huge_file_being_read_holds_nothing_up() {
     running.wait_for("in_sync");
     assert_eq!(running.stop().1, 0);
 }
+
+/// A log that is written to all the time is there up to where it was when it was read, and whole in the end.
+#[test]
+fn a_log_that_grows_all_the_time_is_carried_over() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let pair = Pair::new();
+    let running = pair.start(&[]);
+    let log = pair.a.join("log");
+    fs::write(&log, vec![b'.'; 8 << 20]).unwrap();
+    /// Ends the writer, also when the test fails.
+    struct Stops<'a>(&'a AtomicBool);
+    impl Drop for Stops<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        scope.spawn(|| {
+            let mut log = File::options().append(true).open(&log).unwrap();
+            let mut n = 0u8;
+            while !stop.load(Ordering::Relaxed) {
+                log.write_all(&[n; 4096]).unwrap();
+                n = n.wrapping_add(1);
+                // A log of some megabytes a second, not one as fast as the disk.
+                std::thread::sleep(std::time::Duration::from_micros(500));
+            }
+        });
+        wait_until("a part of the log", || match fs::metadata(pair.b.join("log")) {
+            Ok(there) if there.len() > (8 << 20) => Ok(()),
+            other => Err(format!("{:?}", other.map(|m| m.len()))),
+        });
+        let (there, here) = (fs::read(pair.b.join("log")).unwrap(), fs::read(&log).unwrap());
+        assert!(here.starts_with(&there), "what is there was never so here");
+    });
+    pair.wait_same("it is closed");
+    running.stop();
+}

@@ -8,7 +8,7 @@ use super::{Engine, Fail};
 use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want};
 use driftless_core::local;
 use driftless_core::meta::Digest;
-use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Kind, NodeKey, Time, Tx};
+use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, Node, NodeKey, Time, Tx};
 use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -202,8 +202,7 @@ impl Engine {
             let Some(path) = self.path_of_node(tx, dir)? else { continue };
             let Ok(fd) = self.volume.dir(&path, Some(dir)) else { continue };
             if let Ok(h) = fd.open_read(name, key)
-                && h.fingerprint().size == node.fingerprint.size
-                && h.fingerprint().mtime == node.fingerprint.mtime
+                && may_have(h.fingerprint(), &node)
             {
                 return Ok(Some(h));
             }
@@ -536,6 +535,13 @@ impl Engine {
     pub(super) fn next_stage_id(&mut self) -> StageId {
         StageId(self.stage_ids.take() & !TRANSFER_BIT)
     }
+}
+
+/// True if a file that is so now may have the bytes of what was recorded: it is as it was, or has grown, as what was
+/// recorded while somebody wrote to it may. Whoever gets them compares the digest.
+fn may_have(now: &Fingerprint, recorded: &Node) -> bool {
+    let then = &recorded.fingerprint;
+    (now.size, now.mtime) == (then.size, then.mtime) || (recorded.racy && now.size > then.size)
 }
 
 /// Longest piece served, whatever is asked for: what a peer can make us hold in memory.

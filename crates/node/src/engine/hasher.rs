@@ -21,6 +21,7 @@ pub(super) type Found = Result<HashOutcome, VolumeError>;
 struct Job {
     dir: DirFd,
     seen: Seen,
+    grows: bool,
 }
 
 /// A job that is done.
@@ -40,7 +41,7 @@ pub(super) struct Hasher {
 
 /// What can be said of a file now.
 pub(super) enum Aside {
-    /// It was read, and is as it was then.
+    /// It was read. Unless it is one that grows, it is as it was then, or said to be unstable.
     Here(Found),
     /// It is being read: it is looked at again when that is done.
     Later,
@@ -54,8 +55,12 @@ impl Hasher {
         let (jobs, todo) = unbounded::<Job>();
         let (send, done) = unbounded();
         std::thread::Builder::new().name("hasher".into()).spawn(move || {
-            for Job { dir, seen } in todo {
-                let found = dir.hash(&seen.name, &seen, 0);
+            for Job { dir, seen, grows } in todo {
+                let found = if grows {
+                    dir.hash_prefix(&seen.name, &seen, 0)
+                } else {
+                    dir.hash(&seen.name, &seen, 0)
+                };
                 if send.send(Read { dir: dir.key().clone(), seen, found }).is_err() {
                     return;
                 }
@@ -69,26 +74,25 @@ impl Hasher {
         self.files.is_empty()
     }
 
-    /// What the thread found of the file `seen` in `dir`; else it is given to the thread.
-    pub(super) fn ask(&mut self, dir: &DirFd, seen: &Seen) -> Aside {
+    /// What the thread found of the file `seen` in `dir`; else it is given to the thread. If it `grows`, what it had when
+    /// the thread came to it will do.
+    pub(super) fn ask(&mut self, dir: &DirFd, seen: &Seen, grows: bool) -> Aside {
         match self.files.remove(&seen.key) {
             Some(None) => {
                 self.files.insert(seen.key.clone(), None);
                 return Aside::Later;
             }
-            Some(Some((_, then, found)))
-                if then.fingerprint == seen.fingerprint && then.name == seen.name =>
-            {
-                return Aside::Here(found);
+            Some(Some((_, then, found))) if then.name == seen.name => {
+                let same = then.fingerprint == seen.fingerprint;
+                return Aside::Here(if same || grows { found } else { Ok(HashOutcome::Unstable) });
             }
-            // Changed since it was read.
             Some(Some(_)) | None => {}
         }
         if self.files.len() >= QUEUE_MAX {
             return Aside::TooMany;
         }
         // The thread lives as long as this.
-        let _ = self.jobs.send(Job { dir: dir.clone(), seen: seen.clone() });
+        let _ = self.jobs.send(Job { dir: dir.clone(), seen: seen.clone(), grows });
         self.files.insert(seen.key.clone(), None);
         Aside::Later
     }

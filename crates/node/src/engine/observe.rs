@@ -24,6 +24,8 @@ use std::time::Duration;
 /// Places read from the index at once while a directory is compared.
 const PLACES_AT_ONCE: usize = 4096;
 
+/// How often a file that changes while it is read is tried before what it has begun with is taken, if that stays.
+const UNSTABLE_TRIES_MAX: u64 = 3;
 /// How often a file that is open for writing is looked at before it is taken as it is ...
 const SETTLE_LOOKS_MAX: u32 = 10;
 /// ... and how long after each other. Its close is an event of its own and is seen at once.
@@ -448,7 +450,6 @@ impl Engine {
             }
             Ok(HashOutcome::Gone) => Ok(None),
             Ok(HashOutcome::Unstable) => {
-                self.look_again_later(path);
                 self.path_waits(tx, path.join_bytes(), Reason::Unstable, String::new())?;
                 Ok(None)
             }
@@ -464,10 +465,15 @@ impl Engine {
     /// end, have nothing else to do.
     fn read_or_wait(&mut self, fd: &DirFd, path: &RelPath, seen: &Seen, keep: usize) -> Option<Found> {
         let large = seen.kind == Kind::File && seen.fingerprint.size >= ASIDE_LEN_MIN;
+        let tries = self.waiting.get(&Engine::path_waiter(path)).filter(|n| n.reason == Reason::Unstable);
+        let grows = seen.kind == Kind::File && tries.is_some_and(|n| n.tries >= UNSTABLE_TRIES_MAX);
         if !large || self.taking != Taking::Watch || self.shared.once || self.shared.dry_run {
-            return Some(fd.hash(&seen.name, seen, keep));
+            return Some(match grows {
+                true => fd.hash_prefix(&seen.name, seen, keep),
+                false => fd.hash(&seen.name, seen, keep),
+            });
         }
-        match self.hasher.ask(fd, seen) {
+        match self.hasher.ask(fd, seen, grows) {
             Aside::Here(found) => Some(found),
             Aside::Later => None,
             Aside::TooMany => {
