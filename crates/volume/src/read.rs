@@ -65,6 +65,11 @@ impl DirFd {
         }
     }
 
+    /// What a lease says about writers of the file `name`; unknown if it is no file that can be read.
+    pub fn writers(&self, name: &Name) -> Writers {
+        self.open_file(name).map_or(Writers::Unknown, |fd| self.volume().writers(&fd))
+    }
+
     /// The attributes of `name`, with its fingerprint.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod crash;
 mod dir_times;
 mod doctor;
 mod dry_run;
+mod fingerprints;
 mod guards;
 mod lost;
 mod mounts;

@@ -415,3 +415,45 @@ fn copies_of_a_name_are_found_whatever_its_length() {
         }
     });
 }
+
+#[test]
+fn a_clock_that_jumps_by_a_year_makes_newer_stamps_all_the_same() {
+    const YEAR_NS: u64 = 31_557_600_000_000_000;
+    let s = store();
+    let at = |now_ns: u64, tag: u64, change: &dyn Fn(&mut Tx<'_>)| {
+        let snap = s.snapshot().unwrap();
+        let mut tx = Tx::open(&*snap, Env { now_ns, epoch: 3 }).unwrap();
+        change(&mut tx);
+        s.commit(tx.into_batch(tag)).unwrap();
+    };
+    at(YEAR_NS, 1, &|tx| {
+        init_root(tx, &dir(1)).unwrap();
+        make(tx, 1, "f", &file(2, "one"));
+        make(tx, 1, "g", &file(3, "g"));
+    });
+    // Back by a year, on by two, and back to where it was.
+    for (tag, (now_ns, text)) in (2..).zip([(1, "two"), (2 * YEAR_NS, "three"), (YEAR_NS, "four")]) {
+        let before = std::cell::Cell::new(Stamp::MIN);
+        at(now_ns, tag, &|tx| {
+            before.set(state(tx, 1).entry.data[0].stamp);
+            write(tx, &file_at(2, text, i64::try_from(tag).unwrap())).unwrap();
+            let data = &state(tx, 1).entry.data;
+            assert_eq!((data.len(), data[0].content.identity()), (1, Digest::of(text.as_bytes())));
+            assert!(data[0].stamp > before.get(), "{text}");
+        });
+    }
+    // What a wrong clock touched is all that it has to do with: others go on by the clock as it is.
+    at(YEAR_NS + 5, 9, &|tx| {
+        write(tx, &file_at(3, "g again", 3)).unwrap();
+        assert_eq!(state(tx, 2).entry.data[0].stamp, stamp(YEAR_NS + 5));
+    });
+    at(7, 10, &|tx| {
+        rename(tx, (&key(1), &name("f")), (&key(1), &name("h")), u64::MAX).unwrap();
+        unlink(tx, (&key(1), &name("h"))).unwrap();
+        assert_eq!(
+            state(tx, 1).entry.counting().count(),
+            0,
+            "a removal by a clock that is behind takes what it saw"
+        );
+    });
+}

@@ -18,6 +18,7 @@
 //! - [`suspect`]: judging what a power cut left.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
+//! - [`open_files`]: files that were taken in while somebody writes to them.
 //! - [`open`]: opening index and tree, guarding.
 
 mod apply;
@@ -28,6 +29,7 @@ mod limbo;
 mod lost;
 mod observe;
 mod open;
+mod open_files;
 mod peer;
 mod recover;
 mod seal;
@@ -54,11 +56,12 @@ use hasher::Hasher;
 use limbo::Limbos;
 use lru::LruCache;
 use observe::{Pass, Taking, removal_limit};
+use open_files::OpenFiles;
 use recover::Left;
 use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use suspect::{BeforeRows, LastMoments};
 use waiters::Waiters;
@@ -252,6 +255,7 @@ pub(crate) struct Engine {
     after_looks: BTreeSet<EntryId>,
     lists: BTreeSet<NodeKey>,
     later: BTreeMap<Instant, Vec<RelPath>>,
+    open_files: OpenFiles,
 
     // what it knows
     taking: Taking,
@@ -487,7 +491,10 @@ impl Engine {
         if let Some((t, _)) = self.later.first_key_value() {
             at = at.min(*t);
         }
-        let now_ns = wall_ns();
+        if let Some(look) = self.open_files.next_look() {
+            at = at.min(look);
+        }
+        let now_ns = steady_ns();
         if let Some(due_ns) = self.waiting.next_due_ns() {
             at = at.min(now + Duration::from_nanos(due_ns.saturating_sub(now_ns)));
         }
@@ -650,7 +657,7 @@ impl Engine {
                 continue;
             }
             looked = true;
-            self.waiting.retry_at(&dir, &name, wall_ns() + RETRY_AFTER_EVENT_NS);
+            self.waiting.retry_at(&dir, &name, steady_ns() + RETRY_AFTER_EVENT_NS);
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
         }
         if !looked && pass.is_empty() && self.after_looks.is_empty() {
@@ -997,6 +1004,14 @@ fn retry_pause_ns(tries: u64) -> u64 {
     const FIRST_NS: u64 = 200_000_000;
     const MAX_NS: u64 = 10_000_000_000;
     FIRST_NS.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(MAX_NS)
+}
+
+/// For pauses and due times: the wall clock of the process's start and what has passed since. A clock that is put
+/// back a year must not make what waits wait for a year.
+fn steady_ns() -> u64 {
+    static START: OnceLock<(Instant, u64)> = OnceLock::new();
+    let (start, wall) = START.get_or_init(|| (Instant::now(), wall_ns()));
+    wall.saturating_add(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn wall_ns() -> u64 {

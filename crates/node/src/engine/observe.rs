@@ -435,6 +435,9 @@ impl Engine {
                     return Ok(None);
                 }
                 self.settle_path(tx, path)?;
+                if writers == Writers::Some && !self.shared.once {
+                    self.open_files.follow(path);
+                }
                 if let Some(c) = &looked.content
                     && seen.kind == Kind::File
                 {
@@ -544,6 +547,9 @@ impl Engine {
 
     /// A file somebody has open for writing is taken when it is closed; one that never is, after some time.
     fn still_settling(&mut self, path: &RelPath) -> bool {
+        if self.open_files.follows(path) {
+            return false; // it had its time
+        }
         let bytes = path.join_bytes();
         let looks = self.settling.entry(bytes.clone()).or_default();
         *looks += 1;

@@ -5,6 +5,7 @@ use super::content::Contents;
 use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
+use super::open_files::OpenFiles;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
 use super::suspect::BeforeRows;
@@ -170,6 +171,7 @@ impl Engine {
             after_looks: BTreeSet::new(),
             lists: BTreeSet::new(),
             later: BTreeMap::new(),
+            open_files: OpenFiles::default(),
             taking: super::Taking::Watch,
             scanned,
             crawled: false,

@@ -3,7 +3,7 @@
 use super::observe::Taking;
 use super::open::SETTING_LOST;
 use super::stager::{self, Ready};
-use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, Peer, QUEUE_MAX, apply, wall_ns, weight};
+use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, Peer, QUEUE_MAX, apply, steady_ns, weight};
 use crate::api::{Level, Phase, Side};
 use crate::sites;
 use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Sender};
@@ -271,7 +271,7 @@ impl Engine {
     }
 
     pub(super) fn pump_peer(&mut self, peer: &mut Peer) -> Result<bool, Fail> {
-        let now_ms = wall_ns() / 1_000_000;
+        let now_ms = steady_ns() / 1_000_000;
         let state = (self.head, self.messages_in);
         if self.send_blocked_at == Some(state) && peer.sender.poll_at_ms().is_none_or(|t| t > now_ms) {
             return Ok(false);

@@ -3,7 +3,7 @@
 use super::observe;
 use super::{
     Engine, Fail, HEARTBEAT_EVERY, REMOVAL_WINDOW, RelPath, TRIES_BEFORE_GIVING_UP, pause_ns, retry_pause_ns,
-    wall_ns,
+    steady_ns, wall_ns,
 };
 use crate::api::{Event, PathText, Reason};
 use crate::needs::{self, Need, Waiter};
@@ -37,7 +37,8 @@ impl Engine {
                 worked = true;
             }
         }
-        let now_ns = wall_ns();
+        self.look_at_open_files()?;
+        let now_ns = steady_ns();
         for w in self.waiting.take_due(now_ns, now_ns + TRYING_NS) {
             match &w {
                 Waiter::Entry(id) => {
@@ -142,7 +143,7 @@ impl Engine {
             Some(pause) => pause,
             None => pause_ns(reason, tries),
         };
-        let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: now + pause };
+        let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: steady_ns() + pause };
         needs::put(tx, &who, &need);
         if before.is_none_or(|b| b.reason != reason) {
             self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
