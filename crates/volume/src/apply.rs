@@ -414,26 +414,32 @@ impl Directory {
         Err(VolumeError::sys(doing, b"", Errno::AGAIN))
     }
 
-    /// Moves an inode out of the way, into limbo under a name that [`Directory::unpark`] knows.
+    /// Moves an inode out of the way, into limbo under a name that [`Directory::unpark`] knows; into the root directory,
+    /// under a reserved name, where the file system does not rename into limbo.
     ///
     /// # Errors
-    /// [`ApplyError::Raced`] if it is not `key`; [`ApplyError::CrossDevice`] where the file system does not rename
-    /// into the private directory.
+    /// [`ApplyError::Raced`] if it is not `key`; [`ApplyError::CrossDevice`] where the file system renames to neither.
     pub fn park(&self, dir: &DirFd, name: &Name, key: &NodeKey, id: StageId) -> Result<(), ApplyError> {
         let look = self.look_expected(dir, name, key)?;
         refuse_fixed("park", name, &look)?;
-        let limbo = self.private()?.limbo.as_fd();
-        let (cname, parked) = (CName::new(name), Directory::parked_name(id));
-        self.in_writable(&[Some(dir)], || self.rename_away(dir.as_fd(), cname.get(), limbo, parked.get()))
-            .doing("park", name.as_bytes())
-            .map_err(|e| blame_flag(e.into(), &[dir]))?;
+        let cname = CName::new(name);
+        let [limbo, root] = self.parking_places(id)?;
+        let rename = |to: &(BorrowedFd<'_>, PrivateName)| {
+            let rename = || self.rename_away(dir.as_fd(), cname.get(), to.0, to.1.get());
+            self.in_writable(&[Some(dir)], rename)
+        };
+        let (parked, done) = match rename(&limbo) {
+            Err(Errno::XDEV) => (&root, rename(&root)),
+            other => (&limbo, other),
+        };
+        done.doing("park", name.as_bytes()).map_err(|e| blame_flag(e.into(), &[dir]))?;
         crash::at(Point::Parked);
-        let look = stat::look_name(self.0.capabilities.identity, limbo, parked.get());
+        let look = stat::look_name(self.0.capabilities.identity, parked.0, parked.1.get());
         if look.is_ok_and(|look| look.key == *key) {
             return Ok(());
         }
         // If its name was taken meanwhile, it stays parked, where it is listed.
-        let _ = self.rename(limbo, parked.get(), dir.as_fd(), cname.get());
+        let _ = self.rename(parked.0, parked.1.get(), dir.as_fd(), cname.get());
         Err(ApplyError::raced(name.as_bytes()))
     }
 
@@ -448,9 +454,15 @@ impl Directory {
         victim: Option<&Victim>,
         limbo: StageId,
     ) -> Result<Placed, ApplyError> {
-        let parked = Directory::parked_name(id);
-        let from = Spot::in_private(self.private()?.limbo.as_fd(), parked.get());
-        let look = stat::look_name(self.0.capabilities.identity, from.dir, from.name);
+        let [first, second] = self.parking_places(id)?;
+        let look_in = |place: &(BorrowedFd<'_>, PrivateName)| {
+            stat::look_name(self.0.capabilities.identity, place.0, place.1.get())
+        };
+        let (parked, look) = match look_in(&first) {
+            Err(Errno::NOENT) => (&second, look_in(&second)),
+            other => (&first, other),
+        };
+        let from = Spot::in_private(parked.0, parked.1.get());
         let look = look.doing("unpark", name.as_bytes())?;
         if look.key != *key {
             return Err(ApplyError::raced(name.as_bytes()));
@@ -764,13 +776,20 @@ impl Directory {
 }
 
 impl Directory {
-    pub(crate) fn parked_name(id: StageId) -> PrivateName {
+    /// Where an inode may be parked: in limbo, else in the root directory.
+    pub(crate) fn parking_places(
+        &self,
+        id: StageId,
+    ) -> Result<[(BorrowedFd<'_>, PrivateName); 2], VolumeError> {
         let mut name = PrivateName::empty();
-        name.push(b"park-");
+        name.push(PARK_PART.as_bytes());
         name.push(id.to_string().as_bytes());
-        name
+        Ok([(self.private()?.limbo.as_fd(), name), (self.0.root.as_fd(), id.beside(PARK_PART))])
     }
 }
+
+/// Part of the name of a parked inode.
+const PARK_PART: &str = "park-";
 
 /// What has an immutable or append-only flag cannot be moved, replaced or changed, not even by root.
 fn refuse_fixed(doing: &'static str, name: &Name, look: &Look) -> Result<(), ApplyError> {

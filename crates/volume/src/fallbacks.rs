@@ -107,3 +107,23 @@ fn without_trusted_syncfs_files_are_synced_one_by_one() {
     volume.unstage(&staged[7]).unwrap();
     assert_eq!(volume.make_durable(&staged, &[]).unwrap_err().reason(), Reason::SyncFailed);
 }
+
+#[test]
+fn where_times_are_coarse_what_was_just_changed_is_to_be_looked_at_again() {
+    const TICK_NS: u64 = 50_000_000;
+    let tmp = tempfile::tempdir().unwrap();
+    let volume = crippled(&tmp, |c| c.tick_ns = TICK_NS);
+    let root = volume.dir(&[], None).unwrap();
+    fs::write(tmp.path().join("f"), "one").unwrap();
+    let racy = || {
+        let seen = root.look(&name("f")).unwrap().unwrap();
+        match root.hash(&name("f"), &seen, 0).unwrap() {
+            crate::HashOutcome::Looked(hashed) => hashed.looked.racy,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(racy());
+    // The tick itself is what is waited for.
+    std::thread::sleep(std::time::Duration::from_nanos(2 * TICK_NS));
+    assert!(!racy());
+}

@@ -19,12 +19,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 impl Directory {
     /// What waits under the name that [`Directory::park`] gave to `id`, if anything does.
     pub fn parked(&self, id: StageId) -> Result<Option<NodeKey>, VolumeError> {
-        let limbo = self.private()?.limbo.as_fd();
-        match stat::look_name(self.0.capabilities.identity, limbo, Directory::parked_name(id).get()) {
-            Ok(look) => Ok(Some(look.key)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(VolumeError::sys("look at the parked file", b"", e)),
+        for (dir, name) in self.parking_places(id)? {
+            match stat::look_name(self.0.capabilities.identity, dir, name.get()) {
+                Ok(look) => return Ok(Some(look.key)),
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(VolumeError::sys("look at the parked file", b"", e)),
+            }
         }
+        Ok(None)
     }
 
     /// Takes a victim that an exchange left in staging to limbo, under the same name.

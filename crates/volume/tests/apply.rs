@@ -294,9 +294,13 @@ fn cross_device() {
     let linked = v.volume.link_node(&root, &name("a"), &root, &name("b"), &key, Some(&over), v.id()).unwrap();
     assert!(root.drop_limbo(&linked.limbo.unwrap()).unwrap());
     assert_eq!(seen(&root, "a").nlink, 3);
-    // Parking needs the private directory.
-    let parked = v.volume.park(&root, &name("a"), &key, v.id());
-    assert_eq!(parked.unwrap_err().reason(), Reason::CrossDevice);
+    // What is parked waits in the root directory.
+    let parked = v.id();
+    v.volume.park(&root, &name("a"), &key, parked).unwrap();
+    assert_eq!(v.volume.parked(parked).unwrap().as_ref(), Some(&key));
+    assert!(root.look(&name("a")).unwrap().is_none());
+    v.volume.unpark(parked, &key, &root, &name("a"), None, v.id()).unwrap();
+    assert_eq!((seen(&root, "a").key, v.volume.parked(parked).unwrap()), (key, None));
     assert_eq!(v.volume.list_private().unwrap(), []);
     let left = names(v.tmp.path());
     assert_eq!(left, [".driftless", "a", "b", "c", "fifo", "link"]);

@@ -1,6 +1,7 @@
 //! Directories whose private part, or a part of the tree, is another mount.
 
 use crate::common::*;
+use rustix::fs::{CWD, RenameFlags};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -65,8 +66,16 @@ fn where_renames_are_refused_everything_arrives() {
     fs::rename(pair.b.join("d"), pair.b.join("e")).unwrap();
     fs::write(pair.b.join("e/old"), "changed again").unwrap();
     pair.wait_same("more changes");
+    // Names that wait for each other: one steps aside.
+    fs::create_dir(pair.b.join("f")).unwrap();
+    for (one, other) in [("e/old", "e/new"), ("e", "f")] {
+        let (one, other) = (pair.b.join(one), pair.b.join(other));
+        rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+        pair.wait_same("an exchange");
+    }
     assert_eq!(running.stop().1, 0);
     assert_eq!(left_beside(&pair.a.join("e")), Vec::<String>::new());
+    assert_eq!(left_beside(&pair.a.join("f")), Vec::<String>::new());
     assert_eq!(left_beside(&pair.a), Vec::<String>::new());
     assert_eq!(left_private(&pair.a), Vec::<PathBuf>::new());
 }

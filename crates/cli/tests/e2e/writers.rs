@@ -109,9 +109,8 @@ fn written_while_open(kind: Kind, deed: Deed, killed: bool) {
     if killed {
         running.kill();
         running = Running::start(&mut pair.sync_command(&["--json"]));
-        if deed.destroys() {
-            running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "busy");
-        }
+        // It waits as before; that is no news.
+        running.wait_for_row(|e| e["event"] == "phase" && e["side"] == "a" && e["phase"] == "watching");
     }
     writer.write(b'1').unwrap();
     writer.write(b'2').unwrap();
@@ -131,6 +130,10 @@ fn written_while_open(kind: Kind, deed: Deed, killed: bool) {
         Ok(())
     });
     pair.wait_same(&what);
+    wait_until(&what, || match pair.ask(&["failures"]) {
+        ran if ran.code == 0 => Ok(()),
+        ran => Err(ran.out),
+    });
     let (outcome, code) = running.stop();
     assert_eq!(code, 0, "{what}: {outcome:#}");
     for root in [&pair.a, &pair.b] {
