@@ -32,6 +32,8 @@ const SET_TIME_TRIES_MAX: usize = 8;
 pub struct Placed {
     /// The inode now at the name.
     pub key: NodeKey,
+    /// Its fingerprint right before.
+    pub before: Fingerprint,
     /// Its fingerprint now.
     pub fingerprint: Fingerprint,
     /// Where the victim waits, if there was one (and it was no directory).
@@ -111,7 +113,7 @@ impl Directory {
         let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
         let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
         let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint);
-        Ok(Placed { key: staged.key.clone(), fingerprint, limbo })
+        Ok(Placed { key: staged.key.clone(), before: staged.fingerprint, fingerprint, limbo })
     }
 
     /// The fingerprint of what was just moved to `name`. Its new ctime counts only if size and mtime are those it had:
@@ -218,7 +220,7 @@ impl Directory {
         limbo: Option<Limbo>,
     ) -> Placed {
         let fingerprint = self.fingerprint_after(dir, name, before);
-        Placed { key: key.clone(), fingerprint, limbo }
+        Placed { key: key.clone(), before: *before, fingerprint, limbo }
     }
 
     fn look_expected(&self, dir: &DirFd, name: &Name, key: &NodeKey) -> Result<Look, ApplyError> {

@@ -5,6 +5,7 @@ use crate::common::*;
 use driftless_testkit::{WRITER_FILE_LEN, Writer, WriterKind as Kind};
 use driftless_volume::{Directory, OpenOptions};
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -300,4 +301,36 @@ fn writers_that_go_unnoticed_lose_nothing() {
     ] {
         written_unnoticed(kind, deed, killed);
     }
+}
+
+/// A file is written to, closed and moved by the other side within the same moments: what was written is not taken for
+/// what the move gave back.
+#[test]
+fn what_is_written_around_a_rename_is_seen() {
+    let pair = Pair::new();
+    for i in 0..40 {
+        put(&pair.a, &format!("from-{i}"), "before");
+    }
+    pair.once(&[]);
+    let running = pair.start(&[]);
+    for i in 0..40 {
+        fs::rename(pair.b.join(format!("from-{i}")), pair.b.join(format!("to-{i}"))).unwrap();
+        // Written by whichever name it has at A by then.
+        let written = format!("written {i}");
+        let names = [pair.a.join(format!("from-{i}")), pair.a.join(format!("to-{i}"))];
+        std::thread::sleep(Duration::from_micros(100 * i));
+        let open = |path: &PathBuf| fs::OpenOptions::new().write(true).open(path).ok();
+        wait_until("the file", || match names.iter().find_map(open) {
+            Some(file) => {
+                file.write_all_at(written.as_bytes(), 0).unwrap();
+                Ok(())
+            }
+            None => Err("not there".into()),
+        });
+    }
+    pair.wait_same("what was written");
+    for i in 0..40 {
+        assert_eq!(read(&pair.b, &format!("to-{i}")), format!("written {i}"));
+    }
+    assert_eq!(running.stop().1, 0);
 }

@@ -500,7 +500,7 @@ impl Engine {
                 };
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.link_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
-                    Ok(p) => self.moved(tx, p, run),
+                    Ok(p) => self.moved(tx, to, p, run),
                     Err(e) => self.done_before_or(e, &t, (from, to), node, run),
                 }
             }
@@ -514,7 +514,7 @@ impl Engine {
                     self.forget_dirs();
                 }
                 match self.volume.rename_node(&f, &from.name, &t, &to.name, node, victim.as_ref(), id) {
-                    Ok(p) => self.moved(tx, p, run),
+                    Ok(p) => self.moved(tx, to, p, run),
                     Err(e) => self.done_before_or(e, &t, (from, to), node, run),
                 }
             }
@@ -533,7 +533,7 @@ impl Engine {
                 let Some(t) = self.dir_for(tx, &to.dir)? else { return self.no_dir(tx, &[&to.dir]) };
                 run.touched_dirs.insert(to.dir.clone());
                 match self.volume.unpark(park_id(node), node, &t, &to.name, victim.as_ref(), id) {
-                    Ok(p) => self.moved(tx, p, run),
+                    Ok(p) => self.moved(tx, to, p, run),
                     Err(e) => self.done_before_or(e, &t, (to, to), node, run),
                 }
             }
@@ -577,10 +577,19 @@ impl Engine {
         Ok(())
     }
 
-    fn moved(&mut self, tx: &mut Tx<'_>, p: Placed, run: &mut Run) -> Result<Done, Fail> {
+    /// An inode was given the name `to`. If a user has changed it since it was recorded, its new fingerprint would hide
+    /// that: it is looked at.
+    fn moved(&mut self, tx: &mut Tx<'_>, to: &At, p: Placed, run: &mut Run) -> Result<Done, Fail> {
         run.limbo.extend(p.limbo);
-        let given = tx.node_must(&p.key)?.given.clone();
-        Ok(Done::Yes(Some(Outcome { node: p.key, fingerprint: p.fingerprint, given })))
+        let node = tx.node_must(&p.key)?;
+        let given = node.given.clone();
+        let fingerprint = if p.before == node.fingerprint {
+            p.fingerprint
+        } else {
+            run.relook.push(to.clone());
+            node.fingerprint
+        };
+        Ok(Done::Yes(Some(Outcome { node: p.key, fingerprint, given })))
     }
 
     /// Makes a directory, with what was staged in it for this plan.
