@@ -47,6 +47,7 @@ POINTS = [
     "moved", "exchanged", "in-limbo", "removed", "dir-removed", "linked", "parked", "moves-done", "moves-recorded",
     "seal-due", "seal-synced", "seal-hardened", "limbo-dropped", "seal-dropped", "sealed",
 ]
+RESTART_POINTS = ["intents-judged", "intents-redone"]
 LAYOUTS = {"one": {"a": 0, "b": 0, "state": 0}, "apart": {"a": 0, "b": 1, "state": 2}, "peer": {"a": 0, "b": 1, "state": 0}}
 CUTS_PER_WORLD = 12
 PATIENCE_S = 120
@@ -121,9 +122,12 @@ def read(path):
     """Which version a file holds; `torn ...` if it is none as it was written; None if it is not there."""
     try:
         with open(path, "rb") as f:
-            data = f.read()
+            return version_of(f.read())
     except OSError:
         return None
+
+
+def version_of(data):
     head = data.split(b"\n", 1)[0].split(b" ")
     if len(head) == 2 and head[1].isdigit() and data == whole(head[0].decode("latin1"), int(head[1])):
         return head[0].decode("latin1")
@@ -158,6 +162,78 @@ def free(path):
     return "/still" not in path
 
 
+class Cut:
+    """One run of the program that the power is taken from: where `point` says, else when this ends."""
+
+    def __init__(self, world, point, *flags):
+        self.world, self.point, self.flags = world, point, flags
+        self.fifo = os.path.join(world.options.base, "hook")
+        self.fell = threading.Event()  # the point was reached
+        self.needed = True  # the power goes even if it was not
+        rnd, disks = world.rnd, world.disks
+        self.victims = [d for d in disks if rnd.random() < 0.6] or [rnd.choice(disks)]
+        self.listener = None
+
+    def __enter__(self):
+        self.world.say("CUT of", [d.at for d in self.victims], "at", self.point, *self.flags)
+        env = dict(os.environ)
+        if self.point:
+            env["DRIFTLESS_CRASH_AT"] = self.point
+            env["DRIFTLESS_CRASH_HOOK"] = f"echo cut > {self.fifo}; cat {self.fifo}.done"
+            for path in (self.fifo, self.fifo + ".done"):
+                if os.path.exists(path):
+                    os.unlink(path)
+                os.mkfifo(path)
+            self.listener = threading.Thread(target=self.listen)
+            self.listener.start()
+        log = self.world.log
+        self.process = subprocess.Popen(self.world.sync(*self.flags), stdout=log, stderr=log, env=env)
+        return self
+
+    def __exit__(self, failed, *_):
+        cut = self.fell.is_set()
+        if not cut and self.needed:
+            cut = True
+            for disk in self.victims:
+                disk.cut()
+        self.process.kill()
+        self.process.wait()
+        if self.listener:
+            self.release()
+            self.listener.join()
+            cut = cut or self.fell.is_set()
+        if not cut:
+            return
+        for disk in self.victims:
+            disk.unmount()
+            disk.mount()
+        where = self.point.split(":")[0] if self.fell.is_set() else "random"
+        self.world.cut_at[where] = self.world.cut_at.get(where, 0) + 1
+        self.world.say("CUT at", where)
+
+    def listen(self):
+        """The point is reached: cut, then let the hook go on to the kill."""
+        with open(self.fifo) as f:
+            if f.read().strip() != "cut":
+                return
+        self.fell.set()
+        for disk in self.victims:
+            disk.cut()
+        try:
+            with open(self.fifo + ".done", "w") as f:
+                f.write("done\n")
+        except BrokenPipeError:
+            pass  # the hook was killed
+
+    def release(self):
+        """Nobody came by the point: the listener waits no more."""
+        for path, flags in ((self.fifo, os.O_WRONLY), (self.fifo + ".done", os.O_RDONLY)):
+            try:
+                os.close(os.open(path, flags | os.O_NONBLOCK))
+            except OSError:
+                pass
+
+
 class World:
     """Two trees, what their users did, and what has to be so."""
 
@@ -178,7 +254,6 @@ class World:
         self.in_sync = set()  # what both sides had at the last check
         self.gone = set()  # what was nowhere at the last check
         self.written = set()
-        self.fresh = set()  # written or touched since the last check
         self.copies = set()
         self.still = {}
         for root in (self.a, self.b):
@@ -200,12 +275,10 @@ class World:
         size = self.rnd.choices(SIZES, SIZE_WEIGHTS)[0]
         name = f"v{self.seed}-{self.count}"
         self.written.add(name)
-        self.fresh.add(name)
         return name, whole(name, size)
 
     def note_after(self, old, new, root):
         self.after.setdefault(old, []).append((new, root))
-        self.fresh.add(old)
 
     def take(self, path, root):
         """Removes a file, and knows what went with it."""
@@ -213,13 +286,16 @@ class World:
         to = os.path.join(self.trash(root), str(self.count))
         os.rename(path, to)
         name = read(to)
-        self.fresh.add(name)
         return name
 
     def write(self, path, flags, data, name, durable, root):
         fd = os.open(path, flags, 0o644)
         try:
             if flags & os.O_CREAT == 0:
+                # What is open is what is written over, whatever has taken the name since.
+                old = version_of(os.pread(fd, max(SIZES) + 100, 0))
+                self.note_after(old, name, root)
+                self.say("    over", old)
                 os.ftruncate(fd, 0)
             at = 0
             while at < len(data):
@@ -254,11 +330,9 @@ class World:
             self.write(spot, os.O_CREAT | os.O_EXCL | os.O_WRONLY, data, name, durable, root)
         elif op == "over" and files:
             path = rnd.choice(files)
-            old = read(path)
             name, data = self.new()
-            self.note_after(old, name, root)
-            self.say(op, path, name, len(data), "over", old, "durable" * durable)
-            self.write(path, os.O_WRONLY, data, name, durable, root)
+            self.say(op, path, name, len(data), "durable" * durable)
+            self.write(path, os.O_RDWR, data, name, durable, root)
         elif op == "save" and files:
             path = rnd.choice(files)
             name, data = self.new()
@@ -315,14 +389,13 @@ class World:
 
     # ----- the program
 
-    def sync(self, *flags, **more):
+    def sync(self, *flags):
         command = [self.options.driftless, "sync", "--max-delete", "100%", "-v", *flags, "--state", self.state]
-        return [*command, self.a, self.b], more
+        return [*command, self.a, self.b]
 
     def once(self):
-        command, _ = self.sync("--once")
         try:
-            done = run(*command)
+            done = run(*self.sync("--once"))
         except subprocess.TimeoutExpired:
             raise Failure("sync --once hangs")
         self.log.write(done.stdout + done.stderr)
@@ -348,23 +421,17 @@ class World:
 
     def play(self, point):
         """Users work while it runs, until the power goes."""
-        env = dict(os.environ)
-        fifo = os.path.join(self.options.base, "hook")
-        self.fell = threading.Event()
-        victims = [d for d in self.disks if self.rnd.random() < 0.6] or [self.rnd.choice(self.disks)]
-        self.say("CUT of", [d.at for d in victims], "at", point)
-        listener = None
-        if point:
-            env["DRIFTLESS_CRASH_AT"] = point
-            env["DRIFTLESS_CRASH_HOOK"] = f"echo cut > {fifo}; cat {fifo}.done"
-            for path in (fifo, fifo + ".done"):
-                if os.path.exists(path):
-                    os.unlink(path)
-                os.mkfifo(path)
-            listener = threading.Thread(target=self.listen, args=(fifo, victims))
-            listener.start()
-        command, _ = self.sync()
-        process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=env)
+        with Cut(self, point) as cut:
+            self.work(cut, point)
+
+    def recover_in_vain(self, point):
+        """The power goes again while it recovers, if it passes the point."""
+        with Cut(self, point, "--once") as cut:
+            cut.needed = False
+            while cut.process.poll() is None and not cut.fell.wait(0.005):
+                pass
+
+    def work(self, cut, point):
         end = time.time() + self.rnd.random() * self.options.work_s
         if point:
             end += self.options.work_s
@@ -374,56 +441,14 @@ class World:
             end += QUIET_S
         else:
             pause_at = end
-        while time.time() < end and not self.fell.is_set():
+        while time.time() < end and not cut.fell.is_set():
             if time.time() > pause_at:
                 pause_at = end
-                self.fell.wait(QUIET_S)
-            if process.poll() is not None and not self.fell.is_set():
-                time.sleep(0.05)
-                if not self.fell.is_set():
-                    raise Failure(f"it ended by itself with {process.returncode}")
+                cut.fell.wait(QUIET_S)
+            if cut.process.poll() is not None and not cut.fell.wait(0.05):
+                raise Failure(f"it ended by itself with {cut.process.returncode}")
             self.step(self.a if self.rnd.random() < 0.5 else self.b)
             time.sleep(self.rnd.random() * 0.01)
-        if not self.fell.is_set():
-            for disk in victims:
-                disk.cut()
-        process.kill()
-        process.wait()
-        if listener:
-            self.release(fifo)
-            listener.join()
-            if self.fell.is_set():
-                self.cut_at[point.split(":")[0]] = self.cut_at.get(point.split(":")[0], 0) + 1
-                self.say("FELL at", point)
-        else:
-            self.cut_at["random"] = self.cut_at.get("random", 0) + 1
-        for disk in victims:
-            disk.unmount()
-            disk.mount()
-        self.say("MOUNTED")
-
-    def listen(self, fifo, victims):
-        """The point is reached: cut, then let the hook go on to the kill."""
-        with open(fifo) as f:
-            if f.read().strip() != "cut":
-                return
-        self.fell.set()
-        for disk in victims:
-            disk.cut()
-        try:
-            with open(fifo + ".done", "w") as f:
-                f.write("done\n")
-        except BrokenPipeError:
-            pass  # the hook was killed
-
-    def release(self, fifo):
-        """Nobody came by the point: the listener waits no more."""
-        for path, flags in ((fifo, os.O_WRONLY | os.O_NONBLOCK), (fifo + ".done", os.O_RDONLY | os.O_NONBLOCK)):
-            try:
-                os.close(os.open(path, flags))
-            except OSError:
-                pass
-
     # ----- what has to be so
 
     def recover(self):
@@ -466,7 +491,6 @@ class World:
         self.copies = set(copies)
         self.in_sync = have & self.written
         self.gone = self.written - have
-        self.fresh = set()
         self.after, self.durable = {}, self.durable & have
 
     def check_losses(self, have):
@@ -520,12 +544,12 @@ def check_needs(options, kind):
         raise Skip(f"{options.driftless} is not there: cargo build -p driftless --features crash-points")
 
 
-def choose_point(rnd, options):
+def choose_point(rnd, options, points=POINTS):
     if options.point:
         return options.point if ":" in options.point else f"{options.point}:{rnd.randrange(1, 6)}"
-    if rnd.random() < 0.3:
+    if rnd.random() < 0.3 and points is POINTS:
         return None
-    return f"{rnd.choice(POINTS)}:{rnd.choice([1, 1, 2, 3, 5, 8])}"
+    return f"{rnd.choice(points)}:{rnd.choice([1, 1, 2, 3, 5, 8])}"
 
 
 def cut_world(options, kind, layout, disks, seed, cuts):
@@ -536,6 +560,8 @@ def cut_world(options, kind, layout, disks, seed, cuts):
         while done < cuts:
             world.play(choose_point(world.rnd, options))
             done += 1
+            if world.rnd.random() < 0.25 and not options.point:
+                world.recover_in_vain(choose_point(world.rnd, options, RESTART_POINTS + POINTS))
             world.recover()
         return done, world.cut_at, False
     except Failure as why:

@@ -2,7 +2,10 @@
 
 use crate::common::*;
 use driftless_testkit::{Rng, Spec, grow};
+use driftless_volume::crash::Point;
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[test]
@@ -22,4 +25,48 @@ fn a_first_sync_that_is_killed_again_and_again_arrives() {
     touched.retain(|path, now| before.get(path) != Some(now));
     assert_eq!(touched, BTreeMap::new(), "the source was touched");
     assert_eq!(copies(&pair.a), Vec::<String>::new());
+}
+
+#[test]
+fn a_run_that_ends_at_any_named_point_is_made_up_for() {
+    let pair = Pair::new();
+    pair.once(&[]);
+    for (round, point) in Point::ALL.iter().enumerate() {
+        work(&pair.a, round);
+        pair.once(&[]);
+        change(&pair.a, round);
+        let mut command = pair.sync_command(&["--once"]);
+        let ended = run(command.env("DRIFTLESS_CRASH_AT", format!("{}:1", point.name())));
+        assert!(ended.err.contains("crash point"), "{} was not passed: {ended:#?}", point.name());
+        let ran = pair.once(&[]);
+        let differences = pair.differences();
+        assert!(differences.is_empty(), "{}: {}\n{ran:#?}", point.name(), differences.join("\n"));
+        assert_eq!(copies(&pair.a), Vec::<String>::new(), "{}", point.name());
+        assert_eq!([left_private(&pair.a), left_private(&pair.b)].concat(), Vec::<PathBuf>::new());
+    }
+}
+
+/// Something for each kind of change.
+fn work(root: &Path, round: usize) {
+    let dir = root.join(format!("{round}"));
+    for sub in ["gone", "deep/er"] {
+        fs::create_dir_all(dir.join(sub)).unwrap();
+    }
+    for name in ["over", "removed", "one", "two", "linked", "deep/er/file"] {
+        put(&dir, name, &format!("{name} {round}"));
+    }
+}
+
+/// One of each kind of change; two swap names, so that one has to be moved out of the way.
+fn change(root: &Path, round: usize) {
+    let dir = root.join(format!("{round}"));
+    put(&dir, "over", &format!("new {round}"));
+    put(&dir, "new/file", &"n".repeat(200_000));
+    fs::remove_file(dir.join("removed")).unwrap();
+    fs::remove_dir(dir.join("gone")).unwrap();
+    fs::hard_link(dir.join("linked"), dir.join("link")).unwrap();
+    fs::rename(dir.join("one"), dir.join("aside")).unwrap();
+    fs::rename(dir.join("two"), dir.join("one")).unwrap();
+    fs::rename(dir.join("aside"), dir.join("two")).unwrap();
+    fs::rename(dir.join("deep/er"), dir.join("moved")).unwrap();
 }

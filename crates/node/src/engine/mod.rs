@@ -295,6 +295,8 @@ pub(crate) struct Engine {
     before: BeforeRows,
     /// Since when there is something that no seal has covered.
     unsealed_since: Instant,
+    /// When the last sign of life was given.
+    alive_at: Instant,
     /// Set after a power cut until the tree has been looked at.
     last_moments: Option<LastMoments>,
     lazy: bool,

@@ -205,6 +205,7 @@ impl Engine {
             unsealed: false,
             before: BeforeRows::default(),
             unsealed_since: now,
+            alive_at: now,
             last_moments: None,
             lazy: false,
             merges_lazy: false,

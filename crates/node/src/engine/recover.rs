@@ -286,7 +286,10 @@ impl Engine {
             }
             Recovery::Redo | Recovery::Replan => match found {
                 Some(found) => {
-                    self.left.staged.insert(key, found);
+                    // Two plans in a row may have staged it; one is enough.
+                    if let Some(other) = self.left.staged.insert(key, found) {
+                        self.drop_private(&other);
+                    }
                 }
                 // Placed in a directory that was made with it and is not recorded yet, or thrown away.
                 None => {

@@ -169,8 +169,8 @@ impl Engine {
     /// A sync covers all moves done so far: intents and victims are needed no more, but for victims that rest.
     pub(super) fn seal(&mut self) -> Result<(), Fail> {
         crash::at(Point::SealDue);
-        let (covered, mark) = (self.before.next, self.mounted_row()?);
-        self.give_sign_of_life()?;
+        let (covered, mark) = (self.before.next, self.mounted_row(wall_ns())?);
+        self.give_sign_of_life();
         self.volume.sync().map_err(Fail::Volume)?;
         crash::at(Point::SealSynced);
         // Their records are durable before what could redo or undo them goes.

@@ -20,13 +20,18 @@ use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
 use driftless_core::{EntryId, Fingerprint, Name, NodeKey, Time, Tx};
 use driftless_volume::{DirFd, HashOutcome, Limbo, Seen};
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// The mark of a process that works on the replica: which mount it uses, and when it began or sealed last.
 const SETTING_MOUNTED: &[u8] = b"mounted";
 /// What the last seal took out of limbo: a power cut may have put it back.
 const SETTING_DROPPED: &[u8] = b"dropped";
-/// The kernel writes a dirty page out within 35 s, and the sign of life is given once a minute: what changed longer after
-/// the last sign of life on the disk than this did so when the process was dead and the machine alive.
+/// The kernel writes a dirty page out within 35 s: what was written longer ago is on the disk without a sync of ours.
+const WRITTEN_OUT_NS: u64 = 60_000_000_000;
+/// A sign of life is given so often.
+const ALIVE_EVERY: Duration = Duration::from_secs(60);
+/// [`WRITTEN_OUT_NS`] and [`ALIVE_EVERY`] may have passed since the last sign of life that is on the disk: what changed longer
+/// after it than this did so when the process was dead and the machine alive.
 const LAST_MOMENTS_NS: u64 = 120_000_000_000;
 
 /// Rows of table `before` that no seal has covered: commit numbers from `first` to below `next`.
@@ -262,22 +267,31 @@ impl Engine {
 
     // ----- marks
 
-    /// A sign of life for the next start, and for people.
-    pub(super) fn give_sign_of_life(&self) -> Result<(), Fail> {
-        self.volume.touch_alive().map_err(Fail::Volume)
+    /// A sign of life for the next start.
+    pub(super) fn give_sign_of_life(&mut self) {
+        self.alive_at = Instant::now();
+        // Without it, on a disk that is full, a later start takes less for torn.
+        let _ = self.volume.touch_alive();
     }
 
-    /// The mark of this process, sealed until now.
-    pub(super) fn mounted_row(&self) -> Result<Change, Fail> {
+    /// As [`Engine::give_sign_of_life`], now and then.
+    pub(super) fn stay_alive(&mut self) {
+        if !self.shared.dry_run && self.alive_at.elapsed() >= ALIVE_EVERY {
+            self.give_sign_of_life();
+        }
+    }
+
+    /// The mark of this process, with everything from before `sealed_ns` on the disk.
+    pub(super) fn mounted_row(&self, sealed_ns: u64) -> Result<Change, Fail> {
         let mount = self.volume.mount_identity().map_err(Fail::Volume)?;
-        let value = [&wall_ns().to_be_bytes()[..], mount.as_bytes()].concat();
+        let value = [&sealed_ns.to_be_bytes()[..], mount.as_bytes()].concat();
         Ok(((Table::Settings, SETTING_MOUNTED.to_vec()), Some(value)))
     }
 
     fn mark_mounted(&mut self) -> Result<(), Fail> {
-        self.give_sign_of_life()?;
+        self.give_sign_of_life();
         let mut rows = Rows::new();
-        let (key, mut value) = self.mounted_row()?;
+        let (key, mut value) = self.mounted_row(wall_ns().saturating_sub(WRITTEN_OUT_NS))?;
         // What the last process left unsealed is older.
         if let (false, Some(value), Some(last)) = (self.before.is_empty(), &mut value, self.last_moments) {
             let ns = u64::try_from(last.since.sec).unwrap_or(0).saturating_mul(1_000_000_000);

@@ -21,6 +21,7 @@ impl Engine {
         if now.duration_since(self.last_beat) >= HEARTBEAT_EVERY {
             self.beat()?;
         }
+        self.stay_alive();
         if now.duration_since(self.removal_window_at) >= REMOVAL_WINDOW {
             self.removal_window_at = now;
             self.removals_in_window = 0;
