@@ -162,6 +162,8 @@ impl Engine {
             cleared.done.into_iter().partition(|one| cleared.changed.contains(&one.limbo));
         again.into_iter().chain(cleared.stay).for_each(|one| self.limbos.rest(one));
         let dropped: Vec<Limbo> = done.into_iter().map(|one| one.limbo).collect();
+        // The sync that covers their way back is yet to come: until then their rows tell whose they are.
+        let given_back: Vec<u64> = changed.iter().map(|one| one.plan).collect();
         self.give_back_changed(changed)?;
         // What waited beside its place has moved the time of its directory by going.
         let beside: BTreeSet<NodeKey> = dropped.iter().filter_map(|limbo| limbo.beside.clone()).collect();
@@ -169,7 +171,9 @@ impl Engine {
             self.restore_times_of(beside)?;
         }
         self.limbos.schedule(rested);
-        Ok((dropped, self.limbos.plans()))
+        let mut plans = self.limbos.plans();
+        plans.extend(given_back);
+        Ok((dropped, plans))
     }
 
     fn last_look(&self, one: &InLimbo, needed: &HashSet<Digest>) -> Result<Verdict, Fail> {
