@@ -146,7 +146,8 @@ impl Engine {
         };
         let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: steady_ns() + pause };
         needs::put(tx, &who, &need);
-        if before.is_none_or(|b| b.reason != reason) {
+        // One that was on the list when this process began has not been told by it.
+        if before.is_none_or(|b| b.reason != reason || b.tries == 0) {
             self.say(Event::Waiting { side: self.side, path: PathText::new(path), reason, detail });
         }
         self.waiting.insert(who, need);
