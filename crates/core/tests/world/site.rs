@@ -97,7 +97,12 @@ impl Site {
             let looked = self.disk.looked(ino);
             let adopted = self.tx(|tx| adoption.adopt(tx, (&Disk::key(dir), name), &looked));
             if lost_index && matches!(adopted, Adopted::OnlyHere | Adopted::LinkOnlyHere) {
-                aside.push(path.clone());
+                // What was put aside at an earlier loss stays where it is.
+                if path[0].as_bytes() == b"recovered" {
+                    self.take_in_one(dir, name, ino);
+                } else {
+                    aside.push(path.clone());
+                }
             }
             out.push((path, adopted));
         }
@@ -130,12 +135,16 @@ impl Site {
         self.take_in(to, &free, ino);
     }
 
-    fn take_in(&mut self, dir: u64, name: &Name, ino: u64) {
+    fn take_in_one(&mut self, dir: u64, name: &Name, ino: u64) {
         let looked = self.disk.looked(ino);
         self.tx(|tx| match tx.node(&looked.key)? {
             Some(_) => local::link(tx, &looked.key, (&Disk::key(dir), name)),
             None => local::create(tx, (&Disk::key(dir), name), &looked, Origin::User),
         });
+    }
+
+    fn take_in(&mut self, dir: u64, name: &Name, ino: u64) {
+        self.take_in_one(dir, name, ino);
         for (name, below) in self.disk.inodes[&ino].names.clone() {
             self.take_in(ino, &name, below);
         }

@@ -449,6 +449,12 @@ fn g14_a_lost_index_goes_on_as_another_replica() {
         &format!("{tree} 0 rm d/f; 0 rmdir d; 1 create d/i 5; forget 1"),
         "g=2 h=3 recovered/ recovered/d_i=5",
     );
+    // Lost twice: what was put aside stays there.
+    trace(
+        2,
+        &format!("{tree} 1 create i 5; forget 1; forget 1"),
+        "d/ d/f=1 g=2 h=3 recovered/ recovered/i=5",
+    );
     // Another name that was removed elsewhere.
     trace(2, "0 create g 2; 0 ln g k; all; 0 rm k; forget 1", "g=2");
     // Made anew with the same content: another version than the one that was removed.
