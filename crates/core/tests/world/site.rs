@@ -133,6 +133,9 @@ impl Site {
         // The engine puts the time back: taking away what nobody knows is no change of the directory.
         self.disk.inodes.get_mut(&from).unwrap().mtime = mtime;
         self.take_in(to, &free, ino);
+        // The crawl that follows sees the time that this gave the directory.
+        let looked = self.disk.looked(to);
+        self.tx(|tx| local::attrs(tx, &looked));
     }
 
     fn take_in_one(&mut self, dir: u64, name: &Name, ino: u64) {

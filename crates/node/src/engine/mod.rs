@@ -5,7 +5,7 @@
 //! batch), commits it, and waits only when there is nothing to do. Everything it decides is decided by
 //! `core`; this module and its parts do the I/O.
 //!
-//! - [`observe`]: from what the disk shows to what a user did.
+//! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
 //! - [`apply`]: doing what a plan says.
 //! - [`hasher`]: reading large files on another core.
 //! - [`content`]: reading, sending and receiving bytes of files.
@@ -25,6 +25,7 @@ mod apply;
 mod causes;
 mod content;
 mod hasher;
+mod judge;
 mod limbo;
 mod lost;
 mod observe;
@@ -53,9 +54,10 @@ use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
 use hasher::Hasher;
+use judge::removal_limit;
 use limbo::Limbos;
 use lru::LruCache;
-use observe::{Pass, Taking, removal_limit};
+use observe::{Pass, Taking};
 use open_files::OpenFiles;
 use recover::Left;
 use stager::{Early, Ready, StageIds, Stager};

@@ -1,0 +1,489 @@
+//! What a pass found and could not judge at once: renames, saves by temporary file, removals.
+//!
+//! Renames first, in an order that never moves a directory below itself; then other inodes at recorded names; then
+//! removals, children before directories, if the inode is really gone and the guard lets them pass.
+
+use super::observe::{PLACES_AT_ONCE, Pass, Taking};
+use super::{Engine, Fail, RelPath};
+use crate::api::MaxDelete;
+use crate::needs::Waiter;
+use driftless_core::local;
+use driftless_core::plan::At;
+use driftless_core::{Name, NodeKey, Tx};
+use driftless_volume::{DirFd, Located, Seen};
+use std::collections::{HashMap, HashSet, VecDeque};
+
+impl Engine {
+    /// Judges what a pass has left open. Returns directories that have to be listed before the pass is over.
+    pub(super) fn resolve(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        if self.taking == Taking::Watch && self.follows() {
+            return self.note_drift(tx, pass);
+        }
+        self.find_movers(tx, pass)?;
+        self.record_moves(tx, pass)?;
+        self.record_taken(tx, pass)?;
+        self.record_missing(tx, pass)?;
+        if pass.complete && !pass.held {
+            self.settle_held(tx);
+        }
+        self.record_dir_times(tx, pass)
+    }
+
+    /// A follower makes no dots: what its disk shows otherwise is told and left as it is.
+    fn note_drift(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let appeared = std::mem::take(&mut pass.appeared).into_iter().map(|a| (a.0, a.1, "only here"));
+        let taken = std::mem::take(&mut pass.taken).into_iter().map(|t| (t.0, t.1, "changed"));
+        let missing = std::mem::take(&mut pass.missing).into_iter().map(|m| (m.0, m.1, "missing"));
+        for (dir, name, what) in appeared.chain(taken).chain(missing) {
+            if let Some(mut path) = self.path_of_node(tx, &dir)? {
+                path.push(&name);
+                self.say_drift(&path, what);
+            }
+        }
+        pass.touched.clear();
+        Ok(())
+    }
+
+    /// Missing names whose inode lives on at a place nobody told us of (its event is still on its way).
+    fn find_movers(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let known: HashSet<NodeKey> = pass.appeared.iter().map(|a| a.2.key.clone()).collect();
+        let mut asked = HashSet::new();
+        let mut places = pass.missing.clone();
+        places.extend(pass.taken.iter().map(|t| (t.0.clone(), t.1.clone())));
+        // What was there may have moved just as well, with what else is in it.
+        places.extend(pass.appeared.iter().map(|a| (a.0.clone(), a.1.clone())));
+        for (dir, name) in places {
+            let Some(place) = tx.place(&dir, &name)? else { continue };
+            if known.contains(&place.node) || !asked.insert(place.node.clone()) {
+                continue;
+            }
+            if let Located::At(path) = self.volume.locate(&place.node) {
+                self.note_mover(tx, pass, &place.node, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_mover(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        key: &NodeKey,
+        path: &[Name],
+    ) -> Result<(), Fail> {
+        let Some((name, parents)) = path.split_last() else { return Ok(()) };
+        let Ok(fd) = self.volume.dir(parents, None) else { return Ok(()) };
+        let dir = fd.key().clone();
+        if tx.node(&dir)?.is_none() || tx.place(&dir, name)?.is_some_and(|p| p.node == *key) {
+            return Ok(());
+        }
+        if let Ok(Some(seen)) = fd.look(name)
+            && seen.key == *key
+        {
+            pass.touched.insert(dir.clone());
+            pass.appeared.push((dir, name.clone(), seen));
+        }
+        Ok(())
+    }
+
+    /// Renames and new links, in an order in which no directory goes below itself and no name is taken
+    /// before its inode has left it.
+    fn record_moves(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let mut placed = HashSet::new();
+        let mut left = std::mem::take(&mut pass.appeared);
+        left.retain(|a| placed.insert((a.0.clone(), a.1.clone())));
+        // What moves with a directory is found where that is now.
+        left.sort_by_key(|(_, _, seen)| !seen.kind.is_dir());
+        let mut moving: HashMap<NodeKey, usize> = HashMap::new();
+        for (_, _, seen) in &left {
+            *moving.entry(seen.key.clone()).or_default() += 1;
+        }
+        let mut left = VecDeque::from(left);
+        let mut stepped_aside = HashSet::new();
+        let mut passed_over = 0;
+        while let Some((dir, name, seen)) = left.pop_front() {
+            let to = (&dir, &name);
+            let below_itself = seen.kind.is_dir() && self.is_below(tx, &dir, &seen.key)?;
+            if !below_itself && !self.takes_from_movers(tx, to, &seen, &moving)? {
+                self.record_move(tx, pass, to, &seen)?;
+                passed_over = 0;
+                if let Some(names) = moving.get_mut(&seen.key) {
+                    *names -= 1;
+                    if *names == 0 {
+                        moving.remove(&seen.key);
+                    }
+                }
+                continue;
+            }
+            left.push_back((dir, name, seen));
+            passed_over += 1;
+            if passed_over == left.len() {
+                passed_over = 0;
+                if !self.step_aside(tx, &left, &mut stepped_aside)? {
+                    // The tree changed while it was looked at.
+                    self.want_crawl = true;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True if what is recorded at `to` moves itself, or is a directory that some mover is still recorded in: with
+    /// its record a mover would lose the name that it comes from.
+    fn takes_from_movers(
+        &mut self,
+        tx: &mut Tx<'_>,
+        to: local::Spot<'_>,
+        seen: &Seen,
+        moving: &HashMap<NodeKey, usize>,
+    ) -> Result<bool, Fail> {
+        let Some(place) = tx.place(to.0, to.1)?.filter(|p| p.node != seen.key) else { return Ok(false) };
+        if moving.contains_key(&place.node) {
+            return Ok(true);
+        }
+        if !tx.node_must(&place.node)?.kind.is_dir() {
+            return Ok(false);
+        }
+        for mover in moving.keys() {
+            let Some(node) = tx.node(mover)? else { continue };
+            for (dir, _) in &node.names {
+                if self.is_below(tx, dir, &place.node)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Names that wait for each other (a swap): one inode leaves the name that it is not at any more for one in the root,
+    /// where it is in nobody's way. False if there is none.
+    fn step_aside(
+        &mut self,
+        tx: &mut Tx<'_>,
+        movers: &VecDeque<(NodeKey, Name, Seen)>,
+        stepped_aside: &mut HashSet<NodeKey>,
+    ) -> Result<bool, Fail> {
+        for (_, _, seen) in movers {
+            if stepped_aside.contains(&seen.key) {
+                continue;
+            }
+            let Some(node) = tx.node(&seen.key)? else { continue };
+            let Some((dir, name)) = self.left_name(tx, &node.names, &seen.key)? else { continue };
+            let root = self.volume.root_key();
+            let aside = free_name(tx, &root)?;
+            local::rename(tx, (&dir, &name), (&root, &aside), u64::MAX)?;
+            self.paths.clear();
+            stepped_aside.insert(seen.key.clone());
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The first of an inode's recorded names that does not show it any more.
+    fn left_name(
+        &mut self,
+        tx: &mut Tx<'_>,
+        names: &[(NodeKey, Name)],
+        key: &NodeKey,
+    ) -> Result<Option<(NodeKey, Name)>, Fail> {
+        for (dir, name) in names {
+            if !self.still_at(tx, dir, name, key)? {
+                return Ok(Some((dir.clone(), name.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn record_move(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        to: local::Spot<'_>,
+        seen: &Seen,
+    ) -> Result<(), Fail> {
+        let (Some(node), Some(_)) = (tx.node(&seen.key)?, tx.node(to.0)?) else {
+            // What was recorded before took its record: the tree changed while it was looked at.
+            self.want_crawl = true;
+            return Ok(());
+        };
+        if tx.place(to.0, to.1)?.is_some_and(|p| p.node == seen.key) {
+            return Ok(());
+        }
+        let from = self.left_name(tx, &node.names, &seen.key)?;
+        self.clear_dir_at(tx, pass, to)?;
+        match from {
+            Some((dir, name)) => {
+                pass.touched.insert(dir.clone());
+                let over = tx.place(to.0, to.1)?;
+                let shipped_n = if over.is_some() { self.shipped_n } else { u64::MAX };
+                local::rename(tx, (&dir, &name), to, shipped_n)?;
+                if seen.kind.is_dir() {
+                    self.paths.clear();
+                }
+            }
+            None if seen.kind.is_dir() => return Ok(()),
+            None => {
+                if tx.place(to.0, to.1)?.is_some() {
+                    local::unlink(tx, to)?;
+                }
+                local::link(tx, &seen.key, to)?;
+            }
+        }
+        pass.recorded += 1;
+        // The move may have come with a change of content or attributes.
+        let Some(dir_path) = self.path_of_node(tx, to.0)? else { return Ok(()) };
+        let mut path = dir_path.clone();
+        path.push(to.1);
+        if let Ok(fd) = self.volume.dir(&dir_path, Some(to.0)) {
+            self.look_at_known(tx, pass, &fd, &path, seen)?;
+        }
+        Ok(())
+    }
+
+    /// A directory recorded where something else now is, with all that was recorded below it.
+    fn clear_dir_at(&mut self, tx: &mut Tx<'_>, pass: &mut Pass, at: local::Spot<'_>) -> Result<(), Fail> {
+        let Some(place) = tx.place(at.0, at.1)? else { return Ok(()) };
+        if tx.node_must(&place.node)?.kind.is_dir() {
+            self.remove_recorded(tx, pass, at.0.clone(), at.1.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Unknown inodes at recorded names whose own inode did not move away.
+    fn record_taken(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        for (dir, name, seen) in std::mem::take(&mut pass.taken) {
+            let Some(dir_path) = self.path_of_node(tx, &dir)? else { continue };
+            let Ok(fd) = self.volume.dir(&dir_path, Some(&dir)) else { continue };
+            let mut path = dir_path.clone();
+            path.push(&name);
+            self.settle_path(tx, &path)?;
+            if tx.node(&seen.key)?.is_some() {
+                // Another name of it was taken in meanwhile: this one is a link.
+                pass.appeared.push((dir, name, seen));
+                continue;
+            }
+            let old = match tx.place(&dir, &name)? {
+                Some(p) => Some(tx.node_must(&p.node)?),
+                None => None,
+            };
+            match old {
+                Some(old) if !old.kind.is_dir() && !seen.kind.is_dir() => {
+                    let Some(looked) = self.look_closely(tx, &fd, &path, &seen, true)? else { continue };
+                    if self.may_be_torn(&looked.fingerprint) {
+                        self.take_torn(tx, pass, At { dir, name }, looked)?;
+                        continue;
+                    }
+                    local::replace(tx, (&dir, &name), &looked)?;
+                    pass.recorded += 1;
+                }
+                Some(_) => {
+                    if !self.allow_removals(tx, pass, &[(dir.clone(), name.clone())])? {
+                        continue;
+                    }
+                    self.remove_recorded(tx, pass, dir.clone(), name.clone())?;
+                    self.take_new(tx, pass, &fd, &dir, &path, &seen)?;
+                }
+                None => self.take_new(tx, pass, &fd, &dir, &path, &seen)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Names that are really gone.
+    fn record_missing(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let mut gone = Vec::new();
+        let mut once = HashSet::new();
+        for (dir, name) in std::mem::take(&mut pass.missing) {
+            let Some(place) = tx.place(&dir, &name)? else { continue };
+            if !once.insert((dir.clone(), name.clone())) || self.still_at(tx, &dir, &name, &place.node)? {
+                continue;
+            }
+            match self.volume.locate(&place.node) {
+                Located::Gone | Located::Outside => gone.push((dir, name)),
+                // Another name of the inode: this one is gone.
+                Located::At(path) if self.is_recorded_at(tx, &place.node, &path)? => gone.push((dir, name)),
+                Located::At(_) => self.want_crawl = true,
+                Located::Unknown if pass.complete => gone.push((dir, name)),
+                Located::Unknown => self.want_crawl = true,
+            }
+        }
+        if gone.is_empty() || !self.allow_removals(tx, pass, &gone)? {
+            return Ok(());
+        }
+        for (dir, name) in gone {
+            if tx.place(&dir, &name)?.is_some() {
+                pass.touched.insert(dir.clone());
+                self.remove_recorded(tx, pass, dir, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_recorded_at(&mut self, tx: &mut Tx<'_>, key: &NodeKey, path: &[Name]) -> Result<bool, Fail> {
+        let Some((name, parents)) = path.split_last() else { return Ok(false) };
+        let Ok(fd) = self.volume.dir(parents, None) else { return Ok(false) };
+        Ok(tx.place(fd.key(), name)?.is_some_and(|p| p.node == *key))
+    }
+
+    /// Records the removal of a place, of a directory with everything that is recorded below it. Inodes from below that
+    /// live on elsewhere have been moved before.
+    fn remove_recorded(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        dir: NodeKey,
+        name: Name,
+    ) -> Result<(), Fail> {
+        let mut stack = vec![(dir, name, false)];
+        while let Some((dir, name, emptied)) = stack.pop() {
+            let Some(place) = tx.place(&dir, &name)? else { continue };
+            let node = tx.node_must(&place.node)?;
+            if !node.kind.is_dir() {
+                local::unlink(tx, (&dir, &name))?;
+                pass.recorded += 1;
+            } else if emptied {
+                local::rmdir(tx, (&dir, &name))?;
+                pass.recorded += 1;
+            } else {
+                stack.push((dir, name, true));
+                let mut after: Option<Name> = None;
+                loop {
+                    let below = tx.places_in(&place.node, after.as_ref(), PLACES_AT_ONCE)?;
+                    let Some(last) = below.last().map(|p| p.0.clone()) else { break };
+                    stack.extend(below.into_iter().map(|(n, _)| (place.node.clone(), n, false)));
+                    after = Some(last);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guard where dots are made: a window that would remove too much records nothing and asks.
+    fn allow_removals(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        gone: &[(NodeKey, Name)],
+    ) -> Result<bool, Fail> {
+        let total = self.count_places()?;
+        let limit = removal_limit(self.shared.max_delete, total);
+        let mut counted: HashSet<(NodeKey, Name)> = HashSet::new();
+        let mut stack: Vec<(NodeKey, Name)> = gone.to_vec();
+        while let Some(at) = stack.pop() {
+            let Some(place) = tx.place(&at.0, &at.1)? else { continue };
+            if !counted.insert(at) {
+                continue;
+            }
+            if counted.len() as u64 > limit {
+                let text = format!(
+                    "more than {limit} of {total} entries are gone at once; nothing of that was recorded"
+                );
+                pass.held = true;
+                self.hold_removals(tx, text)?;
+                return Ok(false);
+            }
+            if !place.claims.is_empty() {
+                continue;
+            }
+            let mut after: Option<Name> = None;
+            loop {
+                let below = tx.places_in(&place.node, after.as_ref(), PLACES_AT_ONCE)?;
+                let Some(last) = below.last().map(|p| p.0.clone()) else { break };
+                stack.extend(below.into_iter().map(|(n, _)| (place.node.clone(), n)));
+                if stack.len() as u64 > limit {
+                    break; // enough to know
+                }
+                after = Some(last);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Directory times are part of the state: they go with the change of the children that moved them.
+    fn record_dir_times(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        if self.follows() {
+            pass.touched.clear();
+            return Ok(());
+        }
+        for key in std::mem::take(&mut pass.touched) {
+            let Some(node) = tx.node(&key)? else { continue };
+            if !node.kind.is_dir() {
+                continue;
+            }
+            let Some(path) = self.path_of_node(tx, &key)? else { continue };
+            let Ok(fd) = self.volume.dir(&path, Some(&key)) else { continue };
+            let Ok(looked) = fd.looked_self() else { continue };
+            if looked.fingerprint != node.fingerprint {
+                local::attrs(tx, &looked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the path still shows this inode.
+    pub(super) fn still_at(
+        &mut self,
+        tx: &mut Tx<'_>,
+        dir: &NodeKey,
+        name: &Name,
+        key: &NodeKey,
+    ) -> Result<bool, Fail> {
+        let Some(fd) = self.dir_wherever(tx, dir)? else { return Ok(false) };
+        Ok(matches!(fd.look(name), Ok(Some(s)) if s.key == *key))
+    }
+
+    /// A known directory where it is recorded, else where it is now: its move may not have been recorded yet.
+    fn dir_wherever(&mut self, tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Option<DirFd>, Fail> {
+        let Some(path) = self.path_of_node(tx, dir)? else { return Ok(None) };
+        if let Ok(fd) = self.volume.dir(&path, Some(dir)) {
+            return Ok(Some(fd));
+        }
+        Ok(match self.volume.locate(dir) {
+            Located::At(path) => self.volume.dir(&path, Some(dir)).ok(),
+            _ => None,
+        })
+    }
+
+    /// True if directory `dir` is recorded below `top` (or is it).
+    fn is_below(&mut self, tx: &mut Tx<'_>, dir: &NodeKey, top: &NodeKey) -> Result<bool, Fail> {
+        let mut at = dir.clone();
+        for _ in 0..super::DEPTH_MAX {
+            if at == *top {
+                return Ok(true);
+            }
+            match tx.node(&at)?.and_then(|n| n.names.first().cloned()) {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn path_waiter(path: &RelPath) -> Waiter {
+        Waiter::Path(path.join_bytes())
+    }
+}
+
+/// A name for an inode that steps aside: nothing is recorded there.
+fn free_name(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Name, Fail> {
+    let mut n = 0u64;
+    loop {
+        let name =
+            Name::new(format!("driftless-swap-{n}").as_bytes()).map_err(|e| Fail::Bug(e.to_string()))?;
+        if tx.place(dir, &name)?.is_none() {
+            return Ok(name);
+        }
+        n += 1;
+    }
+}
+
+/// How many removals one window may make when `total` entries are on the disk.
+pub(super) fn removal_limit(max: MaxDelete, total: u64) -> u64 {
+    match max {
+        MaxDelete::Default => (total / 2).max(100),
+        MaxDelete::Count(n) => n,
+        MaxDelete::Percent(p) if p >= 100.0 => u64::MAX,
+        MaxDelete::Percent(p) => (total as f64 * p.clamp(0.0, 100.0) / 100.0) as u64,
+    }
+}
