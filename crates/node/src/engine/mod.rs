@@ -208,7 +208,6 @@ struct JoinSeen {
     equal: u64,
     only_here: u64,
     different: u64,
-    removed_elsewhere: u64,
 }
 
 struct Peer {

@@ -577,7 +577,8 @@ impl Engine {
                     self.say_drift(path, "only here");
                 }
             }
-            Adopted::RemovedElsewhere => c.removed_elsewhere += 1,
+            // Its plan removes it and says so.
+            Adopted::RemovedElsewhere => {}
         }
     }
 }
