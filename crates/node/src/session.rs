@@ -1,8 +1,8 @@
 //! One session of `sync`: two ends, a coordinator between them.
 //!
 //! Each end is an engine, here on a thread or on another machine behind a pipe. The coordinator passes their messages
-//! on, tells events, and knows from both ends' status when they agree: both idle, all of both feeds acknowledged, and no
-//! message on its way.
+//! on, tells events, and knows from both ends' status when they agree: both idle, all of both feeds acknowledged, what they
+//! brought held by the other (on its disk for good, but for what waits), and no message on its way.
 
 use crate::api::{Endpoint, Event, Level, Outcome, SessionError, Side, SyncOptions};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
@@ -303,7 +303,11 @@ impl Coordinator {
             return;
         }
         let (a, b) = (&self.a.status, &self.b.status);
-        let settled = |s: &Status| s.idle && s.scanned && s.sent_all;
+        // An end of a version that does not say what it holds cannot be waited for; and ends that are about to stop seal
+        // what they did, or fail, before they have ended.
+        let asked = a.peer_holds.is_some() && b.peer_holds.is_some() && self.drain_until.is_none();
+        let held = |s: &Status| !asked || s.peer_holds == Some(true);
+        let settled = |s: &Status| s.idle && s.scanned && s.sent_all && held(s);
         let now =
             settled(a) && settled(b) && a.messages_out == b.messages_in && b.messages_out == a.messages_in;
         if now != self.in_sync {

@@ -24,7 +24,7 @@ pub enum Message {
     Batch(Batch),
     /// Answer to a batch.
     Receipt(Receipt),
-    /// What the sender of this message now has durably on disk: contents up to these dots, or all but `pending` entries.
+    /// What the sender of this message has durably on disk. One for many batches: after a sync that has covered them.
     Held(Held),
     /// Please send bytes of a version.
     Want(Want),
@@ -129,12 +129,13 @@ pub struct Receipt {
     pub knowledge: VersionVector,
 }
 
-/// Contents on disk.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What a replica *holds*, where knowledge says what it has heard of: everything it knew when it had merged the
+/// peer's feed up to `cursor` is on its disk as its rules want it, durably, but for `waiting` entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Held {
-    /// The receiver's cursor in the peer's feed up to which all is materialised, but for `waiting` entries.
+    /// The cursor in the feed of the peer that this is told to.
     pub cursor: u64,
-    /// Entries not materialised yet among those.
+    /// Entries whose contents, names or attributes are not on the disk yet.
     pub waiting: u64,
 }
 

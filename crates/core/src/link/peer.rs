@@ -2,16 +2,22 @@
 //!
 //! ```text
 //! key    replica id, 8 bytes big-endian
-//! value  format u8 (1) | cursor varint | cursor tag 8 bytes | acked varint | knowledge vv | count varint | refused entry dot ...
+//! value  format u8 (2) | cursor varint | cursor tag 8 bytes | acked varint | knowledge vv | count varint | refused entry dot ...
+//!        | held cursor varint | held waiting varint
 //! ```
+//!
+//! Format 1 has no last line: nothing is known of what the peer holds.
 
+use super::message::Held;
 use crate::codec::{Decoder, Encoder, Malformed};
 use crate::id::{EntryId, ReplicaId};
 use crate::rows::Table;
 use crate::tx::{Result, Tx, dec};
 use crate::vv::VersionVector;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// Without what the peer holds.
+const FORMAT_WITHOUT_HELD: u8 = 1;
 
 /// What is remembered of a peer between connections.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -27,6 +33,8 @@ pub struct PeerRow {
     /// Entries of it that we refused and have not got in an acceptable state since. While there are any, its
     /// knowledge is not joined: ours would claim states we do not have.
     pub refused: Vec<EntryId>,
+    /// What it told last of what is on its disk.
+    pub held: Held,
 }
 
 /// The row of a peer; the default if there is none.
@@ -57,12 +65,15 @@ pub fn put_peer_row(tx: &mut Tx<'_>, peer: ReplicaId, row: &PeerRow) {
     for id in &row.refused {
         e.dot(id.0, tx.replicas_mut());
     }
+    e.uint(row.held.cursor);
+    e.uint(row.held.waiting);
     tx.put(Table::Peers, peer.0.to_be_bytes().to_vec(), Some(e.buf));
 }
 
 fn decode(tx: &Tx<'_>, bytes: &[u8]) -> Result<PeerRow> {
     dec(Table::Peers, bytes, |d: &mut Decoder<'_>| {
-        if d.u8()? != FORMAT {
+        let format = d.u8()?;
+        if ![FORMAT, FORMAT_WITHOUT_HELD].contains(&format) {
             return Err(Malformed { what: "format of a peer row", at: 0 });
         }
         let (cursor, tag, acked) = (d.uint()?, d.fixed64()?, d.uint()?);
@@ -72,6 +83,10 @@ fn decode(tx: &Tx<'_>, bytes: &[u8]) -> Result<PeerRow> {
         for _ in 0..count {
             refused.push(EntryId(d.dot(tx.replicas())?));
         }
-        Ok(PeerRow { cursor, tag, acked, knowledge, refused })
+        let held = match format {
+            FORMAT => Held { cursor: d.uint()?, waiting: d.uint()? },
+            _ => Held::default(),
+        };
+        Ok(PeerRow { cursor, tag, acked, knowledge, refused, held })
     })
 }

@@ -16,7 +16,7 @@
 //! sender go back.
 
 use super::hello::tag_at;
-use super::message::{Batch, Receipt};
+use super::message::{Batch, Held, Receipt};
 use super::peer::{peer_row, put_peer_row};
 use super::receiver::{Echoes, canonical};
 use crate::entry::Entry;
@@ -161,6 +161,8 @@ pub struct Sender {
     sent_to_max: u64,
     /// The receiver's cursor, as far as it told.
     acked: u64,
+    /// What the receiver told last of what is on its disk, in this connection.
+    held_there: Option<Held>,
     in_flight: VecDeque<Flight>,
     seq: u64,
     /// Knowledge sent since the sender last went back.
@@ -211,6 +213,7 @@ impl Sender {
             sent_to: start_cursor,
             sent_to_max: start_cursor,
             acked: start_cursor,
+            held_there: None,
             in_flight: VecDeque::new(),
             seq: 0,
             told: VersionVector::new(),
@@ -272,6 +275,12 @@ impl Sender {
         failures
     }
 
+    /// Takes what the peer says of its disk.
+    pub fn handle_held(&mut self, held: &Held) {
+        let cursor = held.cursor.min(self.sent_to_max);
+        self.held_there = Some(Held { cursor, ..*held });
+    }
+
     /// Takes note of what came from the peer itself, which it need not be sent. To be called before the
     /// next poll that can see it.
     pub fn handle_merged(&mut self, echoes: &Echoes) {
@@ -316,6 +325,17 @@ impl Sender {
             && self.walked.max(self.acked) >= tx.head()
     }
 
+    /// True if all that was brought to the peer, or needs not be, is on its disk, as far as it told; but for the
+    /// entries that it says wait.
+    pub fn is_held(&self) -> bool {
+        self.in_flight.is_empty() && self.held_there.is_some_and(|held| held.cursor >= self.acked)
+    }
+
+    /// What the peer told last of its disk in this connection.
+    pub fn held_there(&self) -> Option<Held> {
+        self.held_there
+    }
+
     /// The receiver's cursor in our feed, as far as it told.
     pub fn acked_cursor(&self) -> u64 {
         self.acked
@@ -336,14 +356,18 @@ impl Sender {
         }
     }
 
-    /// Writes down what the peer told of its cursor and knowledge, for after the connection. Never
-    /// needs a commit of its own.
-    pub fn save(&self, tx: &mut Tx<'_>) -> Result<()> {
-        let mut row = peer_row(tx, self.peer)?;
+    /// Writes down what the peer told of its cursor, its knowledge and its disk, for after the connection. Never
+    /// needs a commit of its own. False if it is written already.
+    pub fn save(&self, tx: &mut Tx<'_>) -> Result<bool> {
+        let before = peer_row(tx, self.peer)?;
+        let mut row = before.clone();
         row.acked = row.acked.max(self.acked);
         row.knowledge.join(&self.peer_knowledge);
-        put_peer_row(tx, self.peer, &row);
-        Ok(())
+        row.held = self.held_there.unwrap_or(row.held);
+        if row != before {
+            put_peer_row(tx, self.peer, &row);
+        }
+        Ok(row != before)
     }
 
     // ----- pace

@@ -11,6 +11,8 @@ use crate::vv::VersionVector;
 use smallvec::smallvec;
 use std::collections::BTreeMap;
 
+mod held;
+
 /// A small generator: the runs are the same everywhere.
 struct Random(u64);
 

@@ -108,6 +108,11 @@ impl Contents {
         self.wanted.contains_key(&entry)
     }
 
+    /// Entries of which something is being fetched, or waits to be.
+    pub(super) fn wanted_entries(&self) -> impl Iterator<Item = &EntryId> {
+        self.wanted.keys()
+    }
+
     fn unwant(&mut self, entry: EntryId) {
         if let Some(n) = self.wanted.get_mut(&entry) {
             *n -= 1;

@@ -9,6 +9,7 @@
 //! - [`apply`]: doing what a plan says.
 //! - [`hasher`]: reading large files on another core.
 //! - [`content`]: reading, sending and receiving bytes of files.
+//! - [`held`]: telling the peer what is on this disk for good.
 //! - [`limbo`]: what was replaced or removed, until nobody can write to it any more.
 //! - [`recover`]: judging what a crash left.
 //! - [`lost`]: going on after an index was lost.
@@ -25,6 +26,7 @@ mod apply;
 mod causes;
 mod content;
 mod hasher;
+mod held;
 mod judge;
 mod limbo;
 mod lost;
@@ -201,6 +203,9 @@ pub(crate) struct Status {
     pub(crate) messages_out: u64,
     /// Entries that wait.
     pub(crate) waiting: u64,
+    /// The peer holds what it was brought, but for what waits there. `None` if this end does not ask.
+    #[serde(default)]
+    pub(crate) peer_holds: Option<bool>,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -220,6 +225,9 @@ struct Peer {
     has_tree: bool,
     head: u64,
     inline: bool,
+    /// What it was told of this disk, and what was looked at then.
+    held_told: Option<link::Held>,
+    held_looked_at: Option<(u64, u64)>,
 }
 
 /// See the module.
@@ -962,6 +970,8 @@ impl Engine {
         if self.status.idle {
             self.contents.close_served();
             self.set_phase(Phase::Watching);
+            self.seal_to_end()?;
+            self.tell_held()?;
         }
         self.tell_status_now()
     }
@@ -972,6 +982,7 @@ impl Engine {
             messages_in: self.messages_in,
             messages_out: self.messages_out,
             waiting: self.waiting.len() as u64,
+            peer_holds: self.peer_holds(),
             ..self.status
         };
         if new.idle {

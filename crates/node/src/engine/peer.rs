@@ -42,7 +42,12 @@ impl Engine {
                 }
                 Ok(())
             }
-            Message::Held(_) => Ok(()),
+            Message::Held(held) => {
+                if let Some(peer) = &mut self.peer {
+                    peer.sender.handle_held(&held);
+                }
+                Ok(())
+            }
             Message::Want(want) => self.serve(&want),
             Message::Piece(piece) => self.take_piece(piece),
             Message::NotHere(answer) => self.take_not_here(&answer),
@@ -91,6 +96,8 @@ impl Engine {
                     head: 0,
                     inline: hello.inline,
                     has_tree: hello.scanned,
+                    held_told: None,
+                    held_looked_at: None,
                 });
                 sites::set_name(&mut tx, hello.replica, &hello.site)?;
                 self.decide_first_scan(tx, hello)?;

@@ -169,6 +169,7 @@ impl Engine {
     /// A sync covers all moves done so far: intents and victims are needed no more, but for victims that rest.
     pub(super) fn seal(&mut self) -> Result<(), Fail> {
         crash::at(Point::SealDue);
+        self.save_peer()?;
         let (covered, mark) = (self.before.next, self.mounted_row(wall_ns())?);
         self.give_sign_of_life();
         self.volume.sync().map_err(Fail::Volume)?;
@@ -192,7 +193,8 @@ impl Engine {
         self.store.commit(rows)?;
         crash::at(Point::Sealed);
         self.unsealed = false;
-        self.note_dropped(&dropped)
+        self.note_dropped(&dropped)?;
+        self.tell_held()
     }
 
     /// Contents that entries which wait are to show and that may be nowhere else on this disk.
@@ -243,8 +245,17 @@ impl Engine {
         Ok(())
     }
 
+    /// As [`Engine::commit_sealed`], durable with the next durable commit.
+    pub(super) fn commit_sealed_lazily(&mut self, tx: Tx<'_>) -> Result<(), Fail> {
+        let rows = self.rows_of(tx, false)?;
+        self.store.commit_lazily(rows)?;
+        self.lazy = true;
+        Ok(())
+    }
+
     pub(super) fn finish(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Stopping);
+        self.save_peer()?;
         self.harden()?;
         if !self.shared.dry_run
             && (self.needs_seal() || !self.before.is_empty() || self.limbos.next_look().is_some())

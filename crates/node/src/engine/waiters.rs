@@ -20,6 +20,8 @@ pub(super) struct Waiters {
     needs: BTreeMap<Waiter, Need>,
     due: BTreeSet<(u64, Waiter)>,
     reasons: BTreeMap<Reason, usize>,
+    /// How many are entries.
+    entries: usize,
     /// How many have not been tried often enough for a session that is to end.
     untried: usize,
     /// Places at which steps were refused, and for whom.
@@ -30,6 +32,11 @@ pub(super) struct Waiters {
 impl Waiters {
     pub(super) fn len(&self) -> usize {
         self.needs.len()
+    }
+
+    /// How many of them are entries.
+    pub(super) fn entries(&self) -> usize {
+        self.entries
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,6 +66,7 @@ impl Waiters {
         self.due.insert((need.retry_ns, who.clone()));
         *self.reasons.entry(need.reason).or_default() += 1;
         self.untried += usize::from(!is_tried(&need));
+        self.entries += usize::from(is_entry(&who));
         self.needs.insert(who, need);
     }
 
@@ -73,6 +81,7 @@ impl Waiters {
         let need = self.needs.remove(who)?;
         self.due.remove(&(need.retry_ns, who.clone()));
         self.untried -= usize::from(!is_tried(&need));
+        self.entries -= usize::from(is_entry(who));
         if let Some(count) = self.reasons.get_mut(&need.reason) {
             *count -= 1;
             if *count == 0 {
@@ -184,6 +193,10 @@ impl Waiters {
             self.make_due(&who, 0);
         }
     }
+}
+
+fn is_entry(who: &Waiter) -> bool {
+    matches!(who, Waiter::Entry(_))
 }
 
 /// True if a session that is to end has tried this often enough.
