@@ -170,8 +170,9 @@ fn signals(stop: StopFlag) -> Result<Receiver<&'static str>, CliError> {
                 // As a shell reports a process that a signal ended.
                 std::process::exit(128 + signal);
             }
-            stop.request();
+            // First the notice: a session may end at once.
             let _ = say.send("stopping: finishing what is under way (once more to leave at once)");
+            stop.request();
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(failed)?;

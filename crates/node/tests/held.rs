@@ -36,7 +36,7 @@ fn sync(base: &Path) -> Outcome {
 
 /// What the end at `root` remembers of its only peer, and its own head.
 fn peer_of(base: &Path, root: &str) -> (PeerRow, u64) {
-    let state = StateDir::at(&base.join("state"));
+    let state = StateDir::at(base.join("state"));
     let dirs = state.replicas().unwrap();
     let dir = dirs.iter().find(|d| d.root().unwrap().ends_with(root)).unwrap();
     let index = Index::open(&dir.index(), OpenOptions::default()).unwrap();
