@@ -292,6 +292,10 @@ fn split(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>) -> Result<
     let attrs = row.entry.meta.1.clone();
     let new = newborn(dot, row.entry.kind, (parent, to.1), Some(&content), attrs, Stamps::all(stamp));
     tree::put_state(tx, new, dot.n)?;
+    if !records::is_in_step(tx, node, owner)? {
+        // What the inode still has to be given was to come with the entry that it leaves.
+        tx.add_pending(EntryId(dot));
+    }
     if row.entry.counting().any(|v| v.dot == owner.version) {
         change(tx, owner.entry, |e, _| e.data.retain(|v| v.dot != owner.version))?;
     }

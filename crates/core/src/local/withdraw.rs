@@ -1,11 +1,12 @@
 //! Taking back a version that nobody holds: a power cut took its content before anybody else had it.
 
-use super::{Result, Tx, change_with, names, records};
+use super::{Result, Spot, Tx, change_with, names, records};
 use crate::disk::{Claim, NodeKey, Place};
 use crate::entry::Version;
 use crate::id::{Dot, EntryId, Name, ReplicaId};
 use crate::link;
 use crate::meta::Content;
+use crate::tree;
 
 /// True if `version` was made here or by `peer` and, as far as is known, no third replica has ever had its state: if it is
 /// neither here nor there, it is nowhere.
@@ -25,10 +26,16 @@ pub fn may_withdraw(tx: &mut Tx<'_>, id: EntryId, version: Dot, peer: ReplicaId)
 /// Takes `version` back, as a change that follows it. An earlier version that this disk still shows comes again in its
 /// place; if there is none and no other version counts, the entry is removed.
 ///
+/// An entry that was made by an edit (of a conflict copy, or by a rename over a file) has no earlier version: that is
+/// one of the entry that it took the name from. A path shows it until its successor has arrived.
+///
 /// # Errors
 /// If the index cannot be read.
 pub fn withdraw(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<()> {
-    let earlier = earlier_version(tx, id)?;
+    let earlier = match earlier_version(tx, id)? {
+        Some(own) => Some(own),
+        None => earlier_at_its_name(tx, id, version)?,
+    };
     let content = earlier.as_ref().map(|e| e.content.clone());
     let dot = change_with(tx, id, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max());
@@ -56,7 +63,9 @@ pub fn withdraw(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<()> {
 /// A version on this disk that counts no more.
 struct Earlier {
     spot: (NodeKey, Name),
+    /// As it is to be recorded, but for the version's dot.
     place: Place,
+    /// The one of its claims that the version is to have.
     claim: Claim,
     content: Content,
 }
@@ -73,4 +82,53 @@ fn earlier_version(tx: &mut Tx<'_>, id: EntryId) -> Result<Option<Earlier>> {
         }
     }
     Ok(None)
+}
+
+/// What this disk still shows where `version` of the entry is to be shown, if it is of other entries and counts no more.
+fn earlier_at_its_name(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<Option<Earlier>> {
+    for (parent, base) in tree::shown_names(tx, id)? {
+        let class = tree::class_of(tx, parent)?;
+        if class.is_empty() {
+            continue;
+        }
+        for group in tree::shown_at(tx, &class, &base)?.groups {
+            let of_version = |s: &&tree::Shares| (s.entry, s.version) == (id, version);
+            let Some(shares) = group.claims.iter().find(of_version) else { continue };
+            let claim = Claim { entry: id, link: shares.link, name_dot: shares.name_dot, version };
+            for dir in dirs_of(tx, &class)? {
+                let Some((node, content)) = overtaken_at(tx, (&dir, &group.name))? else { continue };
+                let conflict_of = group.conflict.then(|| base.clone());
+                let place = Place { node, claims: vec![claim], conflict_of };
+                return Ok(Some(Earlier { spot: (dir, group.name.clone()), place, claim, content }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The inodes on this disk that stand for a directory.
+fn dirs_of(tx: &mut Tx<'_>, class: &[EntryId]) -> Result<Vec<NodeKey>> {
+    let mut dirs: Vec<NodeKey> = Vec::new();
+    for member in class {
+        match member.is_root() {
+            true => dirs.extend(tx.root_node()?),
+            false => dirs.extend(tx.entry_must(*member)?.bound.iter().cloned()),
+        }
+    }
+    Ok(dirs)
+}
+
+/// The file at a path, if no version that it shows counts any more. One with other names stays what it is: all names
+/// of an inode belong to one entry.
+fn overtaken_at(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Option<(NodeKey, Content)>> {
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(None) };
+    for claim in &place.claims {
+        let row = tx.entry(claim.entry)?;
+        if row.is_some_and(|row| row.entry.counting().any(|v| v.dot == claim.version)) {
+            return Ok(None);
+        }
+    }
+    let node = tx.node_must(&place.node)?;
+    let content = records::recorded_content(&node).filter(|_| node.names.len() == 1);
+    Ok(content.map(|content| (place.node, content)))
 }

@@ -5,7 +5,7 @@ use crate::disk::Fingerprint;
 use crate::id::{Dot, ReplicaId};
 use crate::local::{self, Origin};
 use crate::meta::Time;
-use crate::plan::{Plan, PlanOptions, Step, plan_entry};
+use crate::plan::{Outcome, Plan, PlanOptions, Step, plan_entry};
 use crate::rows::{MemStore, Store};
 use crate::tx::Env;
 
@@ -297,6 +297,111 @@ fn a_version_that_was_lost_makes_room_for_the_one_before() {
         Ok(())
     });
     assert_eq!(r.plan(&BTreeSet::from([id])), []);
+}
+
+/// A file `f` (inode 5) with a conflict copy (inode 6) beside it; both are sealed. Gives where the copy is.
+fn with_copy(r: &mut Replica) -> (EntryId, At) {
+    let id = r.create(&at(1, "f"), &file(5, "mine"));
+    let theirs = file(6, "theirs");
+    let dot = Dot::new(PEER, 1);
+    r.commit(|tx| {
+        let mut entry = tx.entry_must(id)?.entry.clone();
+        entry.ctx.add(dot);
+        let stamp = crate::id::Stamp { replica: PEER, ..crate::id::Stamp::MIN };
+        let content = theirs.content.clone().unwrap();
+        entry.data.push(crate::entry::Version { dot, stamp, content });
+        entry.data.sort_by_key(|v| v.dot);
+        let n = tx.new_dot().n;
+        crate::tree::put_state(tx, entry, n)
+    });
+    let steps = r.plan(&BTreeSet::from([id]));
+    let [Step::Put { at: copy, .. }] = &steps[..] else { panic!("{steps:?}") };
+    let outcome = Outcome { node: key(6), fingerprint: theirs.fingerprint, given: theirs.attrs.clone() };
+    r.commit(|tx| crate::plan::record(tx, &steps[0], Some(&outcome)));
+    r.seal();
+    (id, copy.clone())
+}
+
+#[test]
+fn an_edited_conflict_copy_that_was_lost_makes_room_for_the_copy() {
+    let mut r = Replica::new();
+    let (id, copy) = with_copy(&mut r);
+    r.commit(|tx| local::write(tx, &file(6, "edited")));
+    let (edited, version) = r.commit(|tx| {
+        let claim = tx.place(&copy.dir, &copy.name)?.unwrap().claims[0];
+        assert_ne!(claim.entry, id, "an edit makes it an entry of its own");
+        Ok((claim.entry, claim.version))
+    });
+    let (verdict, concerned) = r.judge(&copy, Some(&file(6, "theirs")));
+    assert_eq!(verdict, Verdict::Undone(0));
+    assert!(concerned.contains(&id) && concerned.contains(&edited));
+    r.commit(|tx| local::withdraw(tx, edited, version));
+    r.commit(|tx| {
+        let row = tx.entry_must(edited)?;
+        let versions: Vec<_> = row.entry.counting().map(|v| v.content.identity()).collect();
+        assert_eq!(versions, [Digest::of(b"theirs")]);
+        assert_eq!(tx.place(&copy.dir, &copy.name)?.unwrap().claims[0].entry, edited);
+        Ok(())
+    });
+    assert_eq!(r.plan(&concerned), []);
+}
+
+#[test]
+fn what_was_renamed_over_a_file_and_lost_makes_room_for_that_file() {
+    let mut r = Replica::new();
+    let old = r.create(&at(1, "f"), &file(5, "old"));
+    r.seal();
+    let new = r.create(&at(1, "t"), &file(6, "newer"));
+    r.commit(|tx| local::rename(tx, (&key(1), &name("t")), (&key(1), &name("f")), u64::MAX));
+    r.judge(&at(1, "t"), None);
+    let (verdict, concerned) = r.judge(&at(1, "f"), Some(&file(5, "old")));
+    assert_eq!(verdict, Verdict::Undone(0));
+    let version = r.commit(|tx| Ok(tx.entry_must(new)?.entry.winner().unwrap().dot));
+    r.commit(|tx| {
+        assert_eq!(tx.entry_must(old)?.entry.counting().count(), 0);
+        local::withdraw(tx, new, version)?;
+        let row = tx.entry_must(new)?;
+        let versions: Vec<_> = row.entry.counting().map(|v| v.content.identity()).collect();
+        assert_eq!(versions, [Digest::of(b"old")]);
+        Ok(())
+    });
+    assert_eq!(r.plan(&concerned), []);
+}
+
+#[test]
+fn a_lost_version_takes_nothing_that_still_counts() {
+    let mut r = Replica::new();
+    let (id, copy) = with_copy(&mut r);
+    let new = r.create(&at(1, "t"), &file(7, "newer"));
+    r.judge(&at(1, "t"), None);
+    r.commit(|tx| local::withdraw(tx, new, new.0));
+    r.commit(|tx| {
+        assert_eq!(tx.entry_must(new)?.entry.counting().count(), 0);
+        assert_eq!(tx.entry_must(id)?.entry.counting().count(), 2);
+        assert_eq!(tx.place(&copy.dir, &copy.name)?.unwrap().claims[0].entry, id);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_copy_that_becomes_an_entry_keeps_what_it_was_to_be_given() {
+    let mut r = Replica::new();
+    let (id, copy) = with_copy(&mut r);
+    r.commit(|tx| {
+        let node = (*tx.node_must(&key(6))?).clone();
+        tx.put_node(&key(6), Node { wanted: crate::Wanted::UNKNOWN, ..node });
+        tx.remove_pending(id);
+        Ok(())
+    });
+    let mut closed = file(6, "theirs");
+    closed.attrs.mode = 0o600;
+    let (own, pending) = r.commit(|tx| {
+        local::attrs(tx, &closed)?;
+        let own = tx.place(&copy.dir, &copy.name)?.unwrap().claims[0].entry;
+        Ok((own, tx.pending(usize::MAX)?))
+    });
+    assert_ne!(own, id, "a change makes it an entry of its own");
+    assert!(pending.contains(&own), "{pending:?}");
 }
 
 #[test]
