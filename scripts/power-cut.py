@@ -7,7 +7,8 @@ The trees and the index lie on file systems in loop images. Random users work on
 they make durable (fsync of the file and of all directories above it). The cut is the file system's shutdown without
 flushing its log, at a named point of the program (feature `crash-points`) or at a random moment; then unmount, mount
 with log replay, and `sync --once`. Layouts: everything on one file system (`one`), or each tree and the index on one
-of its own (`apart`), of which a random selection is cut at the same moment while the rest sees the process killed.
+of its own (`apart`), of which a random selection is cut at the same moment while the rest sees the process killed. Points
+take turns: the one that was cut at least often is next, so that all are seen; the table at the end says how often.
 
 After each cut:
 - both trees are equal (rsync, contents and all attributes);
@@ -20,6 +21,9 @@ After each cut:
 
 Needs root, loop devices, mkfs for the file system, and rsync; says what is missing and exits with 77. `--keep DIR` gets
 trees and a log of what failed: that depends on timing, a seed is no more than a beginning.
+
+What users write without syncing it begins when both sides have begun to look at their trees: who ran no program when the
+power went cannot know that an emptied file is none that a user emptied.
 """
 import argparse
 import fcntl
@@ -47,9 +51,12 @@ POINTS = [
     "moved", "exchanged", "in-limbo", "removed", "dir-removed", "linked", "parked", "moves-done", "moves-recorded",
     "seal-due", "seal-synced", "seal-hardened", "limbo-dropped", "seal-dropped", "sealed",
 ]
+# Where a cut is that was at no point, and how many are meant to be.
+RANDOM, RANDOM_SHARE = "random", 0.2
 RESTART_POINTS = ["intents-judged", "intents-redone"]
 LAYOUTS = {"one": {"a": 0, "b": 0, "state": 0}, "apart": {"a": 0, "b": 1, "state": 2}, "peer": {"a": 0, "b": 1, "state": 0}}
 CUTS_PER_WORLD = 12
+FAILED_MAX = 50  # more tell nothing new
 PATIENCE_S = 120
 QUIET_S = 0.6  # the program seals after 0.3 s in which nothing happened
 SIZES = [0, 10, 300, 5_000, 60_000, 200_000, 700_000]
@@ -93,7 +100,10 @@ class Disk:
 
     def cut(self):
         """Takes the power away: nothing that is not on the disk now will be."""
-        fd = os.open(self.at, os.O_RDONLY)
+        try:
+            fd = os.open(self.at, os.O_RDONLY)
+        except OSError:
+            return  # it was cut a moment ago
         try:
             fcntl.ioctl(fd, IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         finally:
@@ -187,6 +197,7 @@ class Cut:
             self.listener = threading.Thread(target=self.listen)
             self.listener.start()
         log = self.world.log
+        self.log_from = os.fstat(log.fileno()).st_size
         self.process = subprocess.Popen(self.world.sync(*self.flags), stdout=log, stderr=log, env=env)
         return self
 
@@ -207,9 +218,14 @@ class Cut:
         for disk in self.victims:
             disk.unmount()
             disk.mount()
-        where = self.point.split(":")[0] if self.fell.is_set() else "random"
-        self.world.cut_at[where] = self.world.cut_at.get(where, 0) + 1
+        where = self.point.split(":")[0] if self.fell.is_set() else RANDOM
+        self.world.tally.note(where, self.world.layout)
         self.world.say("CUT at", where)
+
+    def is_up(self):
+        """True once both sides look at their trees: from here on they know that the run did not end."""
+        told = os.pread(self.world.log.fileno(), 4096, self.log_from)
+        return b"A: scanning" in told and b"B: scanning" in told
 
     def listen(self):
         """The point is reached: cut, then let the hook go on to the kill."""
@@ -237,8 +253,8 @@ class Cut:
 class World:
     """Two trees, what their users did, and what has to be so."""
 
-    def __init__(self, options, kind, layout, disks, seed):
-        self.options, self.kind, self.layout, self.seed = options, kind, layout, seed
+    def __init__(self, options, kind, layout, disks, seed, tally):
+        self.options, self.kind, self.layout, self.seed, self.tally = options, kind, layout, seed, tally
         self.rnd = random.Random(seed)
         self.where = {what: disks[i] for what, i in LAYOUTS[layout].items()}
         self.disks = [disks[i] for i in sorted(set(LAYOUTS[layout].values()))]
@@ -247,10 +263,10 @@ class World:
         )
         self.log = open(os.path.join(options.base, "log"), "w+")
         self.count = 0
-        self.cut_at = {}
         self.durable = set()  # versions that a user made durable
         self.removed = set()  # versions that a user took away
         self.after = {}  # version -> those that replaced it, with the side where
+        self.blurred = set()  # versions that a user may have replaced without our seeing which
         self.in_sync = set()  # what both sides had at the last check
         self.gone = set()  # what was nowhere at the last check
         self.written = set()
@@ -320,7 +336,7 @@ class World:
         dirs, files = [d for d in dirs if free(d)], [f for f in files if free(f)]
         op = rnd.choice(
             ["create"] * 5 + ["over"] * 4 + ["save"] * 3 + ["mv"] * 3 + ["rm"] * 2 + ["mkdir"] * 2
-            + ["mvdir", "rmr", "ln", "chmod", "mvover", "touchdir"]
+            + ["mvdir", "rmr", "ln", "chmod", "mvover", "swap", "touchdir"]
         )
         durable = rnd.random() < 0.5
         spot = os.path.join(rnd.choice(dirs), rnd.choice("abcdefgh"))
@@ -342,8 +358,13 @@ class World:
             self.count += 1
             kept = os.path.join(self.trash(root), str(self.count))
             os.link(path, kept)
+            names = os.stat(kept).st_nlink
             os.rename(path + ".tmp", path)
             self.note_after(read(kept), name, root)
+            if os.stat(kept).st_nlink >= names:
+                # The program took the name in between: what went is what it had just put there.
+                self.say("    over what came that moment")
+                self.blurred |= self.written
             os.unlink(kept)
             if durable:
                 sync_up(os.path.dirname(path), root)
@@ -357,6 +378,12 @@ class World:
                 self.removed.add(self.take(to, root))
                 self.say(op, path, to)
                 os.rename(path, to)
+        elif op == "swap" and len(files) > 1:
+            path, to = rnd.sample(files, 2)
+            self.say(op, path, to)
+            os.rename(path, path + ".swap")
+            os.rename(to, path)
+            os.rename(path + ".swap", to)
         elif op == "mvdir" and len(dirs) > 1:
             path = rnd.choice(dirs[1:])
             if not spot.startswith(path + "/") and not os.path.lexists(spot):
@@ -441,14 +468,20 @@ class World:
             end += QUIET_S
         else:
             pause_at = end
+        up = False
         while time.time() < end and not cut.fell.is_set():
             if time.time() > pause_at:
                 pause_at = end
                 cut.fell.wait(QUIET_S)
             if cut.process.poll() is not None and not cut.fell.wait(0.05):
                 raise Failure(f"it ended by itself with {cut.process.returncode}")
+            if not up:
+                up = cut.is_up()
+                time.sleep(0.002)
+                continue
             self.step(self.a if self.rnd.random() < 0.5 else self.b)
             time.sleep(self.rnd.random() * 0.01)
+
     # ----- what has to be so
 
     def recover(self):
@@ -491,10 +524,11 @@ class World:
         self.copies = set(copies)
         self.in_sync = have & self.written
         self.gone = self.written - have
-        self.after, self.durable = {}, self.durable & have
+        self.after, self.blurred, self.durable = {}, set(), self.durable & have
 
     def check_losses(self, have):
         replaced = {old for old, new in self.after.items() if new}
+        replaced |= self.blurred
         lost = [c for c in self.durable if c not in have and c not in self.removed and c not in replaced]
         if lost:
             raise Failure(f"lost what was durable: {sorted(lost)}")
@@ -503,7 +537,7 @@ class World:
             raise Failure(f"lost what both sides had: {sorted(lost)}, after {[self.after.get(c) for c in sorted(lost)]}")
 
     def is_accounted_for(self, version, have):
-        if version in have or version in self.removed:
+        if version in have or version in self.removed or version in self.blurred:
             return True
         if len(self.writers_after(version)) > 1:
             return True  # both users wrote over it
@@ -544,29 +578,68 @@ def check_needs(options, kind):
         raise Skip(f"{options.driftless} is not there: cargo build -p driftless --features crash-points")
 
 
-def choose_point(rnd, options, points=POINTS):
+class Tally:
+    """How often each point was cut at, and what failed after that."""
+
+    def __init__(self):
+        self.cuts = {}  # (point, layout) -> number
+        self.failed = {}
+        self.asked = {}  # point -> how often it was to be cut at
+        self.last = None
+
+    def note(self, point, layout):
+        self.last = (point, layout)
+        self.cuts[self.last] = self.cuts.get(self.last, 0) + 1
+
+    def note_failure(self):
+        self.failed[self.last] = self.failed.get(self.last, 0) + 1
+
+    def cuts_at(self, point):
+        return sum(n for (p, _), n in self.cuts.items() if p == point)
+
+    def next_of(self, rnd, points):
+        """The point that was seen least; one that is hardly ever reached does not take all the time."""
+        least = min(points, key=lambda p: (self.cuts_at(p) + self.asked.get(p, 0) / 4, rnd.random()))
+        self.asked[least] = self.asked.get(least, 0) + 1
+        seldom = self.cuts_at(least) * 3 < self.asked[least]
+        return f"{least}:{1 if seldom else rnd.choice([1, 1, 2, 3, 5, 8])}"
+
+    def table(self):
+        layouts = sorted({layout for _, layout in self.cuts})
+        rows = [["point", *layouts, "cuts", "failed"]]
+        for point in [RANDOM, *POINTS, *RESTART_POINTS]:
+            of = [self.cuts.get((point, layout), 0) for layout in layouts]
+            failed = sum(n for at, n in self.failed.items() if at and at[0] == point)
+            rows.append([point, *of, sum(of), failed])
+        sums = [sum(row[i] for row in rows[1:]) for i in range(1, len(rows[0]))]
+        rows.append(["all", *sums])
+        return "\n".join("%-16s" % row[0] + "".join("%8s" % cell for cell in row[1:]) for row in rows)
+
+
+def choose_point(rnd, options, tally, restart=False):
     if options.point:
         return options.point if ":" in options.point else f"{options.point}:{rnd.randrange(1, 6)}"
-    if rnd.random() < 0.3 and points is POINTS:
-        return None
-    return f"{rnd.choice(points)}:{rnd.choice([1, 1, 2, 3, 5, 8])}"
+    if restart:
+        return tally.next_of(rnd, RESTART_POINTS if rnd.random() < 0.5 else POINTS)
+    return None if rnd.random() < RANDOM_SHARE else tally.next_of(rnd, POINTS)
 
 
-def cut_world(options, kind, layout, disks, seed, cuts):
-    """One world; gives how many cuts it saw, and whether it failed."""
-    world, done = World(options, kind, layout, disks, seed), 0
+def cut_world(options, kind, layout, disks, seed, cuts, tally):
+    """One world; gives whether it failed."""
+    world, done = World(options, kind, layout, disks, seed, tally), 0
     try:
         world.first()
         while done < cuts:
-            world.play(choose_point(world.rnd, options))
+            world.play(choose_point(world.rnd, options, tally))
             done += 1
             if world.rnd.random() < 0.25 and not options.point:
-                world.recover_in_vain(choose_point(world.rnd, options, RESTART_POINTS + POINTS))
+                world.recover_in_vain(choose_point(world.rnd, options, tally, restart=True))
             world.recover()
-        return done, world.cut_at, False
+        return False
     except Failure as why:
+        tally.note_failure()
         world.keep(why)
-        return done, world.cut_at, True
+        return True
     finally:
         world.drop()
 
@@ -583,19 +656,17 @@ def main():
     parser.add_argument("--driftless", default=os.environ.get("DRIFTLESS", "target/debug/driftless"))
     options = parser.parse_args()
     options.driftless = os.path.abspath(options.driftless)
-    disks, failed, cuts, seed, at = [], 0, 0, options.first, {}
+    disks, failed, seed, tally = [], 0, options.first, Tally()
     began = time.time()
     options.base = tempfile.mkdtemp(prefix="driftless-power-")
     try:
         check_needs(options, options.kind)
         disks += [Disk(options.base, options.kind, f"disk{i}") for i in range(3)]
-        while cuts < options.cuts:
+        while (cuts := sum(tally.cuts.values())) < options.cuts and failed < FAILED_MAX:
             layout = options.layout or sorted(LAYOUTS)[seed % len(LAYOUTS)]
             few = min(CUTS_PER_WORLD, options.cuts - cuts)
-            done, where, bad = cut_world(options, options.kind, layout, disks, seed, few)
-            cuts, failed, seed = cuts + max(done, 1), failed + bad, seed + 1
-            for point, n in where.items():
-                at[point] = at.get(point, 0) + n
+            failed += cut_world(options, options.kind, layout, disks, seed, few, tally)
+            seed += 1
     except Skip as why:
         print(f"skipped: {why}")
         return SKIPPED
@@ -603,8 +674,9 @@ def main():
         for disk in disks:
             disk.drop()
         shutil.rmtree(options.base, ignore_errors=True)
-    spread = " ".join(f"{point}:{n}" for point, n in sorted(at.items()))
-    print(f"{options.kind}: {cuts} cuts in {seed - options.first} worlds, {failed} failed, {time.time() - began:.0f} s; {spread}")
+    print(tally.table())
+    took = time.time() - began
+    print(f"{options.kind}: {cuts} cuts in {seed - options.first} worlds, {failed} failed, {took:.0f} s")
     return 1 if failed else 0
 
 
