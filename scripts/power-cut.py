@@ -378,8 +378,13 @@ class World:
                 self.removed.add(self.take(to, root))
                 self.say(op, path, to)
                 os.rename(path, to)
-        elif op == "swap" and len(files) > 1:
-            path, to = rnd.sample(files, 2)
+        elif op == "swap":
+            some = dirs[1:] if rnd.random() < 0.3 else files
+            if len(some) < 2:
+                return
+            path, to = rnd.sample(some, 2)
+            if (path + "/").startswith(to + "/") or (to + "/").startswith(path + "/"):
+                return
             self.say(op, path, to)
             os.rename(path, path + ".swap")
             os.rename(to, path)

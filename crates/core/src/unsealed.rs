@@ -16,11 +16,11 @@
 //! with place and node as their tables have them, each with its length.
 
 use crate::codec::{Decoder, Encoder, Malformed, ReplicaTable};
-use crate::disk::{Bind, Node, NodeKey, Place};
+use crate::disk::{Bind, Fingerprint, Node, NodeKey, Place};
 use crate::id::{EntryId, Kind, Name};
 use crate::local::Looked;
 use crate::meta::{Attrs, Digest};
-use crate::plan::{At, Binding, forget, settle};
+use crate::plan::{At, Binding, Plan, Step, forget, record, settle};
 use crate::rows::{Batch, Read, Table};
 use crate::tx::{Result, Tx, dec, place_key, place_of_key};
 use crate::{Content, Wanted};
@@ -151,6 +151,39 @@ pub fn rebase(
     Ok(concerned)
 }
 
+/// Records that an inode, which `image` says what it stood for, waits where plans move inodes out of the way
+/// ([`Plan::parked`]): a cut took back that it left from there. `lost` are the names it is recorded with and does not
+/// have. Gives the entries that have to be planned.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn park_again(
+    tx: &mut Tx<'_>,
+    image: &Image,
+    fingerprint: Fingerprint,
+    lost: &[At],
+) -> Result<BTreeSet<EntryId>> {
+    let (key, kind) = (&image.place.node, image.node.kind);
+    let at = Plan::parked(key);
+    let mut concerned = BTreeSet::new();
+    for name in lost {
+        note_concerned(tx, name, &mut concerned)?;
+    }
+    match lost.split_first() {
+        Some((from, others)) => {
+            others.iter().try_for_each(|name| forget(tx, name))?;
+            record(tx, &Step::Park { from: from.clone(), node: key.clone(), kind }, None)?;
+        }
+        None => {
+            let (key, attrs) = (key.clone(), image.node.given.clone());
+            let now = Looked { key, kind, fingerprint, racy: false, attrs, content: None };
+            restore(tx, &at, image, &now)?;
+        }
+    }
+    note_concerned(tx, &at, &mut concerned)?;
+    Ok(concerned)
+}
+
 /// Forgets a directory's places when it is not known any more, and those below.
 ///
 /// # Errors
@@ -224,7 +257,8 @@ fn restore(tx: &mut Tx<'_>, at: &At, image: &Image, now: &Looked) -> Result<()> 
             }
         }
     }
-    if (binding.claims.is_empty() && binding.members.is_empty()) || tx.node(&at.dir)?.is_none() {
+    let is_dir_known = Plan::is_parked_dir(&at.dir) || tx.node(&at.dir)?.is_some();
+    if (binding.claims.is_empty() && binding.members.is_empty()) || !is_dir_known {
         return Ok(()); // nothing is known of it any more: it is looked at as new
     }
     let names = tx.node(&now.key)?.map(|n| n.names.clone()).unwrap_or_default();

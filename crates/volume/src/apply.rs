@@ -50,7 +50,7 @@ struct Moved<'a> {
 
 /// A name relative to an open directory; of the volume or of the private directory.
 #[derive(Clone, Copy)]
-struct Spot<'a> {
+pub(crate) struct Spot<'a> {
     dir: BorrowedFd<'a>,
     name: &'a CStr,
     /// The directory, if it is one of the volume.
@@ -61,12 +61,12 @@ struct Spot<'a> {
 
 impl<'a> Spot<'a> {
     /// A name in a directory of the volume.
-    fn in_volume(dir: &'a DirFd, name: &'a CStr) -> Spot<'a> {
+    pub(crate) fn in_volume(dir: &'a DirFd, name: &'a CStr) -> Spot<'a> {
         Spot { dir: dir.as_fd(), name, open: Some(dir), is_limbo: false }
     }
 
     /// A name in a private directory.
-    fn in_private(dir: BorrowedFd<'a>, name: &'a CStr) -> Spot<'a> {
+    pub(crate) fn in_private(dir: BorrowedFd<'a>, name: &'a CStr) -> Spot<'a> {
         Spot { dir, name, open: None, is_limbo: false }
     }
 }
@@ -677,7 +677,7 @@ impl Directory {
     }
 
     /// Renames into limbo; beside itself, under a reserved name, where the file system does not rename there.
-    fn to_limbo(&self, from: Spot<'_>, id: StageId) -> Result<(PrivateName, Limbo), ApplyError> {
+    pub(crate) fn to_limbo(&self, from: Spot<'_>, id: StageId) -> Result<(PrivateName, Limbo), ApplyError> {
         let doing = "move into limbo";
         let private = self.private()?.limbo.as_fd();
         let rename = || self.rename_away(from.dir, from.name, private, id.name().get());

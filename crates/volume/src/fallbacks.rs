@@ -60,6 +60,15 @@ fn live(tmp: &tempfile::TempDir, volume: &Directory) {
     volume.unpark(StageId(9), &key, &root, &name("g2"), None, StageId(10)).unwrap();
     let removed = volume.remove(&root, &name("g2"), &victim(&root, "g2"), StageId(11)).unwrap().unwrap();
     assert_eq!(read(&format!(".driftless/limbo/{}", removed.id)), "three");
+    volume.place(&stage(13, b"p"), &root, &name("p"), None).unwrap();
+    let parked = victim(&root, "p");
+    volume.park(&root, &name("p"), &parked.node, StageId(14)).unwrap();
+    let removed = volume.remove_parked(StageId(14), &parked, StageId(15)).unwrap().unwrap();
+    assert_eq!(volume.parked(StageId(14)).unwrap(), None);
+    assert_eq!((removed.key.clone(), removed.size), (parked.node.clone(), 1));
+    assert_eq!(volume.drop_limbo(&[removed]).unwrap(), []);
+    let gone = volume.remove_parked(StageId(14), &parked, StageId(16)).unwrap_err();
+    assert_eq!(gone.reason(), Reason::Raced);
     let full = volume.remove(&root, &name("e"), &victim(&root, "e"), StageId(12)).unwrap_err();
     assert_eq!(full.reason(), Reason::NotEmpty);
     assert!(!tmp.path().join("g2").exists());

@@ -3,13 +3,15 @@
 //! Nothing here decides whose an inode is: that follows from the intent rows. Everything here is one rename over
 //! nothing, or reads.
 
+use crate::apply::Spot;
 use crate::directory::{Directory, Part, PrivateEntry};
 use crate::dirfd::DirFd;
-use crate::error::{Context, Reason, VolumeError};
+use crate::error::{ApplyError, Context, Reason, VolumeError};
 use crate::limbo::{LIMBO_PART, Limbo};
 use crate::read::ReadHandle;
 use crate::stage::{COPY_PART, StageId};
 use crate::stat::{self, CName, Look};
+use driftless_core::plan::Victim;
 use driftless_core::{Fingerprint, Kind, Name, NodeKey};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -27,6 +29,44 @@ impl Directory {
             }
         }
         Ok(None)
+    }
+
+    /// Removes an inode that is parked and has no place any more: as [`Directory::remove`].
+    ///
+    /// # Errors
+    /// [`ApplyError::Raced`] if it is not there, or somebody wrote to it: then it is in limbo all the same.
+    pub fn remove_parked(
+        &self,
+        parked: StageId,
+        victim: &Victim,
+        id: StageId,
+    ) -> Result<Option<Limbo>, ApplyError> {
+        let (doing, identity) = ("remove the parked file", self.0.capabilities.identity);
+        let [private, beside] = self.parking_places(parked)?;
+        let root = self.dir(&[], None)?;
+        for (place, open) in [(private, None), (beside, Some(&root))] {
+            let (dir, name) = (place.0, place.1.get());
+            match stat::look_name(identity, dir, name) {
+                Ok(look) if look.key == victim.node => {}
+                Ok(_) | Err(Errno::NOENT) => continue,
+                Err(e) => return Err(VolumeError::sys(doing, name.to_bytes(), e).into()),
+            }
+            if victim.kind.is_dir() {
+                return match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                        Err(ApplyError::NotEmpty { name: name.to_bytes().to_vec() })
+                    }
+                    other => Ok(other.doing(doing, name.to_bytes()).map(|()| None)?),
+                };
+            }
+            let spot = open.map_or(Spot::in_private(dir, name), |root| Spot::in_volume(root, name));
+            let (_, limbo) = self.to_limbo(spot, id)?;
+            if (limbo.size, limbo.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime) {
+                return Ok(Some(limbo));
+            }
+            return Err(ApplyError::Raced { name: name.to_bytes().to_vec(), limbo: Some(Box::new(limbo)) });
+        }
+        Err(ApplyError::raced(b"parked"))
     }
 
     /// Takes a victim that an exchange left in staging to limbo, under the same name.

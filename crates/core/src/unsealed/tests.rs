@@ -404,6 +404,49 @@ fn a_copy_that_becomes_an_entry_keeps_what_it_was_to_be_given() {
     assert!(pending.contains(&own), "{pending:?}");
 }
 
+/// A file was moved out of the way, to another name, and there it was removed; all of that is recorded.
+fn parked_and_removed(r: &mut Replica) -> (EntryId, Image) {
+    let id = r.create(&at(1, "f"), &file(5, "text"));
+    r.seal();
+    let image = r.commit(|tx| {
+        let place = tx.place(&key(1), &name("f"))?.unwrap();
+        let node = (*tx.node_must(&key(5))?).clone();
+        Ok(Image { place, node })
+    });
+    r.commit(|tx| local::unlink(tx, (&key(1), &name("f"))));
+    (id, image)
+}
+
+#[test]
+fn what_a_cut_put_out_of_the_way_again_is_removed_there() {
+    let mut r = Replica::new();
+    let (id, image) = parked_and_removed(&mut r);
+    let looked = file(5, "text");
+    let concerned = r.commit(|tx| park_again(tx, &image, looked.fingerprint, &[]));
+    assert_eq!(concerned, BTreeSet::from([id]));
+    let steps = r.plan(&concerned);
+    let parked = Plan::parked(&key(5));
+    assert!(
+        matches!(&steps[..], [Step::Remove { at, victim }] if *at == parked && victim.node == key(5)),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn what_a_cut_put_out_of_the_way_again_goes_where_it_belongs() {
+    let mut r = Replica::new();
+    let id = r.create(&at(1, "f"), &file(5, "text"));
+    let looked = file(5, "text");
+    let concerned = r.commit(|tx| {
+        let place = tx.place(&key(1), &name("f"))?.unwrap();
+        let node = (*tx.node_must(&key(5))?).clone();
+        park_again(tx, &Image { place, node }, looked.fingerprint, &[at(1, "f")])
+    });
+    assert_eq!(concerned, BTreeSet::from([id]));
+    let steps = r.plan(&concerned);
+    assert!(matches!(&steps[..], [Step::Unpark { to, .. }] if *to == at(1, "f")), "{steps:?}");
+}
+
 #[test]
 fn a_file_whose_only_version_was_lost_is_removed() {
     let mut r = Replica::new();

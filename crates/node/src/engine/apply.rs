@@ -537,6 +537,15 @@ impl Engine {
                     Err(e) => self.done_before_or(e, &t, (to, to), node, run),
                 }
             }
+            Step::Remove { at, victim } if Plan::is_parked_dir(&at.dir) => {
+                match self.volume.remove_parked(park_id(&victim.node), victim, id) {
+                    Ok(limbo) => {
+                        run.limbo.extend(limbo);
+                        Ok(Done::Yes(None))
+                    }
+                    Err(e) => Ok(self.refused(at, e, run)),
+                }
+            }
             Step::Remove { at, victim } => {
                 let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(Done::Yes(None)) };
                 run.touched_dirs.insert(at.dir.clone());

@@ -239,7 +239,7 @@ impl Engine {
         Ok(())
     }
 
-    fn digest_of(&self, found: &PrivateEntry) -> Option<Digest> {
+    pub(super) fn digest_of(&self, found: &PrivateEntry) -> Option<Digest> {
         self.volume.open_private_file(found).ok().flatten()?.digest().ok().flatten()
     }
 

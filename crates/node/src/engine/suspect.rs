@@ -9,7 +9,7 @@
 
 use super::observe::Pass;
 use super::recover::is_parked_at;
-use super::{Engine, Fail, wall_ns};
+use super::{DEPTH_MAX, Engine, Fail, wall_ns};
 use crate::api::Level;
 use driftless_core::adopt::Adoption;
 use driftless_core::codec::{Decoder, Encoder, Malformed};
@@ -17,8 +17,8 @@ use driftless_core::local::Looked;
 use driftless_core::plan::{At, Plan};
 use driftless_core::rows::{Batch as Rows, Change, Table};
 use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
-use driftless_core::{EntryId, Fingerprint, Name, NodeKey, Time, Tx};
-use driftless_volume::{DirFd, HashOutcome, Limbo, Seen};
+use driftless_core::{EntryId, Fingerprint, Kind, Name, NodeKey, Time, Tx};
+use driftless_volume::{DirFd, HashOutcome, Limbo, Part, Seen, StageId};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,7 @@ impl Engine {
             unsealed::decode(row, tx.replicas(), &mut images)?;
         }
         let mut judged = Judged::default();
+        self.judge_parked_again(&mut tx, &images, &mut judged)?;
         self.judge_paths(&mut tx, &images, &mut judged)?;
         for dir in std::mem::take(&mut judged.dirs) {
             judged.concerned.extend(unsealed::forget_below(&mut tx, &dir)?);
@@ -126,6 +127,50 @@ impl Engine {
         self.take_beside(&mut tx, judged.beside)?;
         judged.concerned.iter().for_each(|id| tx.add_pending(*id));
         self.commit(tx)
+    }
+
+    /// Inodes that wait where they were moved out of the way, and are recorded at a place that they were moved to since,
+    /// or nowhere because they were removed there: the cut took that back.
+    fn judge_parked_again(
+        &mut self,
+        tx: &mut Tx<'_>,
+        images: &Images,
+        judged: &mut Judged,
+    ) -> Result<(), Fail> {
+        for found in self.volume.list_private().map_err(Fail::Volume)? {
+            let is_parked = found.part == Part::Limbo && StageId::parse(&found.name).is_none();
+            let parked = Plan::parked(&found.key);
+            if !is_parked || tx.place(&parked.dir, &parked.name)?.is_some() {
+                continue;
+            }
+            let known = images.iter().find_map(|(at, images)| {
+                let of_it = |i: &&Image| i.place.node == found.key;
+                images.iter().rev().flatten().find(of_it).map(|image| (at, image))
+            });
+            // Else its move is not recorded: the intent rows tell of it.
+            let Some(((dir, name), image)) = known else { continue };
+            let content = image.sighting().identity;
+            if image.node.kind == Kind::File && self.digest_of(&found) != content {
+                self.give_back(tx, &At { dir: dir.clone(), name: name.clone() }, &found)?;
+                continue;
+            }
+            let lost = self.names_lost(tx, &found.key)?;
+            judged.concerned.extend(unsealed::park_again(tx, image, found.fingerprint, &lost)?);
+            self.paths.clear();
+        }
+        Ok(())
+    }
+
+    /// The names an inode is recorded with that do not show it.
+    fn names_lost(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<At>, Fail> {
+        let names = tx.node(key)?.map(|n| n.names.clone()).unwrap_or_default();
+        let mut lost = Vec::new();
+        for (dir, name) in names {
+            if !self.still_at(tx, &dir, &name, key)? {
+                lost.push(At { dir, name });
+            }
+        }
+        Ok(lost)
     }
 
     /// Judges each path once the directory it is in has been found: parents come before what is in them, whatever the
@@ -192,7 +237,9 @@ impl Engine {
         if Plan::is_parked_dir(&at.dir) {
             return self.look_parked(tx, at);
         }
-        let Some(path) = self.path_of_node(tx, &at.dir)? else { return Ok(There::NoDir) };
+        let Some(path) = self.path_of_node(tx, &at.dir)? else {
+            return Ok(if is_in_parked(tx, &at.dir)? { There::Unclear } else { There::NoDir });
+        };
         let Ok(fd) = self.volume.dir(&path, Some(&at.dir)) else { return Ok(There::NoDir) };
         match fd.look(&at.name) {
             Ok(Some(seen)) => Ok(read_there(&fd, &seen)),
@@ -333,6 +380,19 @@ struct Judged {
     dirs: BTreeSet<NodeKey>,
     /// What stands beside what is recorded.
     beside: Vec<(At, Looked)>,
+}
+
+/// True if the directory is recorded in one that waits out of the way.
+fn is_in_parked(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<bool, Fail> {
+    let mut dir = dir.clone();
+    for _ in 0..DEPTH_MAX {
+        match tx.node(&dir)?.and_then(|n| n.names.first().cloned()) {
+            Some((above, _)) if Plan::is_parked_dir(&above) => return Ok(true),
+            Some((above, _)) => dir = above,
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 fn read_there(fd: &DirFd, seen: &Seen) -> There {
