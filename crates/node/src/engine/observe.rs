@@ -346,7 +346,8 @@ impl Engine {
         let same_times = node.fingerprint.mtime == seen.fingerprint.mtime
             && node.fingerprint.ctime == seen.fingerprint.ctime;
         if same_attrs && same_times && node.fingerprint.size == seen.fingerprint.size && !node.racy {
-            return Ok(());
+            // A file that could not be read when it was different may be as recorded again.
+            return if seen.kind.is_dir() { Ok(()) } else { self.settle_path(tx, path) };
         }
         if node.names.len() > 1 && !pass.complete && !same_times {
             self.note_lost_names(tx, pass, &node.names, &seen.key)?;
