@@ -175,7 +175,6 @@ impl Engine {
             Err(e) => return self.cannot_list(tx, pass, &path, &e).map(|()| None),
         };
         self.watch_dir(&fd);
-        self.settle_path(tx, &path)?;
         if let Ok(own) = fd.looked_self()
             && tx.node(key)?.is_some_and(|n| n.fingerprint != own.fingerprint)
         {
@@ -190,6 +189,7 @@ impl Engine {
         if let Err(e) = listed {
             return self.cannot_list(tx, pass, &path, &e).map(|()| None);
         }
+        self.settle_path(tx, &path)?;
         let mut shown: HashSet<Vec<u8>> = seen.iter().map(|s| s.name.as_bytes().to_vec()).collect();
         for unseen in failed {
             let mut p = path.join_bytes();
