@@ -26,6 +26,7 @@ What users write without syncing it begins when both sides have begun to look at
 power went cannot know that an emptied file is none that a user emptied.
 """
 import argparse
+import ctypes
 import fcntl
 import os
 import random
@@ -38,6 +39,8 @@ import threading
 import time
 
 SKIPPED = 77
+LIBC = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, RENAME_NOREPLACE = -100, 1
 # _IOR('X', 125, __u32): EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are one number, and so are their flags.
 IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
@@ -142,6 +145,13 @@ def version_of(data):
     if len(head) == 2 and head[1].isdigit() and data == whole(head[0].decode("latin1"), int(head[1])):
         return head[0].decode("latin1")
     return f"torn {len(data)} {data[:20]!r}"
+
+
+def move(path, to):
+    """Renames over nothing: what the program has just put there was not seen."""
+    done = LIBC.renameat2(AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(to), RENAME_NOREPLACE)
+    if done != 0:
+        raise OSError(ctypes.get_errno(), "not moved", path)
 
 
 def sync_up(path, root):
@@ -371,13 +381,13 @@ class World:
         elif op == "mv" and files and not os.path.lexists(spot):
             path = rnd.choice(files)
             self.say(op, path, spot)
-            os.rename(path, spot)
+            move(path, spot)
         elif op == "mvover" and len(files) > 1:
             path, to = rnd.sample(files, 2)
             if not os.path.samefile(path, to):
                 self.removed.add(self.take(to, root))
                 self.say(op, path, to)
-                os.rename(path, to)
+                move(path, to)
         elif op == "swap":
             some = dirs[1:] if rnd.random() < 0.3 else files
             if len(some) < 2:
@@ -386,14 +396,16 @@ class World:
             if (path + "/").startswith(to + "/") or (to + "/").startswith(path + "/"):
                 return
             self.say(op, path, to)
-            os.rename(path, path + ".swap")
-            os.rename(to, path)
-            os.rename(path + ".swap", to)
+            self.count += 1
+            aside = f"{path}.swap{self.count}"
+            move(path, aside)
+            move(to, path)
+            move(aside, to)
         elif op == "mvdir" and len(dirs) > 1:
             path = rnd.choice(dirs[1:])
             if not spot.startswith(path + "/") and not os.path.lexists(spot):
                 self.say(op, path, spot)
-                os.rename(path, spot)
+                move(path, spot)
         elif op == "rm" and files:
             path = rnd.choice(files)
             gone = self.take(path, root)
@@ -675,6 +687,8 @@ def main():
     except Skip as why:
         print(f"skipped: {why}")
         return SKIPPED
+    except KeyboardInterrupt:
+        cuts = sum(tally.cuts.values())
     finally:
         for disk in disks:
             disk.drop()
