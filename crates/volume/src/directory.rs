@@ -288,7 +288,7 @@ impl Directory {
         let Some((kind, bytes)) = key::to_handle(node).filter(|_| self.0.capabilities.open_by_handle) else {
             return Err(VolumeError::own(doing, b"", Reason::Unsupported));
         };
-        let fd = sys::open_by_handle(&self.0.root, kind, bytes).doing(doing, b"")?;
+        let fd = sys::open_by_handle(&self.0.root, kind, &bytes).doing(doing, b"")?;
         let stat = stat::stat_fd(&fd).doing(doing, b"")?;
         // Removed while still open somewhere: the inode lives, but has no name.
         if stat.stx_nlink == 0 {

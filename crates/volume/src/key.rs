@@ -5,6 +5,10 @@
 //! other handle:   0xff 0x01  type (4, big-endian) handle bytes
 //! no handles:     0xff 0x00  inode (8) birth seconds (8) birth nanoseconds (4), big-endian
 //! ```
+//! In handles of common file systems the inode number comes first and is big-endian. So the keys of inodes made one
+//! after the other are neighbours, and so are their rows in the index: a commit changes few of its pages, not one for
+//! each row.
+//!
 //! The file system is not part of a key: a volume does not leave its file system. No key starts as provisional
 //! keys of plans do (`0xff 0xff`). The watcher and the look make equal keys of equal inodes.
 
@@ -12,7 +16,9 @@ use crate::sys;
 use driftless_core::NodeKey;
 use rustix::fs::{Statx, StatxFlags};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 const ESCAPE: u8 = 0xff;
@@ -45,17 +51,49 @@ pub(crate) fn of_handle(kind: i32, bytes: &[u8]) -> Option<NodeKey> {
         }
     };
     let end = start + bytes.len();
-    key.get_mut(start..end)?.copy_from_slice(bytes);
+    let ordered = key.get_mut(start..end)?;
+    for (to, from) in ordered.iter_mut().zip(order(kind, bytes.len())) {
+        *to = bytes[from];
+    }
     NodeKey::new(&key[..end])
 }
 
 /// The handle in a key: type and bytes. `None` for keys without one.
-pub(crate) fn to_handle(key: &NodeKey) -> Option<(i32, &[u8])> {
-    match key.as_bytes() {
-        [ESCAPE, WIDE_TYPE, a, b, c, d, bytes @ ..] => Some((i32::from_be_bytes([*a, *b, *c, *d]), bytes)),
-        [ESCAPE, ..] | [] => None,
-        [kind, bytes @ ..] => Some((i32::from(*kind), bytes)),
+pub(crate) fn to_handle(key: &NodeKey) -> Option<(i32, SmallVec<[u8; 20]>)> {
+    let (kind, ordered) = match key.as_bytes() {
+        [ESCAPE, WIDE_TYPE, a, b, c, d, ordered @ ..] => (i32::from_be_bytes([*a, *b, *c, *d]), ordered),
+        [ESCAPE, ..] | [] => return None,
+        [kind, ordered @ ..] => (i32::from(*kind), ordered),
+    };
+    let mut bytes = SmallVec::from_elem(0, ordered.len());
+    for (from, to) in ordered.iter().zip(order(kind, ordered.len())) {
+        bytes[to] = *from;
     }
+    Some((kind, bytes))
+}
+
+/// Where in a handle the inode number is, highest part first: known of common file systems.
+fn inode_parts(kind: i32, len: usize) -> &'static [Range<usize>] {
+    match (kind, len) {
+        // ext4, XFS with small inode numbers: inode, generation.
+        (1, 8) => &[0..4],
+        // tmpfs: generation, low and high half of the inode.
+        (1, 12) => &[8..12, 4..8],
+        // XFS, inode 64 bit, generation. Btrfs: object, root, generation.
+        (0x81, 12) | (0x4d, 20) => &[0..8],
+        _ => &[],
+    }
+}
+
+/// The positions of a handle's bytes in the order in which a key has them: the inode number from its highest byte to its
+/// lowest, then the rest as it is.
+fn order(kind: i32, len: usize) -> impl Iterator<Item = usize> {
+    let parts = inode_parts(kind, len);
+    let number = parts.iter().flat_map(|part| {
+        let (first, last) = (part.start, part.end - 1);
+        part.clone().map(move |at| if cfg!(target_endian = "little") { first + last - at } else { at })
+    });
+    number.chain((0..len).filter(|at| !parts.iter().any(|part| part.contains(at))))
 }
 
 fn of_inode(stat: &Statx) -> Option<NodeKey> {
@@ -94,25 +132,15 @@ pub(crate) fn of_name(
 /// The inode number inside the handles of common file systems. It costs nothing to compare it with the one of the
 /// stat, and tells when a name was given to another inode between the two calls.
 fn inode_in(kind: i32, bytes: &[u8]) -> Option<u64> {
-    let u32_at = |at: usize| Some(u64::from(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)));
-    let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    match (kind, bytes.len()) {
-        // ext4, XFS with small inode numbers: inode, generation.
-        (1, 8) => u32_at(0),
-        // tmpfs: generation, low and high half of the inode.
-        (1, 12) => Some(u32_at(4)? | u32_at(8)? << 32),
-        // XFS, inode 64 bit, generation.
-        (0x81, 12) => u64_at(0),
-        // btrfs: object, root, generation.
-        (0x4d, 20) => u64_at(0),
-        _ => None,
-    }
+    let len = inode_parts(kind, bytes.len()).iter().map(Range::len).sum();
+    let number = order(kind, bytes.len()).take(len);
+    (len > 0).then(|| number.fold(0, |n, at| n << 8 | u64::from(bytes[at])))
 }
 
 /// True if `stat`, taken just now, is certainly of the inode `key`, given that it has the fingerprint this inode had:
 /// a second inode of the same number has another ctime.
 pub(crate) fn is_same_inode(key: &NodeKey, stat: &Statx) -> bool {
-    to_handle(key).and_then(|(kind, bytes)| inode_in(kind, bytes)) == Some(stat.stx_ino)
+    to_handle(key).and_then(|(kind, bytes)| inode_in(kind, &bytes)) == Some(stat.stx_ino)
 }
 
 /// True if inodes have a birth time, which tells one from the next of the same number.
@@ -137,13 +165,37 @@ mod tests {
 
     #[test]
     fn handles_survive_the_way_through_keys() {
-        for (kind, bytes) in
-            [(1, &b"12345678"[..]), (0x81, b"123456789012"), (0xff, b"x"), (-3, b""), (0x10001, b"yy")]
-        {
+        for (kind, bytes) in [
+            (1, &b"12345678"[..]),
+            (1, b"123456789012"),
+            (0x81, b"123456789012"),
+            (0xff, b"x"),
+            (-3, b""),
+            (0x10001, b"yy"),
+        ] {
             let key = of_handle(kind, bytes).unwrap();
-            assert_eq!(to_handle(&key), Some((kind, bytes)));
+            assert_eq!(to_handle(&key), Some((kind, SmallVec::from_slice(bytes))));
             assert!(!driftless_core::plan::Plan::is_provisional(&key));
         }
+    }
+
+    #[test]
+    fn keys_are_ordered_as_inode_numbers_are() {
+        let numbers = [0, 1, 0xff, 0x100, 0xffff, 0x1_0000, 0x7fff_ffff];
+        let small = |n: u32| [&n.to_ne_bytes()[..], b"gene"].concat();
+        let tmpfs = |n: u32| [&(!n).to_ne_bytes()[..], &n.to_ne_bytes(), &(n >> 4).to_ne_bytes()].concat();
+        let xfs = |n: u32| [&(u64::from(n) << 20).to_ne_bytes()[..], b"gene"].concat();
+        let layouts: [(i32, &dyn Fn(u32) -> Vec<u8>); 3] = [(1, &small), (1, &tmpfs), (0x81, &xfs)];
+        for (kind, handle) in layouts {
+            let handles = numbers.map(handle);
+            let keys: Vec<_> = handles.iter().map(|h| of_handle(kind, h).unwrap()).collect();
+            assert!(keys.is_sorted_by(|a, b| a < b), "{keys:?}");
+            let inodes: Vec<_> = handles.iter().map(|h| inode_in(kind, h).unwrap()).collect();
+            assert!(inodes.is_sorted_by(|a, b| a < b), "{inodes:x?}");
+        }
+        assert_eq!(inode_in(1, &small(77)), Some(77));
+        assert_eq!(inode_in(1, &tmpfs(0x71)), Some(0x7_0000_0071));
+        assert_eq!(inode_in(0x99, b"12345678"), None);
     }
 
     #[test]
