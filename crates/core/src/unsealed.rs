@@ -24,7 +24,7 @@ use crate::plan::{At, Binding, Plan, Step, forget, record, settle};
 use crate::rows::{Batch, Read, Table};
 use crate::tx::{Result, Tx, dec, place_key, place_of_key};
 use crate::{Content, Wanted};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
 /// What a path was recorded with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -299,30 +299,35 @@ const FORMAT: u8 = 1;
 /// What the paths that `batch` changes were recorded with before, as a row; `None` if it changes none. `replicas` has all
 /// that `base` refers to.
 pub(crate) fn encode(base: &dyn Read, batch: &Batch, replicas: &ReplicaTable) -> Result<Option<Vec<u8>>> {
-    let mut keys: BTreeSet<Vec<u8>> = BTreeSet::new();
-    for (key, new) in batch.table(Table::Places) {
-        if base.get(Table::Places, key)? != *new {
-            keys.insert(key.clone());
+    let mut places: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+    for_each_old(base, batch, Table::Places, |key, new, old| {
+        if old != *new {
+            places.insert(key.to_vec(), old);
         }
-    }
-    for (key, new) in batch.table(Table::Nodes) {
-        let Some(old) = base.get(Table::Nodes, key)? else { continue };
-        if new.as_ref() != Some(&old) {
-            let node = dec(Table::Nodes, &old, |d| d.node(replicas))?;
-            keys.extend(node.names.iter().map(|(dir, name)| place_key(dir, name)));
+        Ok(())
+    })?;
+    for_each_old(base, batch, Table::Nodes, |_, new, old| {
+        let Some(old) = old.filter(|old| new.as_ref() != Some(old)) else { return Ok(()) };
+        let node = dec(Table::Nodes, &old, |d| d.node(replicas))?;
+        for (dir, name) in &node.names {
+            if let btree_map::Entry::Vacant(place) = places.entry(place_key(dir, name)) {
+                let old = base.get(Table::Places, place.key())?;
+                place.insert(old);
+            }
         }
-    }
-    if keys.is_empty() {
+        Ok(())
+    })?;
+    if places.is_empty() {
         return Ok(None);
     }
     let mut e = Encoder::new();
     e.u8(FORMAT);
-    e.uint(keys.len() as u64);
-    for key in keys {
+    e.uint(places.len() as u64);
+    for (key, place) in places {
         let (dir, name) = place_of_key(&key)?;
         e.bytes(dir.as_bytes());
         e.bytes(name.as_bytes());
-        let before = match base.get(Table::Places, &key)? {
+        let before = match place {
             Some(place) => {
                 let of = dec(Table::Places, &place, |d| d.place(replicas))?.node;
                 base.get(Table::Nodes, of.as_bytes())?.map(|node| (place, node))
@@ -336,6 +341,37 @@ pub(crate) fn encode(base: &dyn Read, batch: &Batch, replicas: &ReplicaTable) ->
         }
     }
     Ok(Some(e.buf))
+}
+
+/// Rows looked up by one scan, if nothing much lies between them.
+const LOOKED_UP_AT_ONCE: usize = 64;
+
+/// Calls `each` with the key of each row that `batch` changes in `table`, with its new value, and with the one it has in
+/// `base`. New files bring runs of neighbours with next to nothing between them: a scan finds them missing all at once.
+fn for_each_old(
+    base: &dyn Read,
+    batch: &Batch,
+    table: Table,
+    mut each: impl FnMut(&[u8], &Option<Vec<u8>>, Option<Vec<u8>>) -> Result<()>,
+) -> Result<()> {
+    let changes: Vec<_> = batch.table(table).iter().collect();
+    for run in changes.chunks(LOOKED_UP_AT_ONCE) {
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { break };
+        let to = [last.as_slice(), &[0]].concat();
+        let between = base.scan(table, first, Some(&to), LOOKED_UP_AT_ONCE)?;
+        let is_all = between.len() < LOOKED_UP_AT_ONCE;
+        let mut between = between.into_iter().peekable();
+        for (key, new) in run {
+            while between.next_if(|(k, _)| k < *key).is_some() {}
+            let old = match between.next_if(|(k, _)| k == *key) {
+                Some((_, value)) => Some(value),
+                None if is_all || between.peek().is_some() => None,
+                None => base.get(table, key)?,
+            };
+            each(key, new, old)?;
+        }
+    }
+    Ok(())
 }
 
 /// Adds what a row says to `images`. Rows are to be read in the order of their commits.

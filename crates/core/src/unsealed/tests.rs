@@ -8,6 +8,8 @@ use crate::meta::Time;
 use crate::plan::{Outcome, Plan, PlanOptions, Step, plan_entry};
 use crate::rows::{MemStore, Store};
 use crate::tx::Env;
+use proptest::collection::btree_set;
+use proptest::prelude::*;
 
 const ME: ReplicaId = ReplicaId(1);
 const PEER: ReplicaId = ReplicaId(2);
@@ -470,5 +472,28 @@ fn damaged_rows_are_refused() {
     let tx = Tx::open(&*snapshot, ENV).unwrap();
     for len in 0..row.len() {
         assert!(decode(&row[..len], tx.replicas(), &mut Images::new()).is_err(), "{len} bytes");
+    }
+}
+
+proptest! {
+    #[test]
+    fn old_rows_are_found_however_they_lie(
+        base in btree_set((0u8..4, any::<u8>()), 0..400),
+        changed in btree_set((0u8..4, any::<u8>()), 0..300),
+    ) {
+        let row = |(a, b): &(u8, u8)| ((Table::Places, vec![*a, *b]), Some(vec![*b]));
+        let store = MemStore::new();
+        store.commit(base.iter().map(row).collect()).unwrap();
+        let batch: Batch = changed.iter().map(row).collect();
+        let mut found = Vec::new();
+        let base_read = store.snapshot().unwrap();
+        for_each_old(&*base_read, &batch, Table::Places, |key, new, old| {
+            assert_eq!(new, &Some(vec![key[1]]));
+            found.push(((key[0], key[1]), old.is_some()));
+            Ok(())
+        })
+        .unwrap();
+        let expected: Vec<_> = changed.iter().map(|k| (*k, base.contains(k))).collect();
+        prop_assert_eq!(found, expected);
     }
 }
