@@ -22,7 +22,7 @@ impl Engine {
                 let useful = self.may_plan() || self.staging > 0;
                 if useful && self.stager.is_some() {
                     let new_dirs = self.new_dirs_of(&batch)?;
-                    if let Some(stager) = &self.stager {
+                    if let Some(stager) = &mut self.stager {
                         stager.give(batch, new_dirs);
                         self.staging += 1;
                     }

@@ -1,9 +1,9 @@
 //! Staging small contents while the engine does something else.
 //!
-//! Batches go through these threads in order. What they carry inside is written to the private directory here, with
-//! the attributes that come along, and made durable; the engine, which merges, plans, moves and records, then finds it
-//! staged. Making inodes is most of the work of a first copy, and this is what puts it on another core; waiting for the
-//! disk is the rest, and others work meanwhile.
+//! What batches carry inside is written to the private directory here, with the attributes that come along, and made
+//! durable; the engine, which merges, plans, moves and records, then finds it staged. Making inodes is most of the work
+//! of a first copy, and this is what puts it on other cores; waiting for the disk is the rest, and others work
+//! meanwhile. Batches come back in the order in which they were given.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use driftless_core::entry::{Entry, Link};
@@ -12,7 +12,7 @@ use driftless_core::meta::Digest;
 use driftless_core::{Attrs, Content, Dot, EntryId, Time};
 use driftless_volume::{Directory, StageId, Staged, StagedDir};
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -43,6 +43,8 @@ impl Ready {
 
 /// A batch to be staged, and the directories in it that are new here.
 struct Job {
+    /// Its place among all jobs.
+    turn: u64,
     batch: Batch,
     new_dirs: HashSet<EntryId>,
 }
@@ -69,10 +71,15 @@ impl StageIds {
 /// Most entries that one sync of the disk serves: what follows should not wait longer.
 const SYNC_ENTRIES_MAX: usize = 8192;
 
-/// Two threads in a row: one stages, one makes durable what is staged, many batches at once when they come faster than
+/// Most threads that stage. Batches mostly bring directories of their own, so that a file system makes their inodes side by
+/// side; more threads than this only wait for its journal.
+const STAGERS_MAX: usize = 4;
+
+/// Some threads that stage, and one that makes durable what is staged, many batches at once when they come faster than
 /// the disk syncs. Their queues need no bound of their own: the window of batches bounds what is in them.
 pub(super) struct Stager {
     jobs: Option<Sender<Job>>,
+    given: u64,
     pub(super) ready: Receiver<Ready>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -81,34 +88,45 @@ impl Stager {
     /// `compare`: bytes are compared with their digest; not needed if they come from this process.
     pub(super) fn start(volume: Directory, ids: StageIds, compare: bool) -> std::io::Result<Stager> {
         let (jobs, todo) = unbounded::<Job>();
-        let (staged, to_sync) = unbounded::<Ready>();
+        let (staged, to_sync) = unbounded();
         let (done, ready) = unbounded();
-        let syncing = volume.clone();
-        let stager = std::thread::Builder::new().name("stager".into()).spawn(move || {
-            for job in todo {
-                // The engine is gone: what is staged is swept by the next start.
-                if staged.send(stage(&volume, &ids, job, compare)).is_err() {
-                    return;
+        let mut threads = Vec::new();
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(run)
+        };
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(STAGERS_MAX) {
+            let (todo, staged, volume, ids) = (todo.clone(), staged.clone(), volume.clone(), ids.clone());
+            let run = move || {
+                for job in todo {
+                    let turn = job.turn;
+                    // The engine is gone: what is staged is swept by the next start.
+                    if staged.send((turn, stage(&volume, &ids, job, compare))).is_err() {
+                        return;
+                    }
                 }
-            }
-        })?;
-        let syncer = std::thread::Builder::new().name("syncer".into()).spawn(move || {
-            while let Ok(first) = to_sync.recv() {
-                for ready in sync_all(&syncing, group(first, &to_sync)) {
+            };
+            threads.push(spawn("stager", Box::new(run))?);
+        }
+        let run = move || {
+            let mut turns = Turns { staged: to_sync, next: 0, early: BTreeMap::new() };
+            while let Some(group) = turns.group() {
+                for ready in sync_all(&volume, group) {
                     if done.send(ready).is_err() {
                         return;
                     }
                 }
             }
-        })?;
-        Ok(Stager { jobs: Some(jobs), ready, threads: vec![stager, syncer] })
+        };
+        threads.push(spawn("syncer", Box::new(run))?);
+        Ok(Stager { jobs: Some(jobs), given: 0, ready, threads })
     }
 
     /// Hands over a batch; it comes back by `ready`. `new_dirs`: those of [`dirs_of`] that are new here.
-    pub(super) fn give(&self, batch: Batch, new_dirs: HashSet<EntryId>) {
+    pub(super) fn give(&mut self, batch: Batch, new_dirs: HashSet<EntryId>) {
         if let Some(jobs) = &self.jobs {
-            // The thread ends only after this sender is gone.
-            let _ = jobs.send(Job { batch, new_dirs });
+            // The threads end only after this sender is gone.
+            let _ = jobs.send(Job { turn: self.given, batch, new_dirs });
+            self.given += 1;
         }
     }
 }
@@ -123,17 +141,38 @@ impl Drop for Stager {
     }
 }
 
-/// What one sync makes durable: all that is staged by now.
-fn group(first: Ready, more: &Receiver<Ready>) -> Vec<Ready> {
-    let mut entries = first.early.len();
-    let mut group = vec![first];
-    while entries < SYNC_ENTRIES_MAX
-        && let Ok(next) = more.try_recv()
-    {
-        entries += next.early.len();
-        group.push(next);
+/// Batches as they are staged, put back in order.
+struct Turns {
+    staged: Receiver<(u64, Ready)>,
+    /// The next one due.
+    next: u64,
+    /// Those that were staged before it.
+    early: BTreeMap<u64, Ready>,
+}
+
+impl Turns {
+    /// What one sync makes durable: all that is staged by now, up to the first batch that is not. Waits for one; `None` at
+    /// the end.
+    fn group(&mut self) -> Option<Vec<Ready>> {
+        let mut group = Vec::new();
+        let mut entries = 0;
+        while entries < SYNC_ENTRIES_MAX {
+            while let Ok((turn, ready)) = self.staged.try_recv() {
+                self.early.insert(turn, ready);
+            }
+            if let Some(ready) = self.early.remove(&self.next) {
+                self.next += 1;
+                entries += ready.early.len();
+                group.push(ready);
+            } else if group.is_empty() {
+                let (turn, ready) = self.staged.recv().ok()?;
+                self.early.insert(turn, ready);
+            } else {
+                break;
+            }
+        }
+        Some(group)
     }
-    group
 }
 
 fn sync_all(volume: &Directory, mut group: Vec<Ready>) -> Vec<Ready> {
@@ -166,7 +205,7 @@ fn only_name(e: &Entry) -> Option<&Link> {
     names.next().filter(|_| names.next().is_none())
 }
 
-fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs }: Job, compare: bool) -> Ready {
+fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs, .. }: Job, compare: bool) -> Ready {
     let sync_failures = volume.sync_failures();
     let mut early = HashMap::with_capacity(batch.inline.len());
     let mut dirs: HashMap<EntryId, Arc<StagedDir>> = HashMap::new();
@@ -207,5 +246,32 @@ fn staged_dir<'a>(
     match dirs.entry(entry) {
         Slot::Occupied(known) => Some(known.into_mut()),
         Slot::Vacant(free) => Some(free.insert(volume.stage_dir(StageId(ids.take())).ok()?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(failures: u64) -> Ready {
+        Ready { sync_failures: failures, ..Ready::plain(Batch::default()) }
+    }
+
+    #[test]
+    fn batches_come_back_in_order() {
+        let (send, staged) = unbounded();
+        let mut turns = Turns { staged, next: 0, early: BTreeMap::new() };
+        for turn in [1, 0, 3] {
+            send.send((turn, ready(turn))).unwrap();
+        }
+        let numbers =
+            |g: Option<Vec<Ready>>| g.map(|g| g.iter().map(|r| r.sync_failures).collect::<Vec<_>>());
+        assert_eq!(numbers(turns.group()), Some(vec![0, 1]));
+        for turn in [4, 2] {
+            send.send((turn, ready(turn))).unwrap();
+        }
+        drop(send);
+        assert_eq!(numbers(turns.group()), Some(vec![2, 3, 4]));
+        assert_eq!(numbers(turns.group()), None);
     }
 }
