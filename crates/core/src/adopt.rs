@@ -247,7 +247,7 @@ fn is_of_entry(tx: &mut Tx<'_>, found: &Looked, entry: EntryId) -> Result<bool> 
 
 fn bind_dir(tx: &mut Tx<'_>, at: Spot<'_>, found: &Looked, members: Vec<EntryId>) -> Result<()> {
     tx.put_node(&found.key, node_of(found, at, Bind::Dir(members.clone())));
-    tx.put_place(at.0, at.1, &Place { node: found.key.clone(), claims: Vec::new(), conflict_of: None });
+    tx.put_place(at.0, at.1, Place { node: found.key.clone(), claims: Vec::new(), conflict_of: None });
     for member in members {
         local::bind(tx, member, &found.key)?;
         tx.add_pending(member);

@@ -124,6 +124,9 @@ fn hist_of_links(kind: Kind, links: &[Link]) -> Option<(EntryId, Stamp)> {
     if kind.is_dir() { links.first().map(|l| (l.at.parent, l.at.stamp)) } else { None }
 }
 
+/// Most rows fit: their bytes are allocated once.
+const ROW_LEN_COMMON: usize = 96;
+
 /// Writes values to a byte vector.
 #[derive(Default)]
 pub struct Encoder {
@@ -134,7 +137,7 @@ pub struct Encoder {
 impl Encoder {
     /// An empty one.
     pub fn new() -> Self {
-        Self::default()
+        Self { buf: Vec::with_capacity(ROW_LEN_COMMON) }
     }
     /// One byte.
     pub fn u8(&mut self, v: u8) {

@@ -24,6 +24,7 @@ use crate::tree;
 use crate::tx::{Error, Result, Tx};
 use crate::vv::VersionVector;
 use smallvec::{SmallVec, smallvec};
+use std::sync::Arc;
 
 pub use withdraw::{may_withdraw, withdraw};
 
@@ -125,7 +126,7 @@ pub fn create(tx: &mut Tx<'_>, at: Spot<'_>, new: &Looked, origin: Origin) -> Re
     };
     let names = vec![(at.0.clone(), at.1.clone())];
     tx.put_node(&new.key, node_of(new, wanted, names, bound));
-    tx.put_place(at.0, at.1, &Place { node: new.key.clone(), claims, conflict_of: None });
+    tx.put_place(at.0, at.1, Place { node: new.key.clone(), claims, conflict_of: None });
     records::bind(tx, EntryId(dot), &new.key)
 }
 
@@ -219,7 +220,7 @@ pub fn rename(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, shipped_n: u64) -> 
     }
     match over {
         Some(over) if is_save(tx, &place, &over, shipped_n)? => save_over(tx, from, to, &place, &over),
-        over => rename_leaf(tx, from, to, over),
+        over => rename_leaf(tx, from, to, over.is_some()),
     }
 }
 
@@ -263,12 +264,12 @@ fn rename_dir(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> R
     records::move_place(tx, from, to, Place { conflict_of: None, ..place.clone() })
 }
 
-fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: Option<Place>) -> Result<()> {
+fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: bool) -> Result<()> {
     let claim = records::owner_at(tx, from)?;
     settle::other_names(tx, from)?;
     // Replacing another version of the same entry chooses among siblings.
     let mut chosen = false;
-    if over.is_some() {
+    if over {
         // What was settled above may have stood there.
         if let Some(over) = tx.place(to.0, to.1)? {
             chosen = over.claims.iter().any(|c| c.entry == claim.entry && c.version != claim.version);
@@ -580,6 +581,7 @@ fn no_content(l: &Looked) -> Error {
 
 fn must_place(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Place> {
     tx.place(at.0, at.1)?
+        .map(Arc::unwrap_or_clone)
         .ok_or_else(|| Error::Inconsistent(format!("nothing is recorded at {:?} in {:?}", at.1, at.0)))
 }
 

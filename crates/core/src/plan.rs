@@ -403,7 +403,7 @@ pub fn stands(tx: &mut Tx<'_>, step: &Step) -> Result<bool> {
         return Ok(false);
     }
     let Some(at) = target else { return Ok(true) };
-    let there = tx.place(&at.dir, &at.name)?.map(|p| p.node);
+    let there = tx.place(&at.dir, &at.name)?.map(|p| p.node.clone());
     Ok(there.as_ref() == step.victim().map(|v| &v.node))
 }
 

@@ -111,6 +111,8 @@ pub struct Tx<'a> {
     replicas_before: usize,
     entries: Cache<EntryId, EntryRow>,
     nodes: Cache<NodeKey, Node>,
+    /// By the keys of their rows.
+    places: Cache<Vec<u8>, Place>,
     dirs: Cache<EntryId, DirState>,
     /// Rows without a typed cache, and those of entries once they are flushed.
     rows: Overlay,
@@ -151,6 +153,7 @@ impl<'a> Tx<'a> {
             replicas_before,
             entries: Cache::default(),
             nodes: Cache::default(),
+            places: Cache::default(),
             dirs: Cache::default(),
             rows: Overlay::default(),
             classes: HashMap::new(),
@@ -470,24 +473,27 @@ impl<'a> Tx<'a> {
     }
 
     /// What the path `name` in directory `dir` was materialised with.
-    pub fn place(&mut self, dir: &NodeKey, name: &Name) -> Result<Option<Place>> {
+    pub fn place(&mut self, dir: &NodeKey, name: &Name) -> Result<Option<Arc<Place>>> {
         let key = place_key(dir, name);
-        match self.get(Table::Places, &key)? {
-            Some(b) => Ok(Some(dec(Table::Places, &b, |d| d.place(&self.replicas))?)),
-            None => Ok(None),
+        if let Some(known) = self.places.get(&key) {
+            return Ok(known);
         }
+        let value = match self.base.get(Table::Places, &key)? {
+            Some(b) => Some(Arc::new(dec(Table::Places, &b, |d| d.place(&self.replicas))?)),
+            None => None,
+        };
+        self.places.note(key, value.clone());
+        Ok(value)
     }
 
     /// Stores a place.
-    pub fn put_place(&mut self, dir: &NodeKey, name: &Name, place: &Place) {
-        let mut e = Encoder::new();
-        e.place(place, &mut self.replicas);
-        self.rows.put(Table::Places, place_key(dir, name), Some(e.buf));
+    pub fn put_place(&mut self, dir: &NodeKey, name: &Name, place: Place) {
+        self.places.put(place_key(dir, name), Some(Arc::new(place)));
     }
 
     /// Forgets a place.
     pub fn delete_place(&mut self, dir: &NodeKey, name: &Name) {
-        self.rows.put(Table::Places, place_key(dir, name), None);
+        self.places.put(place_key(dir, name), None);
     }
 
     /// At most `limit` places in directory `dir` with a name after `after`, ordered by name.
@@ -506,6 +512,7 @@ impl<'a> Tx<'a> {
             }
             None => start.clone(),
         };
+        self.flush_places();
         let rows = self.scan(Table::Places, &from, successor(&start).as_deref(), limit)?;
         let mut out = Vec::with_capacity(rows.len());
         for (k, v) in rows {
@@ -520,6 +527,7 @@ impl<'a> Tx<'a> {
     pub fn places_beginning(&mut self, dir: &NodeKey, prefix: &[u8]) -> Result<Vec<(Name, Place)>> {
         let skip = place_prefix(dir).len();
         let from = [&place_prefix(dir)[..], prefix].concat();
+        self.flush_places();
         let rows = self.scan(Table::Places, &from, successor(&from).as_deref(), usize::MAX)?;
         let mut out = Vec::with_capacity(rows.len());
         for (k, v) in rows {
@@ -588,7 +596,7 @@ impl<'a> Tx<'a> {
         self.rows.put(table, key, value);
     }
 
-    /// Scans a table, own changes included. Not for `entries`, `nodes` and `dirs`, whose changes are kept typed.
+    /// Scans a table, own changes included. Not for `entries`, `nodes`, `places` and `dirs`, whose changes are kept typed.
     pub fn scan(
         &self,
         table: Table,
@@ -686,6 +694,18 @@ impl<'a> Tx<'a> {
         }
     }
 
+    fn flush_places(&mut self) {
+        let mut e = Encoder::new();
+        for (key, place) in self.places.take_dirty() {
+            let value = place.map(|p| {
+                e.buf.clear();
+                e.place(&p, &mut self.replicas);
+                e.buf.to_vec()
+            });
+            self.rows.put(Table::Places, key, value);
+        }
+    }
+
     fn flush_dirs(&mut self) {
         for (id, state) in self.dirs.take_dirty() {
             let value = state.map(|s| {
@@ -734,6 +754,7 @@ impl<'a> Tx<'a> {
     fn end(&mut self, tag: u64) -> Warm {
         self.flush_entries();
         self.flush_nodes();
+        self.flush_places();
         self.flush_dirs();
         if self.has_new_dots() {
             let n = self.head();

@@ -6,6 +6,7 @@ use crate::disk::{Bind, Claim, Node, NodeKey, Place, Wanted};
 use crate::id::{EntryId, Name};
 use crate::meta::{Content, Time};
 use crate::tx::Error;
+use std::sync::Arc;
 
 /// Notes that `node` stands for `entry`.
 pub(crate) fn bind(tx: &mut Tx<'_>, entry: EntryId, node: &NodeKey) -> Result<()> {
@@ -47,7 +48,7 @@ fn unbind_unclaimed(tx: &mut Tx<'_>, entry: EntryId, key: &NodeKey) -> Result<()
 /// Stores a place of a node that has this name already.
 pub(super) fn set_place(tx: &mut Tx<'_>, at: Spot<'_>, place: Place) -> Result<()> {
     let old = tx.place(at.0, at.1)?;
-    tx.put_place(at.0, at.1, &place);
+    tx.put_place(at.0, at.1, place.clone());
     for c in &place.claims {
         bind(tx, c.entry, &place.node)?;
     }
@@ -112,7 +113,7 @@ pub(super) fn change_inode(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, key: &N
     let node = (*tx.node_must(&place.node)?).clone();
     tx.delete_node(&place.node);
     tx.put_node(key, node);
-    tx.put_place(at.0, at.1, &Place { node: key.clone(), ..place.clone() });
+    tx.put_place(at.0, at.1, Place { node: key.clone(), ..(*place).clone() });
     for c in &place.claims {
         unbind(tx, c.entry, &place.node)?;
         bind(tx, c.entry, key)?;
@@ -144,7 +145,7 @@ pub(crate) fn places_of(tx: &mut Tx<'_>, entry: EntryId) -> Result<Vec<(NodeKey,
             if let Some(place) = tx.place(dir, name)?
                 && place.claims.iter().any(|c| c.entry == entry)
             {
-                out.push((dir.clone(), name.clone(), place));
+                out.push((dir.clone(), name.clone(), Arc::unwrap_or_clone(place)));
             }
         }
     }

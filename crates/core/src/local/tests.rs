@@ -87,7 +87,7 @@ fn state(tx: &mut Tx<'_>, n: u64) -> Arc<crate::tx::EntryRow> {
 }
 
 fn claims(tx: &mut Tx<'_>, parent: u8, at: &str) -> Vec<Claim> {
-    tx.place(&key(parent), &name(at)).unwrap().unwrap().claims
+    tx.place(&key(parent), &name(at)).unwrap().unwrap().claims.clone()
 }
 
 #[test]
@@ -404,9 +404,9 @@ fn copies_of_a_name_are_found_whatever_its_length() {
                 let node = key(10 + 2 * i as u8 + j as u8);
                 create(tx, (&key(1), at), &Looked { key: node.clone(), ..file(0, "x") }, Origin::User)
                     .unwrap();
-                let mut place = tx.place(&key(1), at).unwrap().unwrap();
+                let mut place = (*tx.place(&key(1), at).unwrap().unwrap()).clone();
                 place.conflict_of = Some(base.clone());
-                tx.put_place(&key(1), at, &place);
+                tx.put_place(&key(1), at, place);
             }
             settle::copies_of(tx, (&key(1), &base), None).unwrap();
             for at in [&copy, &long] {

@@ -108,7 +108,7 @@ fn binding_at(tx: &mut Tx<'_>, at: &At, node: &NodeKey) -> Result<Binding> {
         Bind::Leaf { .. } => Vec::new(),
     };
     let place = tx.place(&at.dir, &at.name)?;
-    let (claims, conflict_of) = place.map(|p| (p.claims, p.conflict_of)).unwrap_or_default();
+    let (claims, conflict_of) = place.map(|p| (p.claims.clone(), p.conflict_of.clone())).unwrap_or_default();
     Ok(Binding { claims, members, conflict_of })
 }
 
@@ -143,7 +143,7 @@ fn write_place(tx: &mut Tx<'_>, key: &NodeKey, mut node: Node, at: &At, binding:
     tx.put_node(key, node);
     let place =
         Place { node: key.clone(), claims: binding.claims.clone(), conflict_of: binding.conflict_of.clone() };
-    tx.put_place(&at.dir, &at.name, &place);
+    tx.put_place(&at.dir, &at.name, place);
 }
 
 /// Forgets what stands at `at`; its inode too when that was its last name.
@@ -171,8 +171,8 @@ fn bound_by(tx: &mut Tx<'_>, key: &NodeKey) -> Result<BTreeSet<EntryId>> {
     }
     let mut out = BTreeSet::new();
     for (dir, name) in &node.names {
-        let claims = tx.place(dir, name)?.map(|p| p.claims).unwrap_or_default();
-        out.extend(claims.iter().map(|c| c.entry));
+        let place = tx.place(dir, name)?;
+        out.extend(place.iter().flat_map(|p| &p.claims).map(|c| c.entry));
     }
     Ok(out)
 }

@@ -98,7 +98,7 @@ impl Replica {
             let recorded = match tx.place(&at.dir, &at.name)? {
                 Some(place) => {
                     let node = (*tx.node_must(&place.node)?).clone();
-                    Some(Image { place, node }.sighting())
+                    Some(Image { place: (*place).clone(), node }.sighting())
                 }
                 None => None,
             };

@@ -131,6 +131,6 @@ impl Builder {
             .iter()
             .map(|s| Claim { entry: s.entry, link: s.link, name_dot: s.name_dot, version: s.version })
             .collect();
-        tx.put_place(&Disk::key(dir), name, &Place { node: Disk::key(ino), claims, conflict_of });
+        tx.put_place(&Disk::key(dir), name, Place { node: Disk::key(ino), claims, conflict_of });
     }
 }

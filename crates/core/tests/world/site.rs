@@ -437,7 +437,7 @@ impl Site {
                     Bind::Dir(members) => members.clone(),
                     Bind::Leaf { .. } => Vec::new(),
                 };
-                let mut claims = place.claims;
+                let mut claims = place.claims.clone();
                 claims.sort_by_key(|c| (c.entry, c.link, c.version));
                 out.insert(path, (claims, members));
             }

@@ -209,7 +209,7 @@ impl Engine {
         let recorded = match tx.place(&at.dir, &at.name)? {
             Some(place) => {
                 let node = (*tx.node_must(&place.node)?).clone();
-                Some(Image { place, node })
+                Some(Image { place: (*place).clone(), node })
             }
             None => None,
         };

@@ -168,7 +168,7 @@ fn conflict_copies_are_found_over_all_pages() {
             let entry = EntryId(version);
             let claim = Claim { entry, link: driftless_core::LinkId(version), name_dot: version, version };
             let conflict_of = (i % 1000 == 0).then(|| name("f"));
-            tx.put_place(&key("id"), &at, &Place { node: node.clone(), claims: vec![claim], conflict_of });
+            tx.put_place(&key("id"), &at, Place { node: node.clone(), claims: vec![claim], conflict_of });
             tx.put_node(
                 &node,
                 Node {

@@ -152,7 +152,7 @@ fn place_at(tx: &mut Tx<'_>, names: &[Name]) -> Result<Option<Place>> {
         match tx.place(&dir, name)? {
             Some(found) => {
                 dir = found.node.clone();
-                place = Some(found);
+                place = Some((*found).clone());
             }
             None => return Ok(None),
         }
