@@ -18,7 +18,6 @@ use rustix::fs::{Statx, StatxFlags};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::ffi::CStr;
-use std::ops::Range;
 use std::os::fd::AsFd;
 
 const ESCAPE: u8 = 0xff;
@@ -72,15 +71,15 @@ pub(crate) fn to_handle(key: &NodeKey) -> Option<(i32, SmallVec<[u8; 20]>)> {
     Some((kind, bytes))
 }
 
-/// Where in a handle the inode number is, highest part first: known of common file systems.
-fn inode_parts(kind: i32, len: usize) -> &'static [Range<usize>] {
+/// Where in a handle the inode number is, as offset and length of its parts, highest first: known of common file systems.
+fn inode_parts(kind: i32, len: usize) -> &'static [(usize, usize)] {
     match (kind, len) {
         // ext4, XFS with small inode numbers: inode, generation.
-        (1, 8) => &[0..4],
+        (1, 8) => &[(0, 4)],
         // tmpfs: generation, low and high half of the inode.
-        (1, 12) => &[8..12, 4..8],
+        (1, 12) => &[(8, 4), (4, 4)],
         // XFS, inode 64 bit, generation. Btrfs: object, root, generation.
-        (0x81, 12) | (0x4d, 20) => &[0..8],
+        (0x81, 12) | (0x4d, 20) => &[(0, 8)],
         _ => &[],
     }
 }
@@ -89,11 +88,10 @@ fn inode_parts(kind: i32, len: usize) -> &'static [Range<usize>] {
 /// lowest, then the rest as it is.
 fn order(kind: i32, len: usize) -> impl Iterator<Item = usize> {
     let parts = inode_parts(kind, len);
-    let number = parts.iter().flat_map(|part| {
-        let (first, last) = (part.start, part.end - 1);
-        part.clone().map(move |at| if cfg!(target_endian = "little") { first + last - at } else { at })
+    let number = parts.iter().flat_map(|&(start, len)| {
+        (0..len).map(move |i| start + if cfg!(target_endian = "little") { len - 1 - i } else { i })
     });
-    number.chain((0..len).filter(|at| !parts.iter().any(|part| part.contains(at))))
+    number.chain((0..len).filter(|at| !parts.iter().any(|&(start, len)| (start..start + len).contains(at))))
 }
 
 fn of_inode(stat: &Statx) -> Option<NodeKey> {
@@ -132,7 +130,7 @@ pub(crate) fn of_name(
 /// The inode number inside the handles of common file systems. It costs nothing to compare it with the one of the
 /// stat, and tells when a name was given to another inode between the two calls.
 fn inode_in(kind: i32, bytes: &[u8]) -> Option<u64> {
-    let len = inode_parts(kind, bytes.len()).iter().map(Range::len).sum();
+    let len = inode_parts(kind, bytes.len()).iter().map(|(_, len)| len).sum();
     let number = order(kind, bytes.len()).take(len);
     (len > 0).then(|| number.fold(0, |n, at| n << 8 | u64::from(bytes[at])))
 }
@@ -185,12 +183,10 @@ mod tests {
         let small = |n: u32| [&n.to_ne_bytes()[..], b"gene"].concat();
         let tmpfs = |n: u32| [&(!n).to_ne_bytes()[..], &n.to_ne_bytes(), &(n >> 4).to_ne_bytes()].concat();
         let xfs = |n: u32| [&(u64::from(n) << 20).to_ne_bytes()[..], b"gene"].concat();
-        let layouts: [(i32, &dyn Fn(u32) -> Vec<u8>); 3] = [(1, &small), (1, &tmpfs), (0x81, &xfs)];
-        for (kind, handle) in layouts {
-            let handles = numbers.map(handle);
-            let keys: Vec<_> = handles.iter().map(|h| of_handle(kind, h).unwrap()).collect();
+        for (kind, handles) in [(1, numbers.map(small)), (1, numbers.map(tmpfs)), (0x81, numbers.map(xfs))] {
+            let keys = handles.each_ref().map(|h| of_handle(kind, h).unwrap());
             assert!(keys.is_sorted_by(|a, b| a < b), "{keys:?}");
-            let inodes: Vec<_> = handles.iter().map(|h| inode_in(kind, h).unwrap()).collect();
+            let inodes = handles.each_ref().map(|h| inode_in(kind, h).unwrap());
             assert!(inodes.is_sorted_by(|a, b| a < b), "{inodes:x?}");
         }
         assert_eq!(inode_in(1, &small(77)), Some(77));

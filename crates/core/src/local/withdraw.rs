@@ -130,5 +130,5 @@ fn overtaken_at(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Option<(NodeKey, Conten
     }
     let node = tx.node_must(&place.node)?;
     let content = records::recorded_content(&node).filter(|_| node.names.len() == 1);
-    Ok(content.map(|content| (place.node, content)))
+    Ok(content.map(|content| (place.node.clone(), content)))
 }
