@@ -641,7 +641,7 @@ impl StagedWriter {
     /// Gives it size, attributes and time. With `expected`, checks the digest first.
     ///
     /// # Errors
-    /// [`Reason::WrongContent`] if the digest is another one.
+    /// [`Reason::WrongContent`] if the digest is another one; then the file is gone.
     pub fn finish(self, expected: Option<Digest>, size: u64) -> Result<Staged, VolumeError> {
         let name = self.id.to_string();
         if self.high != size {
@@ -650,6 +650,8 @@ impl StagedWriter {
         if let Some(expected) = expected
             && self.digest(size).doing("read", name.as_bytes())? != Some(expected)
         {
+            // What is wrong in it cannot be told: nothing goes on from here.
+            self.discard()?;
             return Err(VolumeError::own("finish", name.as_bytes(), Reason::WrongContent));
         }
         let wanted = Wanted { kind: Kind::File, attrs: &self.attrs, mtime: Some(self.mtime) };

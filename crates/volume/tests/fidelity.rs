@@ -178,9 +178,13 @@ fn wrong_content_is_not_finished() {
     let v = Volume::new();
     for (bytes, size) in [(&b"abd"[..], 3), (b"abc", 4), (b"abcd", 3)] {
         let mut writer = v.volume.stage_file(v.id(), &plain(), WHEN).unwrap();
+        let id = writer.id();
         writer.write_at(0, bytes).unwrap();
         let expected = if bytes == b"abcd" { Digest::of(b"abcd") } else { Digest::of(b"abc") };
         assert_eq!(writer.finish(Some(expected), size).unwrap_err().reason(), Reason::WrongContent);
+        // Who goes on with it, after a power cut for instance, would never come to an end.
+        let again = v.volume.reopen(id, &plain(), WHEN).map(drop);
+        assert_eq!(again.unwrap_err().reason(), Reason::NotFound);
     }
 }
 
