@@ -426,7 +426,9 @@ class World:
             self.say(op, path, spot)
             os.link(path, spot)
         elif op == "chmod" and files:
-            os.chmod(rnd.choice(files), rnd.choice([0o644, 0o600, 0o755]))
+            path, mode = rnd.choice(files), rnd.choice([0o644, 0o600, 0o755])
+            self.say(op, path, oct(mode))
+            os.chmod(path, mode)
         elif op == "touchdir" and len(dirs) > 1:
             second = rnd.randrange(2_000_000_000)
             os.utime(rnd.choice(dirs[1:]), (second, second))

@@ -669,7 +669,7 @@ impl Engine {
             return Ok(Done::No(Reason::Raced, String::new())); // it stands elsewhere by now
         }
         let shown = matches!(fd.look(&at.name), Ok(Some(seen)) if seen.key == staged.node);
-        if !shown && !placed.surely {
+        if !shown && !placed.is_sure(at) {
             return Ok(Done::No(Reason::Raced, String::new()));
         }
         if !shown {

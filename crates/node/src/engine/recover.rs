@@ -35,8 +35,17 @@ pub(super) struct Left {
 #[derive(Clone)]
 pub(super) struct Placed {
     pub(super) staged: StagedFile,
+    /// Where.
+    at: At,
     /// What it replaced waits in limbo: it was placed, whatever its place shows now.
-    pub(super) surely: bool,
+    surely: bool,
+}
+
+impl Placed {
+    /// True if it was placed at `at`, whatever is there now. The entry may have got another name since.
+    pub(super) fn is_sure(&self, at: &At) -> bool {
+        self.surely && self.at == *at
+    }
 }
 
 impl Left {
@@ -258,12 +267,12 @@ impl Engine {
         if found.is_none() && tx.node(&staged.node)?.is_some() {
             return Ok(()); // placed and recorded; what became of it since is recorded too, or is for the crawl to see
         }
-        let placed = |surely| Placed { staged: staged.clone(), surely };
+        let placed = |surely| Placed { staged: staged.clone(), at: row.at.clone(), surely };
         if matches!((source, target), (Sight::Ours | Sight::Nothing, Sight::Other))
             && let Some(node) = self.copy_shown(tx, row, staged)?
         {
             let staged = StagedFile { node, ..staged.clone() };
-            self.left.placed.insert(key, Placed { staged, surely: true });
+            self.left.placed.insert(key, Placed { staged, at: row.at.clone(), surely: true });
             found.iter().for_each(|first| self.drop_private(first));
             return Ok(());
         }
