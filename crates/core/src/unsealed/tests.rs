@@ -413,7 +413,7 @@ fn parked_and_removed(r: &mut Replica) -> (EntryId, Image) {
     let image = r.commit(|tx| {
         let place = tx.place(&key(1), &name("f"))?.unwrap();
         let node = (*tx.node_must(&key(5))?).clone();
-        Ok(Image { place, node })
+        Ok(Image { place: (*place).clone(), node })
     });
     r.commit(|tx| local::unlink(tx, (&key(1), &name("f"))));
     (id, image)
@@ -442,7 +442,7 @@ fn what_a_cut_put_out_of_the_way_again_goes_where_it_belongs() {
     let concerned = r.commit(|tx| {
         let place = tx.place(&key(1), &name("f"))?.unwrap();
         let node = (*tx.node_must(&key(5))?).clone();
-        park_again(tx, &Image { place, node }, looked.fingerprint, &[at(1, "f")])
+        park_again(tx, &Image { place: (*place).clone(), node }, looked.fingerprint, &[at(1, "f")])
     });
     assert_eq!(concerned, BTreeSet::from([id]));
     let steps = r.plan(&concerned);
