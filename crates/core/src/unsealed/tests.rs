@@ -411,7 +411,7 @@ fn parked_and_removed(r: &mut Replica) -> (EntryId, Image) {
     let id = r.create(&at(1, "f"), &file(5, "text"));
     r.seal();
     let image = r.commit(|tx| {
-        let place = (*tx.place(&key(1), &name("f"))?.unwrap()).clone();
+        let place = tx.place(&key(1), &name("f"))?.unwrap();
         let node = (*tx.node_must(&key(5))?).clone();
         Ok(Image { place: (*place).clone(), node })
     });
@@ -440,7 +440,7 @@ fn what_a_cut_put_out_of_the_way_again_goes_where_it_belongs() {
     let id = r.create(&at(1, "f"), &file(5, "text"));
     let looked = file(5, "text");
     let concerned = r.commit(|tx| {
-        let place = (*tx.place(&key(1), &name("f"))?.unwrap()).clone();
+        let place = tx.place(&key(1), &name("f"))?.unwrap();
         let node = (*tx.node_must(&key(5))?).clone();
         park_again(tx, &Image { place: (*place).clone(), node }, looked.fingerprint, &[at(1, "f")])
     });
