@@ -13,6 +13,7 @@ use crate::entry::{Entry, Version};
 use crate::id::{EntryId, Kind, Name};
 use crate::local::{self, Looked, Origin, Spot};
 use crate::meta::{Content, Digest, Time};
+use crate::mutant::mutant;
 use crate::rows::Table;
 use crate::tree::{self, Group, Shown};
 use crate::tx::{Error, Result, Tx};
@@ -153,6 +154,7 @@ impl Adoption {
             return bind_leaf(tx, at, found, content, claims, base);
         }
         if let Some(removed) = &self.removed
+            && !mutant!(RemovedElsewhereKept)
             && let Some(claim) = removed.leaf(class, at.1, found.kind, content)
             && is_of_entry(tx, found, claim.entry)?
         {

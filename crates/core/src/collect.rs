@@ -6,6 +6,7 @@
 
 use crate::entry::Entry;
 use crate::id::{EntryId, ReplicaId};
+use crate::mutant::mutant;
 use crate::rows::Table;
 use crate::tree;
 use crate::tx::{EntryRow, Known, Result, Tx, dec, knowledge_vv};
@@ -43,10 +44,13 @@ impl Tombstones {
         let mut dirs = Vec::new();
         each_entry(tx, |tx, row| {
             if row.entry.kind.is_dir() {
-                if row.bound.is_empty() && !tree::is_live(tx, row.entry.id)? {
+                if (row.bound.is_empty() || mutant!(CollectedWhileShown)) && !tree::is_live(tx, row.entry.id)?
+                {
                     dirs.push(row.entry.id);
                 }
-            } else if row.bound.is_empty() && row.entry.shown_links().is_empty() {
+            } else if (row.bound.is_empty() || mutant!(CollectedWhileShown))
+                && row.entry.shown_links().is_empty()
+            {
                 found.candidates.push(row.entry.id);
             }
             Ok(())
@@ -93,7 +97,8 @@ impl Tombstones {
         members: &BTreeMap<ReplicaId, VersionVector>,
     ) -> Result<bool> {
         let Some(row) = tx.entry(id)? else { return Ok(false) };
-        if !row.bound.is_empty() || !is_known(tx, &row.entry.ctx, members)? {
+        if (!row.bound.is_empty() && !mutant!(CollectedWhileShown)) || !is_known(tx, &row.entry.ctx, members)?
+        {
             return Ok(false);
         }
         let gone = match row.entry.kind.is_dir() {
@@ -134,10 +139,10 @@ fn is_known(
     let mine = knowledge_vv(&knowledge);
     let me = tx.me();
     Ok(mine.covers_all(ctx)
-        && members
-            .iter()
-            .filter(|(m, _)| **m != me)
-            .all(|(m, theirs)| theirs.covers_all(ctx) && mine.get(*m) >= theirs.get(*m)))
+        && members.iter().filter(|(m, _)| **m != me).all(|(m, theirs)| {
+            (theirs.covers_all(ctx) || mutant!(CollectedUnheard))
+                && (mine.get(*m) >= theirs.get(*m) || mutant!(CollectedEarly))
+        }))
 }
 
 fn leaf_parents(e: &Entry) -> impl Iterator<Item = EntryId> {

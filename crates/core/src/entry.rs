@@ -7,6 +7,7 @@
 
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};
 use crate::meta::{Attrs, Content, Time};
+use crate::mutant::mutant;
 use crate::vv::VersionVector;
 use smallvec::SmallVec;
 
@@ -74,6 +75,9 @@ pub struct At {
 impl Link {
     /// True if nobody who had seen the name where it is has removed it.
     pub fn present(&self) -> bool {
+        if mutant!(RemovalIgnoresSeen) {
+            return self.gone.is_empty();
+        }
         !self.gone.covers(self.at.dot)
     }
 }
@@ -101,7 +105,8 @@ impl Entry {
 
     /// True if the version counts: not removed, or held by a present name.
     pub fn counts(&self, v: &Version) -> bool {
-        !self.removed.covers(v.dot) || self.present_links().any(|l| l.at.holds == v.dot)
+        let held = || !mutant!(HeldVersionForgotten) && self.present_links().any(|l| l.at.holds == v.dot);
+        !self.removed.covers(v.dot) || held()
     }
 
     /// Versions that count.
@@ -167,23 +172,30 @@ impl Entry {
             match self.links.binary_search_by_key(&theirs.id, |l| l.id) {
                 Ok(i) => {
                     let ours = &mut self.links[i];
-                    if (theirs.at.stamp, theirs.at.dot) > (ours.at.stamp, ours.at.dot) {
+                    let by_arrival = mutant!(WrongTieBreak) && theirs.at.stamp.epoch >= ours.at.stamp.epoch;
+                    if by_arrival || (theirs.at.stamp, theirs.at.dot) > (ours.at.stamp, ours.at.dot) {
                         ours.at = theirs.at.clone();
                     }
-                    ours.gone.join(&theirs.gone);
+                    if !mutant!(GoneNotJoined) {
+                        ours.gone.join(&theirs.gone);
+                    }
                 }
                 Err(i) => self.links.insert(i, theirs.clone()),
             }
         }
-        if meta_rank(&other.meta) > meta_rank(&self.meta) {
+        if mutant!(MetaByArrival) || meta_rank(&other.meta) > meta_rank(&self.meta) {
             self.meta = other.meta.clone();
         }
-        self.dir_time = self.dir_time.max(other.dir_time);
-        for &(parent, stamp) in &other.hist {
+        if !mutant!(DirTimeForgotten) {
+            self.dir_time = self.dir_time.max(other.dir_time);
+        }
+        for &(parent, stamp) in other.hist.iter().filter(|_| !mutant!(HistoryForgotten)) {
             self.note_hist(parent, stamp);
         }
         self.ctx.join(&other.ctx);
-        self.removed.join(&other.removed);
+        if !mutant!(RemovedNotJoined) {
+            self.removed.join(&other.removed);
+        }
         *self != before
     }
 }
@@ -200,6 +212,10 @@ fn merge_data(a: &Entry, b: &Entry) -> SmallVec<[Version; 1]> {
     let keep = |v: &Version, other: &Entry| other.version(v.dot).is_some() || !other.ctx.covers(v.dot);
     out.extend(a.data.iter().filter(|v| keep(v, b)).cloned());
     out.extend(b.data.iter().filter(|v| a.version(v.dot).is_none() && keep(v, a)).cloned());
+    if mutant!(LastWriterWins) {
+        let newest = out.iter().map(|v| v.stamp).max();
+        out.retain(|v| Some(v.stamp) == newest);
+    }
     out.sort_by_key(|v| v.dot);
     out
 }

@@ -20,6 +20,7 @@ use crate::codec::{Decoded, Decoder, Encoder, Malformed};
 use crate::disk::{Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name, ReplicaId};
 use crate::meta::{Attrs, Time};
+use crate::mutant::mutant;
 use crate::plan::{At, Binding, Plan, Step, Victim};
 
 /// What is to be done. The number is part of the on-disk format.
@@ -208,6 +209,7 @@ pub fn recover(source: Sight, target: Sight, replaces: bool, sealed: bool) -> Re
         (Sight::Ours, _) => Recovery::Replan,
         (Sight::Victim, _) => Recovery::Finish,
         (Sight::Other, _) => Recovery::KeepRaced,
+        (Sight::Nothing, Sight::Ours) if mutant!(MoveNotRecognised) => Recovery::Replan,
         (Sight::Nothing, Sight::Ours) => Recovery::Done,
         (Sight::Nothing, _) if sealed => Recovery::UserChanged,
         (Sight::Nothing, _) if expected => Recovery::Redo,

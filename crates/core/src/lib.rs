@@ -24,6 +24,7 @@ pub mod link;
 pub mod local;
 pub mod memdisk;
 pub mod meta;
+pub mod mutant;
 pub mod plan;
 pub mod recipe;
 pub mod rows;

@@ -20,6 +20,7 @@ use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
 use crate::entry::{At, Entry, Link, Version};
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};
 use crate::meta::{Attrs, Content, Time};
+use crate::mutant::mutant;
 use crate::tree;
 use crate::tx::{Error, Result, Tx};
 use crate::vv::VersionVector;
@@ -260,6 +261,9 @@ fn rename_dir(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> R
     let parent = chain::use_dir(tx, to.0)?;
     for id in records::members(tx, &place.node)? {
         chain::set_dir_at(tx, id, parent, to.1)?;
+        if mutant!(OneMemberMoved) {
+            break;
+        }
     }
     records::move_place(tx, from, to, Place { conflict_of: None, ..place.clone() })
 }
@@ -348,7 +352,8 @@ fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()>
     let mtime = content.mtime();
     let dot = change_with(tx, owner.entry, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max());
-        e.data = e.data.iter().filter(|v| e.counts(v) && !shown.contains(&v.dot)).cloned().collect();
+        let replaced = |v: &Version| shown.contains(&v.dot) || mutant!(SiblingsOverwritten);
+        e.data = e.data.iter().filter(|v| e.counts(v) && !replaced(v)).cloned().collect();
         e.data.push(Version { dot, stamp, content });
         e.data.sort_by_key(|v| v.dot);
         Ok(())

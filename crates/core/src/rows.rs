@@ -222,6 +222,11 @@ impl MemStore {
         Self::default()
     }
 
+    /// A store of its own with the same rows: what is committed to one of the two does not show in the other.
+    pub fn fork(&self) -> Self {
+        Self { tables: std::sync::Mutex::new(self.lock().clone()) }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Tables>> {
         // A panic while holding the lock leaves the map whole: commits mutate row by row only after
         // everything that can fail.

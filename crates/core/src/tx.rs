@@ -12,6 +12,7 @@ use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve};
 use crate::disk::{Node, NodeKey, Place};
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, Name, ReplicaId, Stamp};
+use crate::mutant::mutant;
 use crate::rows::{Batch, Read, StoreError, Table};
 use crate::vv::VersionVector;
 use cache::Cache;
@@ -213,6 +214,7 @@ impl<'a> Tx<'a> {
 
     /// A stamp of this replica above `seen`.
     pub fn stamp_above(&self, seen: Stamp) -> Stamp {
+        let seen = if mutant!(StampBelowSeen) { Stamp::MIN } else { seen };
         Stamp::above(seen, self.env.epoch, self.env.now_ns, self.me)
     }
 

@@ -7,6 +7,7 @@
 use super::message::{FeedCursor, Hello, Role};
 use super::peer::peer_rows;
 use crate::id::ReplicaId;
+use crate::mutant::mutant;
 use crate::rows::Table;
 use crate::tx::{Known, Result, Tx, dec};
 
@@ -87,7 +88,7 @@ pub fn check_hello(tx: &mut Tx<'_>, volume: u128, peer: &Hello) -> Result<HelloV
     if volume != 0 && peer.volume != 0 && volume != peer.volume {
         return Ok(HelloVerdict::DifferentVolume);
     }
-    if peer.replica == tx.me() {
+    if peer.replica == tx.me() && !mutant!(OwnIdAccepted) {
         return Ok(HelloVerdict::OwnReplicaId);
     }
     let cursor = peer.cursors.iter().find(|c| c.replica == tx.me());
@@ -99,6 +100,7 @@ pub fn check_hello(tx: &mut Tx<'_>, volume: u128, peer: &Hello) -> Result<HelloV
         return Ok(HelloVerdict::WeAreRolledBack);
     }
     if let Some(cursor) = cursor
+        && !mutant!(TagsNotCompared)
         && (cursor.n > tx.head() || !same_tag(cursor.tag, tag_at(tx, cursor.n)?))
     {
         return Ok(HelloVerdict::WeAreRolledBack);
@@ -116,6 +118,9 @@ pub fn check_hello(tx: &mut Tx<'_>, volume: u128, peer: &Hello) -> Result<HelloV
 
 /// True if we, who have written up to `me`, made the commit that ends at `claimed`.
 fn wrote(tx: &Tx<'_>, me: Known, claimed: Known) -> Result<bool> {
+    if mutant!(TagsNotCompared) {
+        return Ok(true);
+    }
     Ok(claimed.n <= me.n && same_tag(claimed.tag, tag_at(tx, claimed.n)?))
 }
 

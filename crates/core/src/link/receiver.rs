@@ -12,6 +12,7 @@ use super::peer::{PeerRow, peer_row, put_peer_row};
 use crate::codec::{Encoder, ReplicaTable, well_formed};
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, ReplicaId, Stamp};
+use crate::mutant::mutant;
 use crate::tree::{self, Received};
 use crate::tx::{self, Knowledge, Known, N_MAX, Tx, knowledge_vv};
 use crate::vv::VersionVector;
@@ -151,14 +152,14 @@ impl Receiver {
             self.merge(tx, entry, &vv, &mut peer, &mut merged)?;
         }
         let contiguous = batch.from <= peer.cursor;
-        if contiguous && batch.to > peer.cursor {
+        if (contiguous || mutant!(CursorOverGap)) && batch.to > peer.cursor {
             (peer.cursor, peer.tag) = (batch.to, batch.tag);
         }
         let mut known = vv;
         if let Some(claim) = &batch.knowledge {
             let claim = self.clip(claim, tx.me(), &mut merged.anomalies);
             let claim_vv = knowledge_vv(&claim);
-            if contiguous && peer.refused.is_empty() {
+            if (contiguous || mutant!(KnowledgeOverGap)) && peer.refused.is_empty() {
                 join(tx, &knowledge, &claim, &mut merged.anomalies)?;
                 known.join(&claim_vv);
             }

@@ -22,6 +22,7 @@ use super::receiver::{Echoes, canonical};
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, ReplicaId};
 use crate::meta::{Content, Digest};
+use crate::mutant::mutant;
 use crate::tx::{EntryRow, Error, Knowledge, Result, Tx, knowledge_vv};
 use crate::vv::VersionVector;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -411,7 +412,7 @@ impl Sender {
 
     fn next_due(&self, now_ms: u64) -> Option<u64> {
         // Later rows were put aside later.
-        let (n, (_, since)) = self.held.first_key_value()?;
+        let (n, (_, since)) = self.held.first_key_value().filter(|_| !mutant!(RelayForgotten))?;
         (now_ms.saturating_sub(*since) >= self.limits.relay_delay_ms).then_some(*n)
     }
 
@@ -421,7 +422,7 @@ impl Sender {
     }
 
     fn go_back_if_unanswered(&mut self, now_ms: u64) {
-        if self.unanswered_at_ms().is_some_and(|t| now_ms >= t) {
+        if !mutant!(NothingSentAgain) && self.unanswered_at_ms().is_some_and(|t| now_ms >= t) {
             self.go_back();
         }
     }
@@ -453,6 +454,9 @@ impl Sender {
     // ----- stacking
 
     fn covered(&self, ctx: &VersionVector) -> bool {
+        if mutant!(AnyDotSkips) {
+            return ctx.iter().any(|(r, n)| self.peer_has(Dot::new(r, n)));
+        }
         ctx.iter().all(|(r, n)| self.peer_has(Dot::new(r, n)))
     }
 
@@ -528,7 +532,7 @@ impl Sender {
         now_ms: u64,
     ) -> Result<bool> {
         let ctx = &row.entry.ctx;
-        if self.echoes.remove(&row.n) || self.covered(ctx) {
+        if (self.echoes.remove(&row.n) || self.covered(ctx)) && !mutant!(EchoOn) {
             return Ok(true);
         }
         let me = tx.me();
@@ -581,7 +585,7 @@ impl Sender {
     fn unknown_above(&self, tx: &mut Tx<'_>, stack: &Stack, entry: &Entry) -> Result<Vec<Arc<EntryRow>>> {
         let mut found: Vec<Arc<EntryRow>> = Vec::new();
         let mut seen = HashSet::from([entry.id]);
-        for link in &entry.links {
+        for link in entry.links.iter().filter(|_| !mutant!(AncestorsLeftOut)) {
             // A directory has one name, so what is above one is a chain.
             let first_of_chain = found.len();
             let mut id = link.at.parent;
@@ -621,8 +625,9 @@ impl Sender {
         now_ms: u64,
     ) -> Result<Option<Outgoing>> {
         let stop = self.held.keys().next().into_iter().chain(self.ahead.first()).min();
+        let stop = stop.filter(|_| !mutant!(HeldRowPassed));
         let to = stop.map_or(self.walked, |n| (n - 1).min(self.walked)).max(self.sent_to);
-        let claims = end && to >= tx.head();
+        let claims = (end && to >= tx.head()) || mutant!(KnowledgeBeforeHead);
         let news = claims && self.news_is_due(&knowledge, tx.me(), now_ms);
         self.walk_on = stack.rows_looked_at >= WALK_MAX;
         let cursor_only = to > self.sent_to && (self.cursor_is_due(now_ms) || self.walk_on);

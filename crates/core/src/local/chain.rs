@@ -5,6 +5,7 @@ use super::{Result, Tx, change_with, names, records};
 use crate::disk::NodeKey;
 use crate::entry::At;
 use crate::id::{Dot, EntryId, Name};
+use crate::mutant::mutant;
 use crate::tree;
 
 /// The directory entry that takes a new name in the directory `dir` of this disk: its first member whose link
@@ -41,7 +42,7 @@ pub(super) fn assert_chain(tx: &mut Tx<'_>, dir: EntryId) -> Result<()> {
         repaired |= parent != link.at.parent;
         at = parent;
     }
-    if absent.is_empty() && !repaired {
+    if (absent.is_empty() && !repaired) || mutant!(ChainNotAsserted) {
         return Ok(());
     }
     pin_repaired(tx)?;
@@ -57,6 +58,9 @@ pub(super) fn assert_chain(tx: &mut Tx<'_>, dir: EntryId) -> Result<()> {
 /// Writes every repaired edge down as a move, those of absent directories too, which stay absent.
 pub(super) fn pin_repaired(tx: &mut Tx<'_>) -> Result<()> {
     for (dir, parent) in tree::repaired_edges(tx)? {
+        if mutant!(RepairsNotPinned) {
+            continue;
+        }
         let row = tx.entry_must(dir)?;
         let Some(link) = row.entry.dir_link() else { continue };
         let (name, present) = (link.at.name.clone(), link.present());
@@ -95,6 +99,9 @@ fn is_present(tx: &mut Tx<'_>, dir: EntryId) -> Result<bool> {
 pub(super) fn is_there(tx: &mut Tx<'_>, dir: EntryId, parents: &[EntryId], name: &Name) -> Result<bool> {
     let Some(row) = tx.entry(dir)? else { return Ok(false) };
     let Some(link) = row.entry.dir_link() else { return Ok(false) };
+    if mutant!(UnseenDirRemoved) {
+        return Ok(true);
+    }
     if !link.present() || link.at.name != *name {
         return Ok(false);
     }

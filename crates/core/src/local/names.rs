@@ -5,6 +5,7 @@ use crate::disk::{Claim, NodeKey, Place};
 use crate::entry::{At, Entry, Link, Version};
 use crate::id::{Dot, EntryId, LinkId, Name, Stamp};
 use crate::meta::Content;
+use crate::mutant::mutant;
 use crate::tree;
 use crate::vv::VersionVector;
 
@@ -112,7 +113,7 @@ fn drop_version(tx: &mut Tx<'_>, claim: Claim) -> Result<()> {
     let row = tx.entry_must(claim.entry)?;
     let counting: Vec<Dot> = row.entry.counting().map(|v| v.dot).collect();
     let where_shown = is_where_shown(&row.entry, claim);
-    if counting.iter().all(|v| *v == claim.version) {
+    if counting.iter().all(|v| *v == claim.version) || mutant!(UnseenVersionRemoved) {
         if !counting.is_empty() || where_shown {
             change(tx, claim.entry, |e, _| {
                 if where_shown {
@@ -191,7 +192,8 @@ pub(super) fn set_at(
     let dot = change_with(tx, claim.entry, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max().max(there));
         let content = content_in(tx, e, node, claim);
-        let at = At { stamp, dot, parent, name: to.1.clone(), holds: version };
+        let holds = if mutant!(NameHoldsNothing) { Dot::default() } else { version };
+        let at = At { stamp, dot, parent, name: to.1.clone(), holds };
         match e.link_mut(claim.link) {
             Some(l) => l.at = at,
             None => insert_link(e, Link { id: claim.link, at, gone: VersionVector::new() }),
@@ -234,7 +236,8 @@ pub(super) fn add_link(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'
     let dot = change_with(tx, owner.entry, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max().max(there));
         let content = content_in(tx, e, node, owner);
-        let at = At { stamp, dot, parent, name: to.1.clone(), holds: version };
+        let holds = if mutant!(NameHoldsNothing) { Dot::default() } else { version };
+        let at = At { stamp, dot, parent, name: to.1.clone(), holds };
         insert_link(e, Link { id: LinkId(dot), at, gone: VersionVector::new() });
         version = hold(e, Claim { link: LinkId(dot), ..owner }, dot, stamp, content, false)?;
         Ok(())
@@ -265,6 +268,7 @@ fn hold(
     content: Option<Content>,
     chosen: bool,
 ) -> Result<Dot> {
+    let chosen = chosen && !mutant!(ChoiceWithoutDot);
     if chosen {
         e.data.retain(|v| v.dot != claim.version);
     }

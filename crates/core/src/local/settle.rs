@@ -5,11 +5,15 @@ use super::{Result, Spot, Tx, names, records};
 use crate::disk::{Bind, Claim, NodeKey, Place};
 use crate::id::{Dot, LinkId, Name, Stamp};
 use crate::meta::Content;
+use crate::mutant::mutant;
 use crate::tree;
 
 /// Settles all conflict copies of the name `of`, but not the one at `except`.
 pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>) -> Result<()> {
     for (name, place) in copies(tx, of)? {
+        if mutant!(CopiesNotSettled) {
+            continue;
+        }
         if except != Some((of.0, &name)) {
             settle(tx, (of.0, &name), &place)?;
         }

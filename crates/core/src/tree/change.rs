@@ -6,6 +6,7 @@ use super::{Received, is_live, link_present, stored_spot};
 use crate::codec::well_formed;
 use crate::entry::Entry;
 use crate::id::{EntryId, Name};
+use crate::mutant::mutant;
 use crate::tx::{EntryRow, Error, N_MAX, Result, Tx};
 use crate::vv::VersionVector;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,7 @@ pub fn receive(tx: &mut Tx<'_>, incoming: &Entry, knowledge: &VersionVector) -> 
         return Ok(Received::Refused(why));
     }
     let Some(row) = tx.entry(incoming.id)? else {
-        if knowledge.covers_all(&incoming.ctx) {
+        if knowledge.covers_all(&incoming.ctx) && !mutant!(CoveredNotIgnored) {
             return Ok(Received::Ignored);
         }
         let n = tx.take_n();

@@ -68,7 +68,8 @@ impl Disk {
     }
 
     pub fn ino(key: &NodeKey) -> u64 {
-        u64::from_be_bytes(key.as_bytes().try_into().unwrap())
+        // The planner's names for inodes that were never made are no numbers.
+        key.as_bytes().try_into().map_or(0, u64::from_be_bytes)
     }
 
     pub fn looked(&self, ino: u64) -> Looked {
@@ -168,6 +169,11 @@ impl Disk {
             out.insert(path, Seen { kind: i.kind, identity, mode: i.mode, dir_mtime, extra: false, first });
         }
         out
+    }
+
+    /// True if the planner has put something out of the way.
+    pub fn has_parked(&self) -> bool {
+        !self.inodes[&PARKED].names.is_empty()
     }
 
     pub fn identities(&self) -> std::collections::BTreeSet<Digest> {

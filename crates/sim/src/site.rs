@@ -1,6 +1,8 @@
 //! One replica: an index in memory, a simulated disk, and a user who works on that disk.
 
 use crate::disk::{Disk, PARKED, ROOT, Seen, Tree};
+use crate::planned::OpenPlan;
+use crate::prng::Prng;
 use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Origin};
 use driftless_core::rows::{MemStore, Store};
@@ -23,6 +25,14 @@ pub struct Site {
     pub plan_cursor: u64,
     /// The user works, but nobody watches: there is no index of this disk yet.
     pub blind: bool,
+    /// The process does not run; users go on.
+    pub stopped: bool,
+    /// What a crash leaves of the index, in worlds that have crashes.
+    durable: Option<MemStore>,
+    /// Plans whose records a crash may take back, with what was made by their steps: durable before the first of them.
+    pub open_plans: Vec<OpenPlan>,
+    /// Numbers this site's commits, so that each gets a tag of its own.
+    commits: u64,
     /// What its disk shows everything of.
     pub shown: VersionVector,
 }
@@ -65,6 +75,10 @@ impl Site {
             shipped_n: 0,
             plan_cursor: 0,
             blind: false,
+            stopped: false,
+            durable: None,
+            open_plans: Vec::new(),
+            commits: number as u64 * 1_000_003,
             shown: VersionVector::new(),
         };
         let root = site.disk.looked(ROOT);
@@ -78,6 +92,9 @@ impl Site {
         fresh.clock_ns = self.clock_ns;
         fresh.disk = std::mem::replace(&mut self.disk, Disk::new());
         fresh.blind = true;
+        if self.durable.is_some() {
+            fresh.may_crash();
+        }
         *self = fresh;
     }
 
@@ -160,17 +177,67 @@ impl Site {
         }
     }
 
-    /// Runs a transaction and commits it.
+    /// Runs a transaction and commits it, lazily.
     pub fn tx<T>(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {
+        self.tx_or(f).unwrap()
+    }
+
+    /// As [`Site::tx`]; after an error nothing is committed.
+    pub fn tx_or<T, E>(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        self.commits += 1;
         let (out, batch) = {
             let snap = self.store.snapshot().unwrap();
             let env = Env { now_ns: self.clock_ns + self.skew_ns, epoch: self.epoch };
             let mut tx = Tx::open(&*snap, env).unwrap();
-            let out = f(&mut tx).unwrap();
-            (out, tx.into_batch(7))
+            let out = f(&mut tx)?;
+            (out, tx.into_batch(Prng::new(self.commits ^ self.clock_ns).next()))
         };
         self.store.commit(batch).unwrap();
-        out
+        Ok(out)
+    }
+
+    // ----- what a crash leaves
+
+    /// From now on it is noted what a crash leaves of the index.
+    pub fn may_crash(&mut self) {
+        self.durable = Some(self.store.fork());
+    }
+
+    /// Makes everything durable that was committed, before it leaves.
+    pub fn harden_to_send(&mut self) {
+        #[cfg(feature = "mutants")]
+        if driftless_core::mutant::is_planted(driftless_core::mutant::Mutant::SentBeforeDurable) {
+            return;
+        }
+        self.harden();
+    }
+
+    /// Makes everything durable that was committed.
+    pub fn harden(&mut self) {
+        if self.durable.is_some() {
+            self.durable = Some(self.store.fork());
+            self.open_plans.clear();
+        }
+    }
+
+    /// Takes back what is not durable.
+    pub fn lose_lazy(&mut self) {
+        if let Some(durable) = &self.durable {
+            self.store = durable.fork();
+        }
+        self.shipped_n = self.head();
+    }
+
+    /// The last position of the feed that no crash takes back.
+    pub fn durable_head(&self) -> u64 {
+        let store = self.durable.as_ref().unwrap_or(&self.store);
+        let snap = store.snapshot().unwrap();
+        Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap().head()
+    }
+
+    /// Everything up to the head may have left.
+    pub fn note_shipped(&mut self) {
+        self.shipped_n = self.head();
     }
 
     /// Reads, without committing.

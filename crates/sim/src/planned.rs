@@ -2,6 +2,7 @@
 
 use crate::disk::{Disk, PARKED};
 use crate::site::{Site, time_of_union};
+use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
 use driftless_core::tx::{Result as TxResult, Tx};
 use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey};
@@ -63,11 +64,20 @@ fn plan(site: &Site, todo: &[EntryId]) -> (Plan, Vec<Wait>) {
     })
 }
 
+/// A plan whose records a crash may take back: its steps as they were planned, and the inodes that the first of them made.
+pub struct OpenPlan {
+    steps: Vec<Step>,
+    staged: Vec<Option<Outcome>>,
+}
+
+/// Performs a plan and records it. What the steps are is durable before the first of them.
 fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String> {
+    site.harden();
     let mut disk = site.disk.clone();
     // Steps move the times of directories to where no state has them.
     disk.now.sec = 1 << 40;
     let mut real = HashMap::new();
+    let mut staged = Vec::new();
     site.tx(|tx| {
         for step in &plan.steps {
             let mut step = step.clone();
@@ -82,6 +92,7 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
             }
             step.resolve(&real);
             record(tx, &step, outcome.as_ref())?;
+            staged.push(outcome);
         }
         restore_dir_times(tx, &mut disk)?;
         for id in done {
@@ -90,7 +101,173 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
         Ok(Ok(()))
     })?;
     site.disk = disk;
+    site.open_plans.push(OpenPlan { steps: plan.steps.clone(), staged });
     Ok(())
+}
+
+/// Begins a plan and does the first `count` steps, of which nothing is recorded. False if there are not so many.
+pub fn begin(site: &mut Site, available: &BTreeSet<Digest>, count: usize) -> Result<bool, String> {
+    let (plan, _) = plan(site, &todo(site));
+    let needs = |s: &Step| match s {
+        Step::Put { content, .. } => !available.contains(&content.identity()),
+        _ => false,
+    };
+    if plan.steps.len() < count || plan.steps.iter().any(needs) {
+        return Ok(false);
+    }
+    site.harden();
+    let mut disk = site.disk.clone();
+    disk.now.sec = 1 << 40;
+    let mut real = HashMap::new();
+    let mut staged = Vec::new();
+    site.read(|tx| {
+        for step in &plan.steps[..count] {
+            let mut step = step.clone();
+            step.resolve(&real);
+            step.refresh(tx)?;
+            let outcome = match perform(&mut disk, &step) {
+                Ok(outcome) => outcome,
+                Err(why) => return Ok(Err(format!("{why} at {step:?}\nof {:#?}", plan.steps))),
+            };
+            if let Some(o) = &outcome {
+                real.insert(step.node().clone(), o.node.clone());
+            }
+            step.resolve(&real);
+            record(tx, &step, outcome.as_ref())?;
+            staged.push(outcome);
+        }
+        Ok(Ok(()))
+    })?;
+    site.disk = disk;
+    site.open_plans.push(OpenPlan { steps: plan.steps, staged });
+    Ok(true)
+}
+
+/// After a crash: says by the recovery table which steps of the plans that were begun are done, and records those. Gives
+/// the contents that were placed in directories which were moved before they were recorded: nobody can tell whose
+/// these directories are, so that they are new, with all that is in them.
+pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
+    let mut adrift = Vec::new();
+    let mut plans = std::mem::take(&mut site.open_plans);
+    #[cfg(feature = "mutants")]
+    if driftless_core::mutant::is_planted(driftless_core::mutant::Mutant::NoPlanRecord) {
+        plans.clear();
+    }
+    plans.retain(|p| !p.steps.is_empty());
+    let mut disk = site.disk.clone();
+    site.tx(|tx| {
+        for open in &plans {
+            let mut real = HashMap::new();
+            let mut concerned = BTreeSet::new();
+            for (k, step) in open.steps.iter().enumerate() {
+                let mut step = step.clone();
+                step.resolve(&real);
+                let made = open.staged.get(k).cloned().flatten();
+                if let Step::Put { at, content, entry, .. } = &step
+                    && tx.node(&at.dir)?.is_none()
+                {
+                    adrift.push(content.identity());
+                    concerned.insert(*entry);
+                    continue;
+                }
+                let outcome = done_as(tx, &mut disk, &step, made)?;
+                let Some(outcome) = outcome else {
+                    concerned.extend(driftless_core::plan::concerned(tx, &step)?);
+                    continue;
+                };
+                if !driftless_core::plan::stands(tx, &step)? {
+                    continue;
+                }
+                step.refresh(tx)?;
+                if let Some(o) = &outcome {
+                    real.insert(step.node().clone(), o.node.clone());
+                }
+                step.resolve(&real);
+                record(tx, &step, outcome.as_ref())?;
+            }
+            concerned.into_iter().for_each(|id| tx.add_pending(id));
+        }
+        restore_dir_times(tx, &mut disk)
+    });
+    site.disk = disk;
+    Ok(adrift)
+}
+
+/// What a step gave, if the disk shows that it was done.
+fn done_as(
+    tx: &mut Tx<'_>,
+    disk: &mut Disk,
+    step: &Step,
+    made: Option<Outcome>,
+) -> TxResult<Option<Option<Outcome>>> {
+    let staged = made.as_ref().filter(|_| matches!(step, Step::Put { .. })).map(|o| StagedFile {
+        name: b"staged".to_vec(),
+        node: o.node.clone(),
+        size: o.fingerprint.size,
+        mtime: o.fingerprint.mtime,
+        given: o.given.clone(),
+    });
+    let Some(row) = IntentRow::of(1, step, staged) else {
+        // Only what the disk shows as it was asked for was done, by us as far as anybody can tell. What is a matter of
+        // records alone is planned again.
+        return Ok(match step {
+            Step::SetAttrs { node, attrs, .. } => {
+                let inode = ino(disk, node).ok().filter(|inode| has_attrs(disk, *inode, attrs));
+                inode.map(|inode| Some(outcome(disk, inode)))
+            }
+            _ => None,
+        });
+    };
+    let found = |at: &At| {
+        let inode = ino(disk, &at.dir).ok().and_then(|dir| disk.get(dir, &at.name))?;
+        let looked = disk.looked(inode);
+        Some((looked.key, looked.fingerprint))
+    };
+    let sight = |at: &At| {
+        let found = found(at);
+        row.sight(found.as_ref().map(|(k, f)| (k, f)))
+    };
+    let target = sight(&row.at);
+    let replaces = row.victim.is_some();
+    let verdict = match (row.operation, &row.source) {
+        (Operation::Put, _) => {
+            // A staged file that is not in staging any more was placed.
+            let placed = made.is_some();
+            intent::recover(if placed { Sight::Nothing } else { Sight::Ours }, target, replaces, placed)
+        }
+        (Operation::Move, Some(from)) => {
+            // What is at a name that nothing was exchanged with came there by a later step.
+            let source = if target == Sight::Ours && !replaces { Sight::Nothing } else { sight(from) };
+            intent::recover(source, target, replaces, false)
+        }
+        (Operation::MakeDir, _) => {
+            let unknown = match found(&row.at) {
+                Some((key, _)) => tx.node(&key)?.is_none() && disk.is_dir(Disk::ino(&key)),
+                None => false,
+            };
+            let target = if unknown { Sight::Ours } else { target };
+            intent::recover_in_place(row.operation, target, replaces, false)
+        }
+        _ => intent::recover_in_place(row.operation, target, replaces, false),
+    };
+    match (verdict, row.operation) {
+        // As it was staged: what a user did to it since is for the crawl to see.
+        (Recovery::Done | Recovery::UserChanged, Operation::Put) => Ok(Some(made)),
+        (Recovery::Done, Operation::MakeDir) => {
+            let Some((key, _)) = found(&row.at) else { return Ok(None) };
+            if let Step::MakeDir { attrs, .. } = step {
+                set_attrs(disk, Disk::ino(&key), attrs);
+            }
+            Ok(Some(Some(outcome(disk, Disk::ino(&key)))))
+        }
+        (Recovery::Done, _) => Ok(Some(None)),
+        _ => Ok(None),
+    }
+}
+
+fn has_attrs(disk: &Disk, inode: u64, attrs: &Attrs) -> bool {
+    let is = &disk.inodes[&inode];
+    is.mode == attrs.mode && attrs.dir_mtime.is_none_or(|t| !is.kind.is_dir() || is.mtime == t)
 }
 
 /// Directories that steps were done in get the times that their states say.

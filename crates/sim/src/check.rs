@@ -1,0 +1,248 @@
+//! What must be true of a world (design section 12): each check says which entry or path, which replica, and what
+//! was expected.
+
+use crate::disk::{Disk, Seen, Tree};
+use crate::site::{Site, base_of, same_but_modes};
+use crate::world::{Verdict, World};
+use driftless_core::rows::Table;
+use driftless_core::tree;
+use driftless_core::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+impl World {
+    pub(crate) fn check_converged(&self) -> Verdict {
+        let first = self.sites[0].tree();
+        for s in &self.sites[1..] {
+            let tree = s.tree();
+            if tree != first {
+                return Err(format!(
+                    "convergence at {}: {}",
+                    s.me.0,
+                    differences(&self.sites[0], &first, s, &tree)
+                ));
+            }
+        }
+        let all: Vec<BTreeMap<EntryId, Entry>> =
+            self.sites.iter().map(|s| s.states().into_iter().map(|e| (e.id, e)).collect()).collect();
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[..i] {
+                for (id, e) in a {
+                    if b.get(id).is_some_and(|other| other != e) {
+                        return Err(format!("convergence of {id}:\n  {e:?}\n  {:?}", b[id]));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_well_formed(&self, i: usize) -> Verdict {
+        let site = &self.sites[i];
+        let tree = site.tree();
+        // An index made from the same states in another order shows the same.
+        let mut fresh = Site::new(99, 0, 0);
+        let mut states = site.states();
+        states.sort_by_key(|e| (e.id.0.n.wrapping_mul(0x9e37_79b9), e.id));
+        fresh.tx(|tx| {
+            for e in &states {
+                tree::receive(tx, e, &VersionVector::new())?;
+            }
+            Ok(())
+        });
+        if fresh.tree() != tree {
+            return Err(format!("order of states:\n  {}\n  {}", print(&tree), print(&fresh.tree())));
+        }
+        let shown: BTreeSet<Digest> = tree.values().filter_map(|s| s.identity).collect();
+        for e in &states {
+            for v in e.counting() {
+                if !shown.contains(&v.content.identity()) {
+                    return Err(format!("{:?} of {e:?} counts, but is not shown in {}", v.dot, print(&tree)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No loss, no resurrection, nothing spurious.
+    pub(crate) fn check_tokens(&self) -> Verdict {
+        let tree = self.sites[0].tree();
+        let shown: BTreeSet<Digest> = tree.values().filter_map(|s| s.identity).collect();
+        for (d, t) in &self.tokens {
+            // Of several files with this content each may have gone where the others were seen.
+            if t.born <= 1 && t.dropped.is_empty() && !shown.contains(d) {
+                return Err(format!("loss of {d:?}, {}, in {}", t.origin, print(&tree)));
+            }
+            let known = |seen: &VersionVector| t.touched.iter().all(|(r, n)| seen.get(*r) >= *n);
+            let causal = t.born <= 1 && t.dropped.iter().any(known);
+            let sure = self.forgotten == 0 && !self.rules.equal_contents;
+            if causal && sure && shown.contains(d) {
+                return Err(format!("resurrection of {d:?}, {}, in {}", t.origin, print(&tree)));
+            }
+        }
+        if (self.rules.serial || self.rules.own_dirs || self.rules.one_writer)
+            && let Some(path) = tree.keys().find(|p| p.iter().any(|n| base_of(n).is_some()))
+        {
+            return Err(format!("spurious conflict {path:?}"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_algebra(&self) -> Verdict {
+        let mut by_id: BTreeMap<EntryId, Vec<&Entry>> = BTreeMap::new();
+        for e in &self.samples {
+            by_id.entry(e.id).or_default().push(e);
+        }
+        let join = |a: &Entry, b: &Entry| {
+            let mut a = a.clone();
+            a.merge(b);
+            a
+        };
+        for states in by_id.values() {
+            for w in states.windows(3) {
+                let (a, b, c) = (w[0], w[1], w[2]);
+                let (ab, ba) = (join(a, b), join(b, a));
+                let same = ab == ba && join(&ab, c) == join(a, &join(b, c)) && join(&ab, b) == ab;
+                if !same {
+                    return Err(format!("merge algebra:\n  {a:?}\n  {b:?}\n  {c:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Places, nodes and bound lists agree with each other and with the disk.
+    pub(crate) fn check_records(&self, i: usize) -> Verdict {
+        let site = &self.sites[i];
+        if site.blind {
+            return Ok(());
+        }
+        let mut places = BTreeMap::new();
+        let mut bound: BTreeMap<EntryId, BTreeSet<NodeKey>> = BTreeMap::new();
+        let paths = site.disk.paths();
+        site.read(|tx| {
+            for dir in site.disk.inodes.iter().filter(|(_, i)| i.kind.is_dir()).map(|(ino, _)| *ino) {
+                for (name, place) in tx.places_in(&Disk::key(dir), None, usize::MAX)? {
+                    for c in &place.claims {
+                        bound.entry(c.entry).or_default().insert(place.node.clone());
+                    }
+                    let node = tx.node_must(&place.node)?;
+                    // Else the next look would take it for a user's change.
+                    let mtime = site.disk.dir_mtime(Disk::ino(&place.node));
+                    assert_eq!(node.given.dir_mtime, mtime, "{name:?}");
+                    assert!(
+                        node.names.contains(&(Disk::key(dir), name.clone())),
+                        "{name:?} is no name of {node:?}"
+                    );
+                    assert_eq!(node.kind.is_dir(), place.claims.is_empty(), "{name:?}");
+                    let mut unique = place.claims.clone();
+                    unique.sort_by_key(|c| (c.entry, c.link, c.version));
+                    unique.dedup();
+                    assert_eq!(unique.len(), place.claims.len(), "{place:?}");
+                    if let Bind::Dir(members) = &node.bind {
+                        for m in members {
+                            bound.entry(*m).or_default().insert(place.node.clone());
+                        }
+                    }
+                    places.insert((dir, name), place.node);
+                }
+            }
+            let scanned = tx.scan(Table::Places, &[], None, usize::MAX)?.len();
+            assert_eq!(scanned, places.len(), "places in directories that are gone");
+            for (_, id) in tx.feed_after(0, usize::MAX)? {
+                let row = tx.entry_must(id)?;
+                let is: BTreeSet<NodeKey> = row.bound.iter().cloned().collect();
+                let should = bound.remove(&id).unwrap_or_default();
+                assert_eq!(is, should, "bound list of {id}");
+                assert_eq!(is.len(), row.bound.len(), "bound list of {id}");
+            }
+            Ok(())
+        });
+        places.retain(|(dir, _), _| *dir != crate::disk::PARKED);
+        if places.len() != paths.len() && !site.disk.has_parked() {
+            return Err(format!("{} places for {} paths at {i}", places.len(), paths.len()));
+        }
+        let inodes: BTreeMap<&[Name], u64> = paths.iter().map(|(p, ino)| (p.as_slice(), *ino)).collect();
+        for (path, ino) in &paths {
+            let dir = match path.len() {
+                1 => crate::disk::ROOT,
+                n => inodes[&path[..n - 1]],
+            };
+            let ino = *ino;
+            if places.get(&(dir, path[path.len() - 1].clone())) != Some(&Disk::key(ino)) {
+                return Err(format!("no place for {path:?} at {i}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A directory that somebody else removed, kept only by its last live child, goes with that child; the best of the
+/// conflict copies beside it then gets the name. If it was one of several that are shown as one, its attributes go.
+pub(crate) fn is_excused(site: &Site, tree: &Tree, disk: &Tree) -> bool {
+    let dirs = |t: &Tree| -> BTreeSet<Vec<Name>> {
+        t.iter().filter(|(_, s)| s.kind.is_dir()).map(|(p, _)| p.clone()).collect()
+    };
+    let leaves = |t: &Tree| {
+        let leaf = |(p, s): (&Vec<Name>, &Seen)| (p[..p.len() - 1].to_vec(), s.kind, s.identity);
+        let mut all: Vec<_> = t.iter().filter(|(_, s)| !s.kind.is_dir()).map(leaf).collect();
+        all.sort();
+        all
+    };
+    if same_but_modes(tree, disk) {
+        let (shown, recorded) = (site.bindings(), site.recorded());
+        return tree.iter().zip(disk.values()).all(|((p, x), y)| {
+            let fewer = x.kind.is_dir() && shown[p].1.len() < recorded[p].1.len();
+            fewer || ((x.mode == y.mode || x.extra) && x.dir_mtime == y.dir_mtime)
+        });
+    }
+    let (kept, had) = (dirs(tree), dirs(disk));
+    kept.len() < had.len() && kept.is_subset(&had) && leaves(tree) == leaves(disk)
+}
+
+/// True if every path is bound to what it shows. A directory's record may still name members that died with
+/// their last child: its other members keep it as it is.
+pub(crate) fn are_recorded(site: &Site) -> bool {
+    let (shown, recorded) = (site.bindings(), site.recorded());
+    shown.len() == recorded.len()
+        && shown
+            .iter()
+            .zip(&recorded)
+            .all(|((p, s), (q, r))| p == q && s.0 == r.0 && s.1.iter().all(|m| r.1.contains(m)))
+}
+
+pub(crate) fn print(tree: &Tree) -> String {
+    let one = |(path, seen): (&Vec<Name>, &crate::disk::Seen)| {
+        let names: Vec<String> = path.iter().map(Name::to_string).collect();
+        match seen.identity {
+            None => format!("{}/", names.join("/")),
+            Some(d) => format!("{}={d:?}", names.join("/")),
+        }
+    };
+    tree.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+/// The first paths at which two trees differ, with the entries that each shows there.
+fn differences(a: &Site, tree_a: &Tree, b: &Site, tree_b: &Tree) -> String {
+    let at = |site: &Site, path: &[Name]| {
+        let bound = site.bindings().get(path).cloned().unwrap_or_default();
+        let claims = bound.0.iter().map(|c| c.entry.to_string());
+        claims.chain(bound.1.iter().map(EntryId::to_string)).collect::<Vec<_>>().join(" ")
+    };
+    let differ = |p: &&Vec<Name>| tree_a.get(*p) != tree_b.get(*p);
+    let paths: BTreeSet<&Vec<Name>> = tree_a.keys().chain(tree_b.keys()).collect();
+    let mut out = String::new();
+    for path in paths.into_iter().filter(differ).take(3) {
+        let names: Vec<String> = path.iter().map(Name::to_string).collect();
+        out += &format!(
+            "\n  {} is {:?} (entry {}) at replica {}, {:?} (entry {}) at replica {}",
+            names.join("/"),
+            tree_a.get(path).map(|s| (s.kind, s.identity, s.mode)),
+            at(a, path),
+            a.me.0,
+            tree_b.get(path).map(|s| (s.kind, s.identity, s.mode)),
+            at(b, path),
+            b.me.0
+        );
+    }
+    out
+}

@@ -1,0 +1,56 @@
+//! Killed processes: the index goes back to its last durable commit, the disk stays as it is.
+
+use crate::world::{Verdict, World};
+
+impl World {
+    /// The process is gone; users go on.
+    pub(crate) fn stop(&mut self, i: usize) {
+        if self.sites[i].blind {
+            return;
+        }
+        self.hang_up(i);
+        self.forget_positions(i);
+        self.sites[i].lose_lazy();
+        (self.sites[i].stopped, self.sites[i].blind) = (true, true);
+    }
+
+    /// Changes whose records are lost get other positions in the feed.
+    fn forget_positions(&mut self, i: usize) {
+        let (me, durable) = (self.sites[i].me, self.sites[i].durable_head());
+        for token in self.tokens.values_mut() {
+            for (r, n) in &mut token.touched {
+                if *r == me && *n > durable {
+                    *n = u64::MAX;
+                }
+            }
+        }
+    }
+
+    /// It starts again: what it meant to do is judged, then the tree is looked at.
+    pub(crate) fn start(&mut self, i: usize) -> Verdict {
+        if !self.sites[i].stopped {
+            return Ok(());
+        }
+        (self.sites[i].stopped, self.sites[i].blind) = (false, false);
+        for digest in crate::planned::recover(&mut self.sites[i])? {
+            self.tokens.entry(digest).or_default().born += 1;
+        }
+        crate::crawl::crawl(&mut self.sites[i])?;
+        // What was judged must not be judged again.
+        self.sites[i].harden();
+        self.check_records(i)
+    }
+
+    /// A plan is begun and the process killed after so many of its steps.
+    pub(crate) fn crash_in_show(&mut self, i: usize, steps: usize) -> Verdict {
+        if self.sites[i].blind {
+            return Ok(());
+        }
+        let available = self.available();
+        if crate::planned::begin(&mut self.sites[i], &available, steps)? {
+            self.count(crate::world::Fault::TornPlan);
+        }
+        self.stop(i);
+        self.start(i)
+    }
+}

@@ -1,0 +1,762 @@
+//! Several sites, the network between them, and what happens to them.
+
+use crate::check::{are_recorded, is_excused, print};
+use crate::disk::{Disk, Tree};
+use crate::naive;
+use crate::network::{Body, Links, Message};
+use crate::site::{Op, Site, base_of, same, same_at_once};
+use driftless_core::link::{Batch, ReceiveError, Receiver, SendLimits, Sender, peer_row};
+use driftless_core::rows::MemStore;
+use driftless_core::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What happens in a world, one thing after the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// A user does something.
+    Act(usize, Op),
+    /// A batch of at most so many rows is built as by a new connection and goes onto the wire.
+    Send(usize, usize, usize),
+    /// The message at this place on the wire arrives; it stays there if `true` (a duplicate may follow).
+    Deliver(usize, bool),
+    /// The message at this place is lost.
+    Lose(usize),
+    /// Everything goes from one site to another at once.
+    Sync(usize, usize),
+    /// Two sites connect: each has a sender and a receiver from now on.
+    Connect(usize, usize),
+    /// The connection of two sites ends; what is on its way may be late or lost.
+    Cut(usize, usize),
+    /// The machines of a connection, from one site to the other, may say something.
+    Poll(usize, usize),
+    /// So many seconds pass.
+    Wait(u64),
+    /// The disk is made to show the tree.
+    Show(usize),
+    /// Some of what is to be done on the disk is done: so many entries, after so many others.
+    ShowSome(usize, usize, usize),
+    /// The process is killed after so many steps of a plan, and starts again.
+    CrashInShow(usize, usize),
+    /// The process is killed, and starts again: what no commit made durable is not in the index.
+    Crash(usize),
+    /// The process is killed; users go on.
+    Stop(usize),
+    /// It starts again.
+    Start(usize),
+    /// Tombstones that nobody needs go.
+    Collect(usize),
+    /// The index is lost: the site goes on as another replica, reads what all others know and takes its disk in.
+    Forget(usize),
+    /// A copy of the index, and of the disk, is put aside.
+    Backup(usize),
+    /// The index is put back to that copy.
+    RollBack(usize),
+    /// Index and disk are put back to that copy.
+    Restore(usize),
+    /// A site begins as a copy of another, index and disk.
+    Clone(usize, usize),
+    /// A site's clock jumps by so many seconds.
+    Jump(usize, i64),
+    /// Everything comes to rest.
+    Heal,
+    /// A site has no index yet.
+    Blind(usize),
+    /// A site that worked without an index gets one, reads what all others know and takes its disk in.
+    Join(usize),
+}
+
+/// What kind of world it is.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub sites: usize,
+    pub edges: Vec<(usize, usize)>,
+    pub epochs: Vec<u64>,
+    pub skews_ns: Vec<u64>,
+    /// Everything is synchronised and shown after each act: nothing is concurrent.
+    pub serial: bool,
+    /// Each site keeps to its own directory.
+    pub own_dirs: bool,
+    /// One site at a time makes changes; roles change only at rest.
+    pub one_writer: bool,
+    /// Contents may be equal.
+    pub equal_contents: bool,
+    /// Disks are changed by the planner, not built anew.
+    pub planner: bool,
+    /// Sites are connected by link machines that live on, with time, windows and receipts.
+    pub live: bool,
+    /// Processes are killed: what is not durable is lost.
+    pub crashes: bool,
+    /// How long rows of others are held back.
+    pub relay_delay_ms: u64,
+    /// A batch is full with so many entries.
+    pub batch_entries: usize,
+}
+
+/// What goes wrong, for the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Fault {
+    Lost,
+    Duplicated,
+    Reordered,
+    Cut,
+    Crash,
+    TornPlan,
+    LostIndex,
+    RolledBack,
+    Restored,
+    Cloned,
+    ClockJump,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 11] = [
+        Fault::Lost,
+        Fault::Duplicated,
+        Fault::Reordered,
+        Fault::Cut,
+        Fault::Crash,
+        Fault::TornPlan,
+        Fault::LostIndex,
+        Fault::RolledBack,
+        Fault::Restored,
+        Fault::Cloned,
+        Fault::ClockJump,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Lost => "lost",
+            Fault::Duplicated => "duplicated",
+            Fault::Reordered => "reordered",
+            Fault::Cut => "cut",
+            Fault::Crash => "crash",
+            Fault::TornPlan => "torn-plan",
+            Fault::LostIndex => "lost-index",
+            Fault::RolledBack => "rolled-back",
+            Fault::Restored => "restored",
+            Fault::Cloned => "cloned",
+            Fault::ClockJump => "clock-jump",
+        }
+    }
+}
+
+/// How much happened.
+#[derive(Clone, Default, Debug)]
+pub struct Stats {
+    pub steps: u64,
+    pub acts: u64,
+    /// Entries that a merge changed.
+    pub merges: u64,
+    /// Conflict names in trees at rest.
+    pub conflicts: u64,
+    pub faults: [u64; Fault::ALL.len()],
+}
+
+impl Stats {
+    pub fn add(&mut self, other: &Stats) {
+        self.steps += other.steps;
+        self.acts += other.acts;
+        self.merges += other.merges;
+        self.conflicts += other.conflicts;
+        for (a, b) in self.faults.iter_mut().zip(other.faults) {
+            *a += b;
+        }
+    }
+}
+
+/// What is known about one content.
+#[derive(Default)]
+pub(crate) struct Token {
+    /// Who did something to it, and when in his feed.
+    pub touched: Vec<(ReplicaId, u64)>,
+    /// What those had seen who made it vanish from their disks.
+    pub dropped: Vec<VersionVector>,
+    /// How often it was written.
+    pub born: usize,
+    /// Who wrote it first, for people.
+    pub origin: String,
+}
+
+/// Index and disk as they were.
+pub(crate) struct Copy {
+    store: MemStore,
+    disk: Disk,
+    plan_cursor: u64,
+    shown: VersionVector,
+}
+
+pub struct World {
+    pub rules: Rules,
+    pub sites: Vec<Site>,
+    pub stats: Stats,
+    pub(crate) wire: Vec<Message>,
+    pub(crate) links: Links,
+    pub(crate) clock_ns: u64,
+    /// How often an index was lost, or its replica id given up.
+    pub forgotten: usize,
+    pub(crate) tokens: BTreeMap<Digest, Token>,
+    /// One state per merge seen, for the algebra.
+    pub(crate) samples: Vec<Entry>,
+    copies: BTreeMap<usize, Copy>,
+}
+
+/// What was found wrong.
+pub type Verdict = Result<(), String>;
+
+const TICK_NS: u64 = 1_000_000_000;
+
+impl World {
+    pub fn new(rules: Rules) -> World {
+        let mut sites: Vec<Site> =
+            (0..rules.sites).map(|i| Site::new(i, rules.epochs[i], rules.skews_ns[i])).collect();
+        if rules.crashes {
+            sites.iter_mut().for_each(Site::may_crash);
+        }
+        World {
+            rules,
+            sites,
+            stats: Stats::default(),
+            wire: Vec::new(),
+            links: Links::default(),
+            clock_ns: TICK_NS,
+            forgotten: 0,
+            tokens: BTreeMap::new(),
+            samples: Vec::new(),
+            copies: BTreeMap::new(),
+        }
+    }
+
+    /// Two sites or more in a full mesh, without anything special.
+    #[cfg(test)]
+    pub fn mesh(sites: usize) -> World {
+        let edges = (0..sites).flat_map(|a| (0..a).map(move |b| (b, a))).collect();
+        World::new(Rules::plain(sites, edges))
+    }
+
+    pub fn step(&mut self, step: &Step) -> Verdict {
+        self.tick(1);
+        self.stats.steps += 1;
+        match step {
+            Step::Act(i, op) => {
+                let done = self.act(*i, op)?;
+                if done && self.rules.serial {
+                    self.heal()?;
+                }
+            }
+            Step::Send(a, b, limit) => self.send(*a, *b, *limit),
+            Step::Deliver(k, stays) => self.deliver_at(*k, *stays)?,
+            Step::Lose(k) => {
+                if *k < self.wire.len() {
+                    self.wire.remove(*k);
+                    self.count(Fault::Lost);
+                }
+            }
+            Step::Sync(a, b) => self.sync(*a, *b)?,
+            Step::Connect(a, b) => self.connect(*a, *b)?,
+            Step::Cut(a, b) => {
+                if self.links.cut(*a, *b) {
+                    self.count(Fault::Cut);
+                }
+            }
+            Step::Poll(a, b) => {
+                self.poll_link(*a, *b)?;
+            }
+            Step::Wait(seconds) => self.tick(*seconds),
+            Step::Show(i) => {
+                self.show(*i)?;
+            }
+            Step::ShowSome(i, skip, count) => self.show_some(*i, *skip, *count)?,
+            Step::CrashInShow(i, steps) => self.crash_in_show(*i, *steps)?,
+            Step::Crash(i) => {
+                self.stop(*i);
+                self.start(*i)?;
+            }
+            Step::Stop(i) => self.stop(*i),
+            Step::Start(i) => self.start(*i)?,
+            Step::Collect(i) => self.collect(*i)?,
+            Step::Forget(i) => {
+                self.count(Fault::LostIndex);
+                self.forget(*i)?;
+            }
+            Step::Backup(i) => self.back_up(*i),
+            Step::RollBack(i) => self.roll_back(*i, false)?,
+            Step::Restore(i) => self.roll_back(*i, true)?,
+            Step::Clone(from, to) => self.clone_site(*from, *to),
+            Step::Jump(i, seconds) => {
+                self.count(Fault::ClockJump);
+                let jump = seconds.saturating_mul(1_000_000_000);
+                let site = &mut self.sites[*i];
+                site.skew_ns = site.skew_ns.saturating_add_signed(jump);
+            }
+            Step::Heal => self.heal()?,
+            Step::Blind(i) => self.sites[*i].blind = true,
+            Step::Join(i) => {
+                if self.sites[*i].blind && !self.sites[*i].stopped {
+                    self.adopt(*i, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn count(&mut self, fault: Fault) {
+        self.stats.faults[fault as usize] += 1;
+    }
+
+    pub fn wire_len(&self) -> usize {
+        self.wire.len()
+    }
+
+    // ----- identities
+
+    /// The site goes on as another replica: peers' states to the head, then its own disk.
+    pub(crate) fn forget(&mut self, i: usize) -> Verdict {
+        self.forgotten += 1;
+        let number = self.sites.len() * 100 + self.forgotten;
+        self.sites[i].forget(number);
+        self.copies.remove(&i);
+        // What was renamed elsewhere meanwhile is there twice now, and each of the two may go alone.
+        for d in self.sites[i].disk.identities() {
+            self.tokens.entry(d).or_default().born += 1;
+        }
+        self.wire.retain(|m| m.from != i && m.to != i);
+        self.links.cut_all(i);
+        self.adopt(i, true)
+    }
+
+    fn adopt(&mut self, i: usize, lost_index: bool) -> Verdict {
+        for other in (0..self.sites.len()).filter(|o| *o != i) {
+            if !self.sites[other].blind {
+                self.sync(other, i)?;
+            }
+        }
+        self.sites[i].scan(lost_index);
+        self.check_records(i)
+    }
+
+    fn back_up(&mut self, i: usize) {
+        let site = &self.sites[i];
+        if site.blind {
+            return;
+        }
+        let copy = Copy {
+            store: site.store.fork(),
+            disk: site.disk.clone(),
+            plan_cursor: site.plan_cursor,
+            shown: site.shown.clone(),
+        };
+        self.copies.insert(i, copy);
+    }
+
+    /// An older index, on the disk of now or of then. If a peer remembers more of us than we do, its greeting has to say
+    /// so, and we go on as another replica. If nobody does, nobody ever heard of what we lost.
+    fn roll_back(&mut self, i: usize, disk_too: bool) -> Verdict {
+        if self.sites[i].blind {
+            return Ok(());
+        }
+        let Some(copy) = self.copies.remove(&i) else { return Ok(()) };
+        self.count(if disk_too { Fault::Restored } else { Fault::RolledBack });
+        self.links.cut_all(i);
+        self.wire.retain(|m| m.from != i && m.to != i);
+        let me = self.sites[i].me;
+        let remembered = (0..self.sites.len())
+            .filter(|o| *o != i && !self.sites[*o].blind)
+            .map(|o| self.sites[o].knowledge().get(me))
+            .max()
+            .unwrap_or(0);
+        let had = self.sites[i].disk.identities();
+        let site = &mut self.sites[i];
+        site.store = copy.store;
+        site.harden();
+        site.plan_cursor = copy.plan_cursor;
+        site.shown = copy.shown;
+        if disk_too {
+            site.disk = copy.disk;
+            let has = site.disk.identities();
+            // Gone with the disk, by nobody's will; what only it had is lost, and nothing can be done.
+            for d in had.difference(&has) {
+                let token = self.tokens.entry(*d).or_default();
+                token.born += 1;
+                token.dropped.push(VersionVector::new());
+            }
+        }
+        let told = remembered > self.sites[i].head();
+        let mut found = false;
+        for other in (0..self.sites.len()).filter(|o| *o != i) {
+            if !self.sites[other].blind {
+                found |= self.greets_as_rolled_back(i, other);
+            }
+        }
+        if told && !found {
+            return Err(format!("rolled back: {i} lost changes that others know, and no greeting said so"));
+        }
+        // Whoever finds an index older than its disk after a stop that was not clean takes it for lost.
+        self.forget(i)
+    }
+
+    fn clone_site(&mut self, from: usize, to: usize) {
+        if from == to || self.sites[from].blind || self.sites[to].head() > 0 {
+            return;
+        }
+        self.count(Fault::Cloned);
+        self.links.cut_all(to);
+        let original = &self.sites[from];
+        let mut copy = Site::new(to, original.epoch, self.rules.skews_ns[to]);
+        copy.me = original.me;
+        copy.store = original.store.fork();
+        copy.disk = original.disk.clone();
+        copy.plan_cursor = original.plan_cursor;
+        copy.shown = original.shown.clone();
+        copy.shipped_n = original.shipped_n;
+        copy.clock_ns = original.clock_ns;
+        copy.harden();
+        self.sites[to] = copy;
+    }
+
+    // ----- users
+
+    /// One act, a moment later.
+    #[cfg(test)]
+    pub fn act_at(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        self.tick(1);
+        self.act(i, op)
+    }
+
+    pub(crate) fn tick(&mut self, seconds: u64) {
+        self.clock_ns += TICK_NS * seconds;
+        for s in &mut self.sites {
+            s.clock_ns = self.clock_ns;
+        }
+    }
+
+    /// True if the user could do it.
+    fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        if self.sites[i].blind {
+            let before = self.sites[i].disk.tree();
+            let done = self.sites[i].act(op);
+            if done {
+                self.stats.acts += 1;
+                self.note(i, op, &before, Vec::new());
+            }
+            return Ok(done);
+        }
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
+        let touched = self.touched(i, op);
+        if !self.sites[i].act(op) {
+            return Ok(false);
+        }
+        self.stats.acts += 1;
+        self.note(i, op, &disk, touched);
+        self.check_records(i)?;
+        if faithful {
+            self.check_fidelity(i, &format!("{op:?}"))?;
+        }
+        Ok(true)
+    }
+
+    /// The disk equalled its tree, then its own user did something: it does still.
+    pub(crate) fn check_fidelity(&self, i: usize, after: &str) -> Verdict {
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        let equal = same_at_once(&tree, &disk);
+        if !equal && !is_excused(&self.sites[i], &tree, &disk) {
+            return Err(format!(
+                "fidelity at {i} after {after}:\n  tree {}\n  disk {}",
+                print(&tree),
+                print(&disk)
+            ));
+        }
+        if equal && !are_recorded(&self.sites[i]) {
+            return Err(format!(
+                "records at {i} after {after}:\n  tree {:?}\n  disk {:?}",
+                self.sites[i].bindings(),
+                self.sites[i].recorded()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Contents whose names the operation changes.
+    fn touched(&self, i: usize, op: &Op) -> Vec<Digest> {
+        let site = &self.sites[i];
+        let paths: Vec<&str> = match op {
+            Op::Write(p, _) | Op::Save(p, _) | Op::SaveSeen(p, _) | Op::Rm(p) | Op::Chmod(p, _) => vec![p],
+            Op::Mv(p, q) | Op::Ln(p, q) => vec![p, q],
+            _ => vec![],
+        };
+        let mut out = Vec::new();
+        for p in paths {
+            let Some((dir, name)) = site.spot(p) else { continue };
+            let Some(ino) = site.disk.get(dir, &name) else { continue };
+            out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
+        }
+        // Settling gives entries of their own to copies, here and beside other names of the same file.
+        for (path, ino) in site.disk.paths() {
+            if base_of(&path[path.len() - 1]).is_some() {
+                out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
+            }
+        }
+        out
+    }
+
+    fn note(&mut self, i: usize, op: &Op, before: &Tree, touched: Vec<Digest>) {
+        let site = &self.sites[i];
+        // What nobody watches is recorded later, at a position not known yet.
+        let at = (site.me, if site.blind { u64::MAX } else { site.head() });
+        let had: BTreeSet<Digest> = before.values().filter_map(|s| s.identity).collect();
+        let has: BTreeSet<Digest> = site.disk.identities();
+        for d in touched.iter().chain(has.difference(&had)) {
+            self.tokens.entry(*d).or_default().touched.push(at);
+        }
+        let born = match op {
+            Op::Symlink(_, t) => Some(crate::site::symlink(*t)),
+            Op::Create(_, t) | Op::Write(_, t) | Op::Save(_, t) | Op::SaveSeen(_, t) => {
+                Some(crate::site::file(*t, 0))
+            }
+            _ => None,
+        };
+        let mut seen = site.shown.clone();
+        seen.add(Dot::new(site.me, u64::MAX - 1));
+        if let Some(content) = born {
+            let token = self.tokens.entry(content.identity()).or_default();
+            token.born += 1;
+            token.origin = format!("written at {i} in step {} by {op:?}", self.stats.steps);
+        }
+        for d in had.difference(&has) {
+            self.tokens.entry(*d).or_default().dropped.push(seen.clone());
+        }
+    }
+
+    // ----- batches without a connection that lasts
+
+    /// Builds the next batch of a new connection, if there is anything to tell.
+    fn send(&mut self, a: usize, b: usize, limit: usize) {
+        if self.sites[a].blind || self.sites[b].stopped || self.sites[a].me == self.sites[b].me {
+            return;
+        }
+        let (peer, theirs) = (self.sites[b].me, self.sites[b].knowledge());
+        let from = self.sites[a].me;
+        let cursor = self.sites[b].read(|tx| Ok(peer_row(tx, from)?.cursor));
+        let limits = SendLimits {
+            batch_bytes: u64::MAX,
+            first_batch_bytes: u64::MAX,
+            batch_entries: limit,
+            relay_delay_ms: 0,
+            inline: false,
+            ..SendLimits::default()
+        };
+        self.sites[a].harden_to_send();
+        let mut sender = Sender::new(peer, cursor, theirs, limits);
+        let out = self.sites[a].read(|tx| sender.poll(tx, 0));
+        self.sites[a].note_shipped();
+        self.wire.extend(out.map(|o| Message { from: a, to: b, session: 0, body: Body::Batch(o.batch) }));
+    }
+
+    fn deliver_at(&mut self, k: usize, stays: bool) -> Verdict {
+        if k >= self.wire.len() || self.sites[self.wire[k].to].stopped {
+            return Ok(());
+        }
+        if k > 0 {
+            self.count(Fault::Reordered);
+        }
+        let m = self.wire.remove(k);
+        self.deliver(&m)?;
+        if stays {
+            self.count(Fault::Duplicated);
+            self.wire.push(m);
+        }
+        Ok(())
+    }
+
+    /// Merges a batch by a receiver of its own.
+    pub(crate) fn merge_alone(&mut self, from: usize, to: usize, batch: &Batch) -> Verdict {
+        let peer = self.sites[from].me;
+        let merged = self.sites[to].tx_or(|tx| Receiver::new(peer).handle_batch(tx, batch));
+        self.after_merge(from, to, batch, merged).map(|_| ())
+    }
+
+    pub(crate) fn after_merge(
+        &mut self,
+        from: usize,
+        to: usize,
+        batch: &Batch,
+        merged: Result<link::Merged, ReceiveError>,
+    ) -> Result<Option<link::Merged>, String> {
+        if self.samples.len() < 200 {
+            self.samples.extend(batch.entries.iter().take(3).cloned());
+        }
+        let merged = match merged {
+            Ok(merged) => merged,
+            Err(e) => return Err(format!("batch {} from {from} at {to}: {e}", batch.seq)),
+        };
+        self.stats.merges += merged.changed.len() as u64;
+        if !merged.receipt.refused.is_empty() {
+            return Err(format!("refused at {to} from {from}: {:?}", merged.receipt.refused));
+        }
+        if !merged.anomalies.is_empty() {
+            return Err(format!("at {to} from {from}: {:?}", merged.anomalies));
+        }
+        self.check_records(to)?;
+        Ok(Some(merged))
+    }
+
+    pub(crate) fn sync(&mut self, a: usize, b: usize) -> Verdict {
+        let before = self.wire.len();
+        self.send(a, b, usize::MAX);
+        if self.wire.len() == before {
+            return Ok(());
+        }
+        let m = self.wire.pop().unwrap();
+        self.deliver(&m)
+    }
+
+    // ----- disks
+
+    /// False if some content is nowhere to be had.
+    fn show(&mut self, i: usize) -> Result<bool, String> {
+        if self.sites[i].blind {
+            return Ok(true);
+        }
+        let available = self.available();
+        let shown = self.sites[i].knowledge();
+        let done = if self.rules.planner {
+            crate::planned::show(&mut self.sites[i], &available)?
+        } else {
+            naive::show(&mut self.sites[i], &available)
+        };
+        if !done {
+            return Ok(false);
+        }
+        self.sites[i].shown = shown;
+        self.check_records(i)?;
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        if !same(&tree, &disk) {
+            return Err(format!("shown at {i}:\n  tree {}\n  disk {}", print(&tree), print(&disk)));
+        }
+        Ok(true)
+    }
+
+    fn show_some(&mut self, i: usize, skip: usize, count: usize) -> Verdict {
+        if !self.rules.planner || self.sites[i].blind {
+            return Ok(());
+        }
+        let available = self.available();
+        crate::planned::show_some(&mut self.sites[i], &available, skip, count)?;
+        self.check_records(i)
+    }
+
+    /// Contents that are on some disk.
+    pub(crate) fn available(&self) -> BTreeSet<Digest> {
+        self.sites.iter().flat_map(|s| s.disk.identities()).collect()
+    }
+
+    fn collect(&mut self, i: usize) -> Verdict {
+        if self.sites[i].blind {
+            return Ok(());
+        }
+        let me = self.sites[i].me;
+        let members: BTreeMap<ReplicaId, VersionVector> =
+            self.sites.iter().filter(|s| s.me != me).map(|s| (s.me, s.knowledge())).collect();
+        self.sites[i].tx(|tx| {
+            let mut found = driftless_core::collect::Tombstones::find(tx)?;
+            found.collect(tx, &members)
+        });
+        self.check_records(i)
+    }
+
+    // ----- the end
+
+    /// Everything is delivered and shown until nothing changes any more.
+    pub fn heal(&mut self) -> Verdict {
+        if self.rules.live {
+            self.run_links()?;
+        } else {
+            self.exchange()?;
+        }
+        self.show_all()
+    }
+
+    fn exchange(&mut self) -> Verdict {
+        for _ in 0..200 {
+            let before: Vec<u64> = self.sites.iter().map(Site::head).collect();
+            for (a, b) in self.rules.edges.clone() {
+                self.sync(a, b)?;
+                self.sync(b, a)?;
+            }
+            if before == self.sites.iter().map(Site::head).collect::<Vec<_>>() {
+                return Ok(());
+            }
+        }
+        Err("no rest after 200 rounds".into())
+    }
+
+    fn show_all(&mut self) -> Verdict {
+        let mut missing: Vec<usize> = (0..self.sites.len()).collect();
+        for _ in 0..=self.sites.len() {
+            let mut still = Vec::new();
+            for i in missing {
+                if !self.show(i)? {
+                    still.push(i);
+                }
+            }
+            missing = still;
+        }
+        // What only a lost index said to be overwritten nobody has.
+        if !missing.is_empty() && self.forgotten == 0 {
+            return Err(format!("a content that {missing:?} want is nowhere"));
+        }
+        Ok(())
+    }
+
+    /// Heals the world and checks everything.
+    pub fn finish(&mut self) -> Verdict {
+        for i in 0..self.sites.len() {
+            if self.sites[i].stopped {
+                self.start(i)?;
+            }
+        }
+        // What is still on its way arrives, in any order.
+        while let Some(m) = self.wire.pop() {
+            self.deliver(&m)?;
+        }
+        for i in 0..self.sites.len() {
+            if self.sites[i].blind {
+                self.adopt(i, false)?;
+            }
+        }
+        self.heal()?;
+        self.check_converged()?;
+        for i in 0..self.sites.len() {
+            self.check_well_formed(i)?;
+        }
+        self.check_tokens()?;
+        self.check_algebra()?;
+        self.check_quiet()?;
+        let tree = self.sites[0].tree();
+        let conflicts = tree.keys().filter(|p| p.last().and_then(base_of).is_some()).count();
+        self.stats.conflicts += conflicts as u64;
+        Ok(())
+    }
+}
+
+impl Rules {
+    /// Nothing special.
+    pub fn plain(sites: usize, edges: Vec<(usize, usize)>) -> Rules {
+        Rules {
+            sites,
+            edges,
+            epochs: vec![0; sites],
+            skews_ns: vec![0; sites],
+            serial: false,
+            own_dirs: false,
+            one_writer: false,
+            equal_contents: false,
+            planner: false,
+            live: false,
+            crashes: false,
+            relay_delay_ms: 0,
+            batch_entries: 64,
+        }
+    }
+}
