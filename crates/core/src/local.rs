@@ -337,12 +337,15 @@ fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()>
     let mut shown: SmallVec<[Dot; 1]> = SmallVec::new();
     for (dir, name) in &spots {
         settle::equal_copies(tx, (dir, name), &content)?;
-        let place = must_place(tx, (dir, name))?;
-        for claim in &place.claims {
+        for claim in must_place(tx, (dir, name))?.claims {
             if claim.entry == owner.entry {
                 shown.push(claim.version);
             } else {
-                names::drop_claim(tx, (dir, name), *claim)?;
+                // At once: the next of the inode's names must not rely on a name that has just gone.
+                names::drop_claim(tx, (dir, name), claim)?;
+                let mut place = must_place(tx, (dir, name))?;
+                place.claims.retain(|c| (c.entry, c.link) != (claim.entry, claim.link));
+                records::set_place(tx, (dir, name), place)?;
             }
         }
     }

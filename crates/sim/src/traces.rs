@@ -428,6 +428,14 @@ fn g12_a_hidden_name_is_lost_alone() {
     trace(2, &format!("{three} 0 savetmp y~0 2; is 0 x=1 y/ y~=2"), "x=1 y/ y~=2");
 }
 
+#[test]
+fn equal_files_with_two_names_each_are_written_as_one() {
+    // World equal-contents, seed 312: the file of the other site lost its names one by one, and got the first again
+    // because the second went.
+    let script = "1 create y 2; 0 create x 1; 0 ln x y; 1 write y 1; 1 ln y x; sync 1 0; show 0; 0 write y 5";
+    trace(2, script, "x=5 y=5");
+}
+
 // ----- G13, G14
 
 #[test]
