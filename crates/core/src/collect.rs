@@ -140,8 +140,9 @@ fn is_known(
     let me = tx.me();
     Ok(mine.covers_all(ctx)
         && members.iter().filter(|(m, _)| **m != me).all(|(m, theirs)| {
-            (theirs.covers_all(ctx) || mutant!(CollectedUnheard))
-                && (mine.get(*m) >= theirs.get(*m) || mutant!(CollectedEarly))
+            let told = theirs.covers_all(ctx) || mutant!(CollectedUnheard);
+            let heard = mine.get(*m) >= theirs.get(*m) || mutant!(CollectedEarly);
+            told && heard
         }))
 }
 

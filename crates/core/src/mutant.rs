@@ -59,7 +59,6 @@ mod switch {
         CycleNotRepaired: "directories in a cycle stay where nobody sees them",
         PendingNotMarked: "the planner is not told whom else a change concerns",
         UnseenVersionRemoved: "a removal takes versions that the disk did not show",
-        UnseenDirRemoved: "a removal takes a directory from where the disk did not show it",
         SiblingsOverwritten: "a write takes all siblings with it",
         ChoiceWithoutDot: "choosing a conflict copy only drops the other",
         CopiesNotSettled: "conflict copies follow a name that is given away",

@@ -564,6 +564,9 @@ impl<'a> Tx<'a> {
 
     /// Asks the planner to look at `entry` (again), beside what the feed tells it.
     pub fn add_pending(&mut self, entry: EntryId) {
+        if mutant!(PendingNotMarked) {
+            return;
+        }
         let key = self.slot(entry).to_vec();
         self.rows.put(Table::Pending, key, Some(Vec::new()));
     }

@@ -72,6 +72,14 @@ impl World {
             if t.born <= 1 && t.dropped.is_empty() && !shown.contains(d) {
                 return Err(format!("loss of {d:?}, {}, in {}", t.origin, print(&tree)));
             }
+            // Whoever removed it had not seen the new name that somebody gave it.
+            let unseen = |(r, n): &(ReplicaId, u64)| t.dropped.iter().all(|seen| seen.get(*r) < *n);
+            // Of two who rename it one wins, and may be the one who removes it then.
+            let alone = t.named.windows(2).all(|w| w[0].0 == w[1].0);
+            let named = t.born <= 1 && !t.replaced && alone && t.named.iter().any(unseen);
+            if named && self.is_undisturbed() && !shown.contains(d) {
+                return Err(format!("loss of {d:?}, renamed unseen, {}, in {}", t.origin, print(&tree)));
+            }
             let known = |seen: &VersionVector| t.touched.iter().all(|(r, n)| seen.get(*r) >= *n);
             let causal = t.born <= 1 && t.dropped.iter().any(known);
             let sure = self.forgotten == 0 && !self.rules.equal_contents;
@@ -85,6 +93,11 @@ impl World {
             return Err(format!("spurious conflict {path:?}"));
         }
         Ok(())
+    }
+
+    /// No index was lost and no process killed: every change is recorded as it was made.
+    fn is_undisturbed(&self) -> bool {
+        self.forgotten == 0 && !self.rules.crashes && !self.rules.equal_contents
     }
 
     pub(crate) fn check_algebra(&self) -> Verdict {

@@ -17,9 +17,12 @@
 #![allow(unreachable_pub)]
 
 mod check;
+#[cfg(test)]
+mod corpus;
 mod crash;
 mod crawl;
 mod disk;
+pub mod hostile;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod naive;

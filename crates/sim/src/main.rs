@@ -2,6 +2,8 @@
 
 use clap::Parser;
 use driftless_sim::Scene;
+#[cfg(feature = "mutants")]
+use driftless_sim::mutants;
 use driftless_sim::report;
 use driftless_sim::run::{self, Options};
 use std::process::ExitCode;
@@ -84,8 +86,9 @@ fn hunt_mutants(args: &Args) -> ExitCode {
     const ROUNDS: u64 = 5;
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = if args.threads == 0 { processors } else { args.threads };
-    let hunts = driftless_sim::mutants::hunt(args.from, ROUNDS, args.seeds, threads);
-    print!("{}", driftless_sim::mutants::table(&hunts));
+    println!("{}", mutants::header());
+    let told = |hunt: &mutants::Hunt| println!("{}", mutants::row(hunt));
+    let hunts = mutants::hunt(args.from, ROUNDS, args.seeds, threads, told);
     let missed = hunts.iter().filter(|h| h.median().is_none()).count();
     println!("{} deliberate bugs, {missed} not seen", hunts.len());
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

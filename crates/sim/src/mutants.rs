@@ -33,12 +33,20 @@ impl Hunt {
 
 /// Hunts all bugs, on all processors: `rounds` times each, with seeds of its own each time, through all worlds in turn, for
 /// at most `histories_max` histories.
-pub fn hunt(from: u64, rounds: u64, histories_max: u64, threads: usize) -> Vec<Hunt> {
+/// `told` hears of each bug as it is done.
+pub fn hunt(
+    from: u64,
+    rounds: u64,
+    histories_max: u64,
+    threads: usize,
+    told: impl Fn(&Hunt) + Sync,
+) -> Vec<Hunt> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
     let work = || {
         while let Some(mutant) = Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
             let hunt = hunt_one(*mutant, from, rounds, histories_max);
+            told(&hunt);
             found.lock().unwrap().push(hunt);
         }
     };
@@ -80,20 +88,21 @@ fn is_seen(mutant: Mutant, scene: Scene, seed: u64) -> bool {
     with && !fails(scene, seed)
 }
 
-/// The table.
-pub fn table(hunts: &[Hunt]) -> String {
-    let mut out = String::from("median  all  mutant                  seen in\n");
-    for h in hunts {
-        let median = h.median().map_or("-".into(), |m| m.to_string());
-        let rounds: Vec<String> = h.rounds.iter().map(|r| r.map_or("-".into(), |n| n.to_string())).collect();
-        out += &format!(
-            "{median:>6}  {:>3}  {:<23} {:<15} {} [{}]\n",
-            if h.caught() { "yes" } else { "NO" },
-            format!("{:?}", h.mutant),
-            h.seen_in.map_or("", Scene::name),
-            h.mutant.about(),
-            rounds.join(" ")
-        );
-    }
-    out
+/// The names of the columns.
+pub fn header() -> &'static str {
+    "median  all  mutant                  seen in         what is wrong [each round]"
+}
+
+/// One bug's line.
+pub fn row(h: &Hunt) -> String {
+    let rounds: Vec<String> = h.rounds.iter().map(|r| r.map_or("-".into(), |n| n.to_string())).collect();
+    format!(
+        "{:>6}  {:>3}  {:<23} {:<15} {} [{}]",
+        h.median().map_or("-".into(), |m| m.to_string()),
+        if h.caught() { "yes" } else { "NO" },
+        format!("{:?}", h.mutant),
+        h.seen_in.map_or("", Scene::name),
+        h.mutant.about(),
+        rounds.join(" ")
+    )
 }

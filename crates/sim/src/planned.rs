@@ -33,7 +33,10 @@ pub fn show_some(
 ) -> Result<(), String> {
     let all = todo(site);
     let some: Vec<EntryId> = all.iter().cycle().skip(skip).take(count.min(all.len())).copied().collect();
-    let (plan, _) = plan(site, &some);
+    let (plan, waits) = plan(site, &some);
+    if !waits.is_empty() {
+        return Ok(()); // their turn comes with what they wait for
+    }
     let needs = |s: &Step| match s {
         Step::Put { content, .. } => !available.contains(&content.identity()),
         _ => false,

@@ -186,6 +186,12 @@ fn guarded(f: impl FnOnce() -> Verdict) -> Verdict {
     outcome.unwrap_or_else(|_| Err(PANIC.take().unwrap_or_else(|| "panic".into())))
 }
 
+/// Runs `f`; a panic inside is an error, and not printed.
+pub(crate) fn quietly(f: impl FnOnce() -> Verdict) -> Verdict {
+    quiet_panics();
+    guarded(f)
+}
+
 /// Panics of histories are kept, not printed.
 fn quiet_panics() {
     static ONCE: Once = Once::new();

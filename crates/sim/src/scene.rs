@@ -221,7 +221,9 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         one_writer: scene == Scene::OneWay,
         equal_contents: scene == Scene::EqualContents || (scene == Scene::Mixed && rng.one_in(3)),
         planner: rng.one_in(2) || crashes,
-        live: shaped || scene == Scene::Cloned || (scene != Scene::Mixed && rng.one_in(3)),
+        live: shaped
+            || scene == Scene::Cloned
+            || (!matches!(scene, Scene::Mixed | Scene::Tombstones) && rng.one_in(3)),
         relay_delay_ms: *rng.pick(&[0, 0, 2_000]).unwrap(),
         batch_entries: 1 + rng.below(12),
         crashes,
@@ -402,6 +404,8 @@ impl Maker {
                 let years = self.rng.below(9) as i64 - 4;
                 Some(Step::Jump(i, years * 365 * 86_400 + self.rng.below(1000) as i64))
             }
+            // What is still on its way then comes late.
+            Scene::Tombstones if self.rng.one_in(12) => Some(Step::Heal),
             Scene::Tombstones if self.rng.one_in(4) => Some(Step::Collect(i)),
             _ if w.rules.crashes => self.crash(w, i),
             _ => None,

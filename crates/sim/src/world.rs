@@ -172,6 +172,10 @@ pub(crate) struct Token {
     pub touched: Vec<(ReplicaId, u64)>,
     /// What those had seen who made it vanish from their disks.
     pub dropped: Vec<VersionVector>,
+    /// Who gave a file with it another name, and when in his feed.
+    pub named: Vec<(ReplicaId, u64)>,
+    /// It went by something else than a plain removal: something took its place, or a disk was put back.
+    pub replaced: bool,
     /// How often it was written.
     pub born: usize,
     /// Who wrote it first, for people.
@@ -379,6 +383,7 @@ impl World {
                 let token = self.tokens.entry(*d).or_default();
                 token.born += 1;
                 token.dropped.push(VersionVector::new());
+                token.replaced = true;
             }
         }
         let told = remembered > self.sites[i].head();
@@ -509,6 +514,16 @@ impl World {
         for d in touched.iter().chain(has.difference(&had)) {
             self.tokens.entry(*d).or_default().touched.push(at);
         }
+        if let (Op::Mv(_, to) | Op::Ln(_, to), false) = (op, site.blind)
+            && let Some((dir, name)) = site.spot(to)
+            && let Some(ino) = site.disk.get(dir, &name)
+            && let Some(content) = &site.disk.inodes[&ino].content
+        {
+            let token = self.tokens.entry(content.identity()).or_default();
+            token.named.push(at);
+            // Several names may go one by one.
+            token.replaced |= matches!(op, Op::Ln(..));
+        }
         let born = match op {
             Op::Symlink(_, t) => Some(crate::site::symlink(*t)),
             Op::Create(_, t) | Op::Write(_, t) | Op::Save(_, t) | Op::SaveSeen(_, t) => {
@@ -524,7 +539,9 @@ impl World {
             token.origin = format!("written at {i} in step {} by {op:?}", self.stats.steps);
         }
         for d in had.difference(&has) {
-            self.tokens.entry(*d).or_default().dropped.push(seen.clone());
+            let token = self.tokens.entry(*d).or_default();
+            token.dropped.push(seen.clone());
+            token.replaced |= !matches!(op, Op::Rm(_));
         }
     }
 

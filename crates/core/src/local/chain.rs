@@ -99,9 +99,6 @@ fn is_present(tx: &mut Tx<'_>, dir: EntryId) -> Result<bool> {
 pub(super) fn is_there(tx: &mut Tx<'_>, dir: EntryId, parents: &[EntryId], name: &Name) -> Result<bool> {
     let Some(row) = tx.entry(dir)? else { return Ok(false) };
     let Some(link) = row.entry.dir_link() else { return Ok(false) };
-    if mutant!(UnseenDirRemoved) {
-        return Ok(true);
-    }
     if !link.present() || link.at.name != *name {
         return Ok(false);
     }

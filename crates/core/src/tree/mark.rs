@@ -4,7 +4,6 @@ use super::change::Flux;
 use super::conflict::conflict_bases;
 use super::{PAGE, class_of, dirs_at, entries_at, is_live, shown_names, stored_spot};
 use crate::id::{EntryId, Name};
-use crate::mutant::mutant;
 use crate::tx::{Result, Tx};
 use std::collections::BTreeSet;
 
@@ -33,7 +32,7 @@ pub(super) fn spot(tx: &mut Tx<'_>, dir: EntryId) -> Result<Option<Spot>> {
 /// Marks what is shown elsewhere since claims at this name changed by `but`.
 fn touch(tx: &mut Tx<'_>, class: &[EntryId], name: &Name, but: EntryId) -> Result<()> {
     for x in entries_at(tx, class, name)? {
-        if x != but && !mutant!(PendingNotMarked) {
+        if x != but {
             tx.add_pending(x);
         }
     }
