@@ -25,6 +25,8 @@ impl Cli {
             }
             Command::Trash(TrashArgs { command: TrashCommand::List(args) }) => args.json,
             Command::Trash(_) => false,
+            Command::Lost(LostArgs { command: Some(LostCommand::Accept(args)), .. }) => args.common.json,
+            Command::Lost(args) => args.common.json,
             Command::Failures(args) => args.common.json,
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
@@ -42,6 +44,9 @@ pub(crate) enum Command {
     /// List what could not be done yet, why, and what to do.
     #[command(after_help = FAILURES_HELP)]
     Failures(FailuresArgs),
+    /// List versions that nobody has any more who could be asked, and give them up.
+    #[command(after_help = LOST_HELP)]
+    Lost(LostArgs),
     /// Print what changed: the feed of a replica.
     Changes(ChangesArgs),
     /// Explain why a path is as it is.
@@ -252,6 +257,56 @@ pub(crate) struct FailuresArgs {
     /// List every path, not only the first of each cause.
     #[arg(long)]
     pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+const LOST_HELP: &str = "\
+A version is lost if it is known, but the disk that should have it fails or lacks it, and no end that was asked has it.
+What the others have instead is kept until the version is given up. What is only being changed, or is on its way, is
+not lost. Exit code 3 if there are any, else 0.
+
+Example:
+  driftless lost --root /srv/photos";
+
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct LostArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<LostCommand>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+const ACCEPT_HELP: &str = "\
+The newest earlier version that is still held is published again; if there is none, the entry is removed. Either is an
+ordinary change, which a running sync carries over, else the next one. What stands in its place on a failed disk goes the
+way of all that is replaced: into the trash, if there is one.
+
+Examples:
+  driftless lost accept /srv/photos/cat.jpg
+      go back to the version before
+  driftless lost accept --remove /srv/photos/cat.jpg
+      remove it everywhere";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum LostCommand {
+    /// Give lost versions up.
+    #[command(after_help = ACCEPT_HELP)]
+    Accept(AcceptArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AcceptArgs {
+    /// The files whose lost versions are given up.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Remove them, though an earlier version may be held.
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Even if a site that was not asked may have them.
+    #[arg(long)]
+    pub(crate) anyway: bool,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -10,10 +10,10 @@ use crate::units;
 use driftless_core::rows::Store as _;
 use driftless_index::{Index, Lock, LockError, OpenOptions, ReplicaDir, StateDir};
 use driftless_node::api::{PathText, Reason};
-use driftless_node::control;
 use driftless_node::query::{
     self, ChangeRow, Class, ConflictRow, Cursor, Explanation, FailureRow, Page, Request, Response,
 };
+use driftless_node::{accept_lost, control};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -123,6 +123,7 @@ impl Replica {
 impl Source {
     fn ask(&self, request: &Request) -> Result<Response, CliError> {
         let response = match self {
+            Source::Idle { index, .. } if let Request::Accept(row) = request => accept_lost(index, row),
             Source::Idle { index, .. } => match index.snapshot() {
                 Ok(snapshot) => query::answer(&*snapshot, request),
                 Err(e) => Response::Failed(e.to_string()),
@@ -195,13 +196,13 @@ pub(crate) fn unexpected() -> CliError {
 
 /// A row with the root it is below.
 #[derive(Serialize)]
-struct Rooted<'a, T> {
+pub(crate) struct Rooted<'a, T> {
     root: PathText,
     #[serde(flatten)]
     row: &'a T,
 }
 
-fn rooted<'a, T>(root: &Path, row: &'a T) -> Rooted<'a, T> {
+pub(crate) fn rooted<'a, T>(root: &Path, row: &'a T) -> Rooted<'a, T> {
     Rooted { root: PathText::new(root.as_os_str().as_bytes()), row }
 }
 

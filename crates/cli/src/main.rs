@@ -11,6 +11,7 @@ mod endpoint;
 mod engine;
 mod error;
 mod inspect;
+mod lost;
 mod print;
 mod resolve;
 mod sync;
@@ -51,6 +52,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Sync(args) => sync::run(args),
         Command::Conflicts(args) => resolve::run(args),
+        Command::Lost(args) => lost::run(args),
         Command::Failures(args) => inspect::failures(&args),
         Command::Changes(args) => inspect::changes(&args),
         Command::Why(args) => inspect::why(&args),

@@ -22,6 +22,7 @@ pub mod intent;
 pub mod limbo;
 pub mod link;
 pub mod local;
+pub mod lost;
 pub mod memdisk;
 pub mod meta;
 pub mod mutant;

@@ -27,7 +27,7 @@ use crate::vv::VersionVector;
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 
-pub use withdraw::{may_withdraw, withdraw};
+pub use withdraw::{give_up, has_earlier, may_withdraw, withdraw};
 
 pub(crate) use records::{add_place, bind, places_of};
 

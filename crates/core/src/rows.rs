@@ -43,11 +43,13 @@ pub enum Table {
     Unrooted = 16,
     /// commit number -> what the paths it changed were recorded with before, until a sync has covered it.
     Before = 17,
+    /// (slot, version) -> why nobody who could be asked holds it.
+    Lost = 18,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 17] = [
+    pub const ALL: [Table; 18] = [
         Table::Entries,
         Table::Names,
         Table::Dirs,
@@ -65,6 +67,7 @@ impl Table {
         Table::Replicas,
         Table::Unrooted,
         Table::Before,
+        Table::Lost,
     ];
 
     /// Position in [`Table::ALL`]: numbers run from 1 without a gap.
@@ -92,6 +95,7 @@ impl Table {
             Table::Replicas => "replicas",
             Table::Unrooted => "unrooted",
             Table::Before => "before",
+            Table::Lost => "lost",
         }
     }
 }

@@ -211,7 +211,9 @@ impl Reason {
     pub fn advice(self) -> &'static str {
         match self {
             Reason::ContentMissing => "wait; it is fetched when the other side can be reached",
-            Reason::ContentNowhere => "bring back the site that had it, or resolve the entry",
+            Reason::ContentNowhere => {
+                "bring back the site or the disk that had it, or go back to what is held: driftless lost, driftless lost accept"
+            }
             Reason::Denied => "give the user that runs driftless access, or run it as root",
             Reason::NoSpace => "free some space; it is retried by itself",
             Reason::NameTooLong => "rename it at the other side, or use a file system with longer names",

@@ -12,3 +12,5 @@ pub mod remote;
 pub mod roots;
 pub mod session;
 pub mod sites;
+
+pub use engine::accept_lost;

@@ -1,4 +1,4 @@
-//! Questions about one replica, answered from a snapshot of its index: conflicts, what waits, the feed,
+//! Questions about one replica, answered from a snapshot of its index: conflicts, what waits, what is lost, the feed,
 //! and why a path is as it is. Pure reads, so that the command line (on an idle replica) and a
 //! running session (on the [`crate::control`] socket) give the same answers with the same code.
 //!
@@ -7,6 +7,7 @@
 
 mod changes;
 mod conflicts;
+mod lost;
 mod text;
 mod why;
 
@@ -18,6 +19,8 @@ use driftless_core::{EntryId, NodeKey, tree};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use changes::author;
+pub(crate) use lost::accepted;
+pub use lost::{AcceptOutcome, AcceptRow, LostVersion};
 pub(crate) use text::{site, unhex};
 pub use text::{time, time_of_ns};
 pub use why::{Claimant, Explanation, NameRow, OnDisk, VersionRow};
@@ -39,6 +42,13 @@ pub enum Request {
         /// Where the page before ended.
         after: Option<Cursor>,
     },
+    /// Versions that nobody holds who could be asked.
+    Lost {
+        /// Where the page before ended.
+        after: Option<Cursor>,
+    },
+    /// Gives a lost version up. No question: whoever works on the replica does it.
+    Accept(AcceptRow),
     /// The feed after a position.
     Changes {
         /// Rows after this position.
@@ -68,6 +78,10 @@ pub enum Response {
     Conflicts(Page<ConflictRow>),
     /// To [`Request::Failures`].
     Failures(Page<FailureRow>),
+    /// To [`Request::Lost`].
+    Lost(Page<LostVersion>),
+    /// To [`Request::Accept`].
+    Accepted(AcceptOutcome),
     /// To [`Request::Changes`].
     Changes(Vec<ChangeRow>),
     /// To [`Request::Why`].
@@ -184,6 +198,8 @@ pub fn answer(snapshot: &dyn Read, request: &Request) -> Response {
     let answered = Tx::open(snapshot, Env { now_ns: 0, epoch: 0 }).and_then(|mut tx| match request {
         Request::Conflicts { after } => conflicts::page(&mut tx, after.as_ref()).map(Response::Conflicts),
         Request::Failures { after } => failures(&mut tx, after.as_ref()).map(Response::Failures),
+        Request::Lost { after } => lost::page(&mut tx, after.as_ref()).map(Response::Lost),
+        Request::Accept(_) => Ok(Response::Failed("a snapshot cannot be changed".into())),
         Request::Changes { since, limit } => changes::page(&mut tx, *since, *limit).map(Response::Changes),
         Request::Why { path_hex } => why_hex(&mut tx, path_hex),
     });

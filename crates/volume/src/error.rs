@@ -169,6 +169,12 @@ impl VolumeError {
         self.reason
     }
 
+    /// True if the device failed, or what is on it cannot be made sense of: trying again is of no use.
+    pub fn is_of_device(&self) -> bool {
+        let failed = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+        self.errno.is_some_and(|errno| failed.contains(&errno))
+    }
+
     /// What, where, why and what to do, for a person.
     pub fn advice(&self) -> String {
         format!("{self}. {}", self.reason.advice())

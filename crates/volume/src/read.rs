@@ -7,6 +7,7 @@
 use crate::attrs::{Target, attrs_of};
 use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
+use crate::fault;
 use crate::key;
 use crate::stat::{self, CName, Look};
 use crate::sys::Writers;
@@ -343,7 +344,12 @@ impl ReadHandle {
 
     /// The digest of its whole content; `None` if it is shorter now than when it was opened.
     pub fn digest(&self) -> Result<Option<Digest>, VolumeError> {
-        hash_fd(self.fd.as_fd(), self.fingerprint.size, false).doing("read", b"")
+        let read = || {
+            let mut digest = hash_fd(self.fd.as_fd(), self.fingerprint.size, false)?;
+            fault::read(self.fd.as_fd(), digest.as_mut().map_or(&mut [], |d| &mut d.0))?;
+            Ok(digest)
+        };
+        read().doing("read", b"an open file")
     }
 
     /// The fingerprint when it was opened.
@@ -359,7 +365,12 @@ impl ReadHandle {
 
     /// Up to `len` bytes from `offset`; fewer only at the end of the file.
     pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, VolumeError> {
-        read_range(self.fd.as_fd(), offset, len).doing("read", b"an open file")
+        let read = || {
+            let mut bytes = read_range(self.fd.as_fd(), offset, len)?;
+            fault::read(self.fd.as_fd(), &mut bytes)?;
+            Ok(bytes)
+        };
+        read().doing("read", b"an open file")
     }
 
     /// The next range with data at or after `offset`; empty, at the end of the file, if the rest is a hole.

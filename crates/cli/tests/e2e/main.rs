@@ -14,6 +14,7 @@ mod fingerprints;
 mod guards;
 mod lost;
 mod mounts;
+mod nowhere;
 mod once;
 mod power;
 mod queries;

@@ -150,7 +150,7 @@ pub struct Want {
     pub digest: Digest,
     /// First byte.
     pub offset: u64,
-    /// How many.
+    /// How many. 0 = none: what came was not this version; the answer is why ([`NotHere`]).
     pub len: u64,
 }
 
@@ -174,7 +174,7 @@ pub struct NotHere {
     pub entry: EntryId,
     /// Which version.
     pub version: Dot,
-    /// Changed = overwritten or removed meanwhile, newer state follows; otherwise for people.
+    /// One of the words below, and what the system said after `: `; anything else is for people.
     pub reason: String,
 }
 
@@ -183,4 +183,17 @@ impl NotHere {
     pub const ABSENT: &str = "absent";
     /// Reason: the file is being changed at this moment, or has been since.
     pub const CHANGED: &str = "changed";
+    /// Reason: it is on this disk, which fails when it is read.
+    pub const UNREADABLE: &str = "unreadable";
+    /// Reason: it is recorded as being on this disk, which has something else there that nobody wrote.
+    pub const DAMAGED: &str = "damaged";
+    /// Reason: it is on this disk, and may not be read.
+    pub const DENIED: &str = "denied";
+    /// Reason: it is lost, and a person has given it up: who has an earlier version publishes that again.
+    pub const GIVEN_UP: &str = "given-up";
+
+    /// The reason's word, and what the system said.
+    pub fn parts(&self) -> (&str, &str) {
+        self.reason.split_once(": ").unwrap_or((&self.reason, ""))
+    }
 }

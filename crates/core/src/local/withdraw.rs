@@ -1,4 +1,5 @@
-//! Taking back a version that nobody holds: a power cut took its content before anybody else had it.
+//! Taking back a version that nobody holds: a power cut took its content before anybody else had it, or a disk failed and a
+//! person has given it up ([`crate::lost`]).
 
 use super::{Result, Spot, Tx, change_with, names, records};
 use crate::disk::{Claim, NodeKey, Place};
@@ -32,10 +33,28 @@ pub fn may_withdraw(tx: &mut Tx<'_>, id: EntryId, version: Dot, peer: ReplicaId)
 /// # Errors
 /// If the index cannot be read.
 pub fn withdraw(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<()> {
-    let earlier = match earlier_version(tx, id)? {
-        Some(own) => Some(own),
-        None => earlier_at_its_name(tx, id, version)?,
-    };
+    let earlier = earlier(tx, id, version)?;
+    take_out(tx, id, version, earlier)
+}
+
+/// Takes `version` back, as a change that follows it. Nothing comes in its place: if no other version counts, the entry is
+/// removed.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn give_up(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<()> {
+    take_out(tx, id, version, None)
+}
+
+/// True if this disk shows what would come in the place of `version`.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn has_earlier(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<bool> {
+    Ok(earlier(tx, id, version)?.is_some())
+}
+
+fn take_out(tx: &mut Tx<'_>, id: EntryId, version: Dot, earlier: Option<Earlier>) -> Result<()> {
     let content = earlier.as_ref().map(|e| e.content.clone());
     let dot = change_with(tx, id, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max());
@@ -68,6 +87,13 @@ struct Earlier {
     /// The one of its claims that the version is to have.
     claim: Claim,
     content: Content,
+}
+
+fn earlier(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<Option<Earlier>> {
+    match earlier_version(tx, id)? {
+        Some(own) => Ok(Some(own)),
+        None => earlier_at_its_name(tx, id, version),
+    }
 }
 
 fn earlier_version(tx: &mut Tx<'_>, id: EntryId) -> Result<Option<Earlier>> {

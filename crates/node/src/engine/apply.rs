@@ -23,7 +23,7 @@ use driftless_core::{
 };
 use driftless_volume::crash::{self, Point};
 use driftless_volume::{
-    ApplyError, DirFd, Limbo, Placed, ReadHandle, StageId, Staged, StagedDir, VolumeError,
+    ApplyError, DirFd, Limbo, Placed, ReadHandle, Reason as Volume, StageId, Staged, StagedDir, VolumeError,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -151,7 +151,7 @@ impl Engine {
         for (id, lacking) in missing {
             tx.add_pending(id);
             for l in lacking {
-                self.want(id, l);
+                self.want(id, l)?;
             }
         }
         for (id, (reason, detail)) in std::mem::take(&mut run.failed) {
@@ -390,7 +390,11 @@ impl Engine {
                     return self.volume.stage_small(id, &[], attrs, *mtime).map(Some);
                 }
                 if let Some(writer) = self.take_fetched(entry, version) {
-                    return writer.with_attrs(attrs, *mtime).finish(Some(*digest), *size).map(Some);
+                    let done = writer.with_attrs(attrs, *mtime).finish(Some(*digest), *size);
+                    if done.as_ref().is_err_and(|e| e.reason() == Volume::WrongContent) {
+                        self.came_wrong((entry, version));
+                    }
+                    return done.map(Some);
                 }
                 let standing = copy.and_then(|node| self.open_node(node).ok().flatten());
                 match standing.or_else(|| self.open_private(&(entry, version), digest)) {
@@ -869,7 +873,7 @@ impl Engine {
             let path = self.entry_path(tx, id)?;
             self.resolved(tx, &Waiter::Entry(id), &path);
         }
-        Ok(())
+        if self.nowhere.is_empty() { Ok(()) } else { self.found_here(tx, id) }
     }
 }
 

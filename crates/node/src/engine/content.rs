@@ -28,7 +28,7 @@ type Key = (EntryId, Dot);
 /// A version whose bytes are not on this disk.
 #[derive(Clone, Debug)]
 pub(super) struct Lack {
-    version: Dot,
+    pub(super) version: Dot,
     digest: Digest,
     size: u64,
     mtime: Time,
@@ -73,6 +73,8 @@ pub(super) struct Contents {
     fetched: HashMap<Key, StagedWriter>,
     /// What came of them stays in staging, for a later attempt.
     given_up: HashSet<Key>,
+    /// What came of them was something else.
+    wrong: HashSet<Key>,
     wanted: HashMap<EntryId, usize>,
     no_room: VecDeque<EntryId>,
     served: LruCache<Key, ReadHandle>,
@@ -88,6 +90,7 @@ impl Contents {
             fetching: HashMap::new(),
             fetched: HashMap::new(),
             given_up: HashSet::new(),
+            wrong: HashSet::new(),
             wanted: HashMap::new(),
             no_room: VecDeque::new(),
             served: LruCache::new(NonZeroUsize::new(SERVED_MAX).unwrap_or(NonZeroUsize::MIN)),
@@ -208,6 +211,7 @@ impl Engine {
             let Ok(fd) = self.volume.dir(&path, Some(dir)) else { continue };
             if let Ok(h) = fd.open_read(name, key)
                 && may_have(h.fingerprint(), &node)
+                && !self.is_damaged(key, h.fingerprint())
             {
                 return Ok(Some(h));
             }
@@ -218,32 +222,29 @@ impl Engine {
     /// Answers a want with a piece, or says that it cannot.
     pub(super) fn serve(&mut self, want: &Want) -> Result<(), Fail> {
         let key = (want.entry, want.version);
-        if !self.contents.served.contains(&key) {
+        // None is asked for by who got something else.
+        let doubted = want.len == 0;
+        if !doubted && !self.contents.served.contains(&key) {
             let snapshot = self.store.snapshot()?;
             let mut tx = Tx::open(&*snapshot, self.env())?;
             if let Some(h) = self.open_version(&mut tx, want.entry, &want.digest)? {
                 self.contents.served.put(key, h);
             }
         }
-        let read = match self.contents.served.get(&key) {
+        let read = match self.contents.served.get(&key).filter(|_| !doubted) {
             Some(h) => {
-                let len = usize::try_from(want.len.min(PIECE_MAX)).unwrap_or(0);
-                h.read_at(want.offset, len).ok().filter(|b| !b.is_empty())
+                h.read_at(want.offset, usize::try_from(want.len.min(PIECE_MAX)).unwrap_or(0)).map(Some)
             }
-            None => None,
+            None => Ok(None),
         };
         let (entry, version) = key;
         match read {
-            Some(bytes) => self.send(Message::Piece(Piece { entry, version, offset: want.offset, bytes })),
-            None => {
+            Ok(Some(bytes)) if !bytes.is_empty() => {
+                self.send(Message::Piece(Piece { entry, version, offset: want.offset, bytes }))
+            }
+            other => {
                 self.contents.served.pop(&key);
-                let reason = self.why_not_here(want)?;
-                if reason == NotHere::ABSENT && self.peer.as_ref().is_some_and(|p| p.id == version.replica) {
-                    // Its maker asks for it. What this disk has of it comes again before anything takes its place.
-                    self.take_back(entry, version)?;
-                }
-                let reason = reason.to_owned();
-                self.send(Message::NotHere(NotHere { entry, version, reason }))
+                self.answer_not_here(want, other.err())
             }
         }
     }
@@ -297,16 +298,20 @@ impl Engine {
         Ok(false)
     }
 
-    /// Asks for a version's bytes.
-    pub(super) fn want(&mut self, entry: EntryId, lack: Lack) {
+    /// Asks for a version's bytes; or, if something else came the last time, why.
+    pub(super) fn want(&mut self, entry: EntryId, lack: Lack) -> Result<(), Fail> {
         let key = (entry, lack.version);
         if self.contents.fetching.contains_key(&key) {
-            return;
+            return Ok(());
+        }
+        if self.peer.is_some() && self.contents.wrong.remove(&key) {
+            let Lack { version, digest, .. } = lack;
+            return self.send(Message::Want(Want { entry, version, digest, offset: 0, len: 0 }));
         }
         *self.contents.wanted.entry(entry).or_default() += 1;
         if !self.fetcher.has_room() {
             self.contents.no_room.push_back(entry);
-            return;
+            return Ok(());
         }
         let (sink, have) = if lack.size <= SMALL_LEN_MAX {
             (Sink::Memory(Vec::new()), Vec::new())
@@ -319,7 +324,7 @@ impl Engine {
                 Err(e) => {
                     self.contents.unwant(entry);
                     self.log(crate::api::Level::Warn, e.to_string());
-                    return;
+                    return Ok(());
                 }
             }
         };
@@ -333,6 +338,12 @@ impl Engine {
         } else {
             self.fetcher.want(&file);
         }
+        Ok(())
+    }
+
+    /// What came of a version was something else: its source is asked why before it is fetched again.
+    pub(super) fn came_wrong(&mut self, key: Key) {
+        self.contents.wrong.insert(key);
     }
 
     fn open_transfer(&self, key: Key, lack: &Lack) -> Result<StagedWriter, VolumeError> {
@@ -466,27 +477,14 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn take_not_here(&mut self, answer: &NotHere) -> Result<(), Fail> {
+    /// It cannot be had from the peer.
+    pub(super) fn stop_fetching(&mut self, answer: &NotHere) {
         self.fetcher.not_here(answer);
         self.give_up_fetch((answer.entry, answer.version));
-        if answer.reason == NotHere::ABSENT && self.take_back(answer.entry, answer.version)? {
-            return Ok(());
-        }
-        self.fetch_waits(answer.entry, crate::api::Reason::ContentMissing, answer.reason.clone())
-    }
-
-    /// What keeps a version that was asked for from being read.
-    fn why_not_here(&mut self, want: &Want) -> Result<&'static str, Fail> {
-        let store = self.store.clone();
-        let snapshot = store.snapshot()?;
-        let mut tx = Tx::open(&*snapshot, self.env())?;
-        let lacking = self.lacking(&mut tx, want.entry)?;
-        let absent = lacking.iter().any(|lack| lack.version == want.version);
-        Ok(if absent { NotHere::ABSENT } else { NotHere::CHANGED })
     }
 
     /// A version that neither side has any more is taken back. False if it is none.
-    fn take_back(&mut self, entry: EntryId, version: Dot) -> Result<bool, Fail> {
+    pub(super) fn take_back(&mut self, entry: EntryId, version: Dot) -> Result<bool, Fail> {
         let Some(peer) = self.peer.as_ref().map(|p| p.id) else { return Ok(false) };
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
@@ -512,7 +510,7 @@ impl Engine {
         Ok(true)
     }
 
-    fn fetch_waits(
+    pub(super) fn fetch_waits(
         &mut self,
         entry: EntryId,
         reason: crate::api::Reason,
@@ -529,7 +527,11 @@ impl Engine {
     /// The bytes of a small version that came with a batch or by a want, if their digest is right.
     pub(super) fn take_inline(&mut self, entry: EntryId, version: Dot, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.contents.inline.remove(&(entry, version))?;
-        (Digest::of(&bytes) == *digest).then_some(bytes)
+        if Digest::of(&bytes) == *digest {
+            return Some(bytes);
+        }
+        self.came_wrong((entry, version));
+        None
     }
 
     /// The staged file of a transferred version.

@@ -41,7 +41,7 @@ impl Engine {
     fn entries_waiting(&self) -> u64 {
         let listed = self.waiting.entries();
         let on_their_way = |id: &&_| !self.waiting.contains(&Waiter::Entry(**id));
-        (listed + self.contents.wanted_entries().filter(on_their_way).count()) as u64
+        (listed + self.nowhere.here() + self.contents.wanted_entries().filter(on_their_way).count()) as u64
     }
 
     /// In a session that is to end: once both feeds are read, what was done is sealed at once, not after a quiet time.

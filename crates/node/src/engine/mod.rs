@@ -19,6 +19,7 @@
 //! - [`suspect`]: judging what a power cut left.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
+//! - [`nowhere`]: versions that nobody holds who could be asked.
 //! - [`open_files`]: files that were taken in while somebody writes to them.
 //! - [`open`]: opening index and tree, guarding.
 
@@ -30,6 +31,7 @@ mod held;
 mod judge;
 mod limbo;
 mod lost;
+mod nowhere;
 mod observe;
 mod open;
 mod open_files;
@@ -59,6 +61,7 @@ use hasher::Hasher;
 use judge::removal_limit;
 use limbo::Limbos;
 use lru::LruCache;
+use nowhere::{AcceptCommand, Nowhere};
 use observe::{Pass, Taking};
 use open_files::OpenFiles;
 use recover::Left;
@@ -70,6 +73,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use suspect::{BeforeRows, LastMoments};
 use waiters::Waiters;
 
+pub use nowhere::accept_lost;
 pub(crate) use open::{EngineOptions, inbox, start};
 
 /// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
@@ -241,6 +245,8 @@ pub(crate) struct Engine {
     volume_id: u128,
     inbox: Channel<ToEngine>,
     out: ChannelSender<FromEngine>,
+    /// From the command line, by the socket.
+    commands: Channel<AcceptCommand>,
     hints_in: Channel<Vec<Hint>>,
     watcher: Option<Watcher>,
     watch_dirs: bool,
@@ -279,6 +285,7 @@ pub(crate) struct Engine {
     shipped_n: u64,
     waiting: Waiters,
     causes: Causes,
+    nowhere: Nowhere,
     index_full: bool,
     /// After a seal that failed: not before this.
     seal_not_before: Instant,
@@ -372,6 +379,7 @@ impl Engine {
             (n.tries, n.retry_ns) = (0, 0);
             self.waiting.insert(w, n);
         }
+        self.load_nowhere(&mut tx)?;
         let own = self.own_hello();
         let me = tx.me();
         sites::set_name(&mut tx, me, &own.site)?;
@@ -444,6 +452,9 @@ impl Engine {
         while let Ok(read) = self.hasher.done.try_recv() {
             self.take_read(read);
         }
+        while let Ok(command) = self.commands.try_recv() {
+            self.take_command(&command)?;
+        }
         Ok(())
     }
 
@@ -457,6 +468,7 @@ impl Engine {
         let inbox = self.inbox.clone();
         let hints_in = self.hints_in.clone();
         let read = self.hasher.done.clone();
+        let commands = self.commands.clone();
         let timeout = match self.index_full {
             true => causes::PROBE_EVERY,
             false => self.next_deadline().saturating_duration_since(Instant::now()),
@@ -470,6 +482,11 @@ impl Engine {
                 Ok(r) => self.take_ready(r),
                 // It ends with the engine only.
                 Err(_) => self.stager = None,
+            },
+            recv(commands) -> c => match c {
+                Ok(c) => if let Err(e) = self.take_command(&c) { self.fail_next(e) },
+                // There is no socket (any more).
+                Err(_) => self.commands = crossbeam_channel::never(),
             },
             // It ends with the engine only.
             recv(read) -> r => if let Ok(r) = r { self.take_read(r) },
@@ -523,6 +540,7 @@ impl Engine {
             }
             ToEngine::LinkDown => {
                 self.peer = None;
+                self.forget_deferred();
                 self.fetcher.reset_connection();
                 Ok(())
             }
@@ -779,6 +797,7 @@ impl Engine {
             }
             self.tell_join()?;
         }
+        self.answer_deferred()?;
         self.beat()
     }
 

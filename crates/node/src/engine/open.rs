@@ -5,6 +5,7 @@ use super::content::Contents;
 use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
+use super::nowhere::{self, AcceptCommand, Nowhere};
 use super::open_files::OpenFiles;
 use super::recover::Left;
 use super::stager::{StageIds, Stager};
@@ -16,7 +17,7 @@ use crate::control::ControlServer;
 use crate::filter::Filter;
 use crate::overlay::OverlayStore;
 use crate::query;
-use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
+use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, never, unbounded};
 use driftless_core::fitness::{self, Weight};
 use driftless_core::link::{FetchLimits, Fetcher, Role};
 use driftless_core::local;
@@ -104,7 +105,7 @@ impl Engine {
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
         let tree = if create_private { Some(take(&root.join(PRIVATE), "sync")?) } else { None };
         let marker = volume.marker().map_err(Fail::Volume)?;
-        let Opened { store, held, kept_as } = open_store(&root, &state, &shared, tree)?;
+        let Opened { store, commands, held, kept_as } = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
@@ -151,6 +152,7 @@ impl Engine {
             volume_id,
             inbox,
             out,
+            commands,
             hints_in,
             watch_dirs: watcher.as_ref().is_some_and(|w| w.mode() == WatchMode::Directories),
             watcher,
@@ -183,6 +185,7 @@ impl Engine {
             shipped_n: 0,
             waiting: Waiters::default(),
             causes: Causes::new(now),
+            nowhere: Nowhere::default(),
             index_full: false,
             seal_not_before: now,
             drifted: BTreeSet::new(),
@@ -368,6 +371,7 @@ fn take(dir: &std::path::Path, purpose: &str) -> Result<Lock, Fail> {
 /// An open store, what it holds, and where a damaged index was put that it stands in for.
 struct Opened {
     store: Arc<dyn Store>,
+    commands: Channel<AcceptCommand>,
     held: Option<Held>,
     kept_as: Option<PathBuf>,
 }
@@ -384,12 +388,13 @@ fn open_store(
         let known = find_state(state, root);
         let Some(dir) = known else {
             let store = Arc::new(OverlayStore::new(Arc::new(MemStore::new())));
-            return Ok(Opened { store, held: None, kept_as: None });
+            return Ok(Opened { store, commands: never(), held: None, kept_as: None });
         };
         let lock = take(dir.path(), "sync --dry-run")?;
         let base = Arc::new(open_index(&dir.index(), false).map_err(refuse)?);
         let held = Held { index: None, _control: None, _lock: lock, _tree: tree };
-        return Ok(Opened { store: Arc::new(OverlayStore::new(base)), held: Some(held), kept_as: None });
+        let store = Arc::new(OverlayStore::new(base));
+        return Ok(Opened { store, commands: never(), held: Some(held), kept_as: None });
     }
     let dir = state.replica(root).map_err(|e| {
         refused(e.to_string(), "name another place with --state, or correct the directory's owner")
@@ -398,9 +403,11 @@ fn open_store(
     let (index, kept_as) = open_or_rebuild(&dir.index())?;
     let index: Arc<dyn Store> = Arc::new(index);
     let queried = index.clone();
-    let control = ControlServer::start(&dir.control(), move |request| match queried.snapshot() {
-        Ok(snapshot) => query::answer(&*snapshot, request),
-        Err(e) => query::Response::Failed(e.to_string()),
+    let (ask, commands) = unbounded();
+    let control = ControlServer::start(&dir.control(), move |request| match (request, queried.snapshot()) {
+        (query::Request::Accept(row), _) => nowhere::ask(&ask, row.clone()),
+        (_, Ok(snapshot)) => query::answer(&*snapshot, request),
+        (_, Err(e)) => query::Response::Failed(e.to_string()),
     });
     let control = control.map_err(|e| {
         refused(
@@ -409,7 +416,7 @@ fn open_store(
         )
     })?;
     let held = Held { index: Some(dir.index()), _control: Some(control), _lock: lock, _tree: tree };
-    Ok(Opened { store: index, held: Some(held), kept_as })
+    Ok(Opened { store: index, commands, held: Some(held), kept_as })
 }
 
 /// The state of a root if it has any. Makes nothing.

@@ -46,7 +46,7 @@ impl Engine {
                 if let Some(peer) = &mut self.peer {
                     peer.sender.handle_held(&held);
                 }
-                Ok(())
+                self.found_there(&held)
             }
             Message::Want(want) => self.serve(&want),
             Message::Piece(piece) => self.take_piece(piece),
