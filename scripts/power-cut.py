@@ -310,9 +310,10 @@ class World:
         """Removes a file, and knows what went with it."""
         self.count += 1
         to = os.path.join(self.trash(root), str(self.count))
+        before = read(path)
         os.rename(path, to)
-        name = read(to)
-        return name
+        # The power may go between the two.
+        return read(to) or before
 
     def write(self, path, flags, data, name, durable, root):
         fd = os.open(path, flags, 0o644)
