@@ -142,6 +142,10 @@ pub(crate) struct SyncArgs {
     /// [default: more than half and more than 100].
     #[arg(long, value_name = "N|P%", value_parser = units::parse_max_delete)]
     pub(crate) max_delete: Option<MaxDelete>,
+    /// If more entries than that go back to older contents, or to nothing, at once (a backup was restored into the tree):
+    /// hold them back and ask, accept them as edits, or heal: take the newer versions from the other side.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = RollbackArg::Ask)]
+    pub(crate) on_rollback: RollbackArg,
     /// Keep what replication replaces or removes in .driftless/trash for this long (45s, 90m, 12h, 30d, 2w). Like all
     /// flags, for this run: without it nothing is added, and what is there stays.
     #[arg(long, value_name = "AGE", value_parser = units::parse_age)]
@@ -165,6 +169,17 @@ pub(crate) struct SyncArgs {
     /// The driftless command on remote hosts.
     #[arg(long, value_name = "CMD", default_value = "driftless")]
     pub(crate) remote_bin: String,
+}
+
+/// `--on-rollback`.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RollbackArg {
+    /// Hold them back and say so
+    Ask,
+    /// They are edits: the other side gets them
+    Accept,
+    /// Take the newer versions from the other side; what is there now goes to recovered-SITE-DATE
+    Heal,
 }
 
 /// Longest name of a site, in bytes: it becomes part of file names.

@@ -1,7 +1,7 @@
 //! `driftless sync`: checks what was asked, runs the session on a thread of its own, and brings its events to a
 //! printer and signals to it.
 
-use crate::args::{AgentArgs, SyncArgs};
+use crate::args::{AgentArgs, RollbackArg, SyncArgs};
 use crate::endpoint;
 use crate::engine::{self, StopFlag};
 use crate::error::{CliError, ExitCode};
@@ -11,7 +11,7 @@ use crate::print::terminal::Terminal;
 use crate::print::{About, End, Printer, Verbosity};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use driftless_node::api::{
-    Endpoint, Event, MaxDelete, Outcome, SessionError, Shared, SyncOptions, TrashLimits,
+    Endpoint, Event, MaxDelete, OnRollback, Outcome, SessionError, Shared, SyncOptions, TrashLimits,
 };
 use driftless_node::filter::Filter;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -58,6 +58,11 @@ fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
             active_passive: args.active_passive,
             filters: args.filters.0,
             max_delete: args.max_delete.unwrap_or(MaxDelete::Default),
+            on_rollback: match args.on_rollback {
+                RollbackArg::Ask => OnRollback::Ask,
+                RollbackArg::Accept => OnRollback::Accept,
+                RollbackArg::Heal => OnRollback::Heal,
+            },
             dry_run: args.dry_run,
             allow_unsafe_fs: args.allow_unsafe_fs,
             // A plan has an end: there is nothing to watch for.

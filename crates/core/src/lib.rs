@@ -28,6 +28,7 @@ pub mod meta;
 pub mod mutant;
 pub mod plan;
 pub mod recipe;
+pub mod rollback;
 pub mod rows;
 pub mod trash;
 pub mod tree;

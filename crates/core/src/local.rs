@@ -297,6 +297,17 @@ fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: bool) -> Res
     names::follow_version(tx, &place.node, old, claim.version)
 }
 
+/// True if the leaf at `at` is an entry that was made on this disk after feed position `n`, and has no other name.
+pub fn is_made_since(tx: &mut Tx<'_>, at: Spot<'_>, n: u64) -> Result<bool> {
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(false) };
+    let [claim] = place.claims[..] else { return Ok(false) };
+    let birth = claim.entry.0;
+    Ok(birth.replica == tx.me()
+        && birth.n > n
+        && place.conflict_of.is_none()
+        && tx.node_must(&place.node)?.names.len() == 1)
+}
+
 /// True if a rename of `place` over `over` is a save by temporary file.
 fn is_save(tx: &mut Tx<'_>, place: &Place, over: &Place, shipped_n: u64) -> Result<bool> {
     let [claim] = place.claims[..] else { return Ok(false) };

@@ -59,6 +59,9 @@ pub struct Shared {
     pub filters: Vec<FilterRule>,
     /// Guard against mass removals.
     pub max_delete: MaxDelete,
+    /// What to do with a tree that was put back to an earlier state.
+    #[serde(default)]
+    pub on_rollback: OnRollback,
     /// Only plan.
     pub dry_run: bool,
     /// End when both ends agree.
@@ -73,6 +76,19 @@ pub struct Shared {
     /// Keep what is replaced or removed; `None`: it goes for good.
     #[serde(default)]
     pub trash: Option<TrashLimits>,
+}
+
+/// What becomes of many changes at once that go back to older contents or to nothing (see [`driftless_core::rollback`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRollback {
+    /// Nothing of it is recorded until the operator decides.
+    #[default]
+    Ask,
+    /// They are users' edits.
+    Accept,
+    /// The other side's newer versions come back; what was put in their place is moved to `recovered-<site>-<date>/`.
+    Heal,
 }
 
 /// How much of what was replaced or removed is kept.
@@ -154,11 +170,13 @@ pub enum Reason {
     TooManyOpen,
     /// The disk did not take what was written.
     SyncFailed,
+    /// Held by the guard against trees that were put back to an earlier state.
+    MassRollback,
 }
 
 impl Reason {
     /// All of them. The position is part of the index's format: new ones go to the end.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 21] = [
         Reason::ContentMissing,
         Reason::ContentNowhere,
         Reason::Denied,
@@ -179,6 +197,7 @@ impl Reason {
         Reason::Drift,
         Reason::TooManyOpen,
         Reason::SyncFailed,
+        Reason::MassRollback,
     ];
 
     /// A few words for people.
@@ -204,6 +223,7 @@ impl Reason {
             Reason::Drift => "this follower has something else there",
             Reason::TooManyOpen => "too many files are open",
             Reason::SyncFailed => "the disk did not take what was written",
+            Reason::MassRollback => "held: much of the tree went back to an earlier state",
         }
     }
 
@@ -237,6 +257,10 @@ impl Reason {
             Reason::TooManyOpen => "raise the limit of open files (ulimit -n); it is retried by itself",
             Reason::SyncFailed => {
                 "look at the system's log for the disk's errors; it is written anew by itself"
+            }
+            Reason::MassRollback => {
+                "to get the other side's newer versions back, run again with --on-rollback heal (what is here now is \
+                 kept in recovered-...); if the versions here are the right ones, with --on-rollback accept"
             }
         }
     }

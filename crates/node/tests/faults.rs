@@ -1,7 +1,7 @@
 //! A disk that fails: what a failed sync was about is written anew from its source.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-use driftless_node::api::{Endpoint, Event, MaxDelete, Reason, Shared, SyncOptions};
+use driftless_node::api::{Endpoint, Event, MaxDelete, OnRollback, Reason, Shared, SyncOptions};
 use driftless_node::session::{StopFlag, run};
 use driftless_volume::{Directory, OpenOptions, StageId, fault};
 use std::path::Path;
@@ -18,6 +18,7 @@ fn options(base: &Path) -> SyncOptions {
             active_passive: false,
             filters: Vec::new(),
             max_delete: MaxDelete::Default,
+            on_rollback: OnRollback::Ask,
             dry_run: false,
             allow_unsafe_fs: false,
             once: true,

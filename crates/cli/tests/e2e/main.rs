@@ -19,6 +19,7 @@ mod once;
 mod power;
 mod queries;
 mod resources;
+mod rollback;
 mod ssh;
 mod stress;
 mod terminal;

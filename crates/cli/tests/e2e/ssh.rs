@@ -223,3 +223,25 @@ fn a_remote_index_from_an_old_copy_is_rebuilt_within_the_session() {
     );
     assert_eq!((read(&pair.a, "told"), pair.a.join("removed since").exists()), ("2".into(), false));
 }
+
+#[test]
+fn a_remote_tree_that_was_put_back_is_held_and_healed() {
+    let pair = Pair::new();
+    let Some(sshd) = Sshd::start(&pair) else { return };
+    let (a, b) = (local(&pair.a), sshd.end(&pair.b));
+    for i in 0..150 {
+        put(&pair.a, &format!("d/{i}"), "new");
+    }
+    sshd.once(&pair, &[], &a, &b);
+    for i in 0..150 {
+        put(&pair.b, &format!("d/{i}"), "old");
+        set_mtime(&pair.b.join(format!("d/{i}")), 1_700_000_000);
+    }
+    let ran = run(&mut sshd.command(&pair, &["--once"], &a, &b));
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert!(ran.out.contains("150 older than recorded"), "{ran:#?}");
+    assert_eq!(read(&pair.a, "d/7"), "new");
+    sshd.once(&pair, &["--on-rollback", "heal"], &a, &b);
+    pair.assert_same();
+    assert_eq!(read(&pair.b, "d/7"), "new");
+}

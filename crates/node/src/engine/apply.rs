@@ -427,6 +427,8 @@ impl Engine {
             Done::No(Reason::ParentWaits, String::new())
         } else if !plan::stands(tx, &step)? || step.victim().is_some_and(|v| run.sources.contains(&v.node)) {
             Done::No(Reason::Raced, "what it builds on was not done".into())
+        } else if self.takes_what_waits(tx, &step)? {
+            Done::No(Reason::NotEmpty, String::new())
         } else {
             step.refresh(tx)?;
             self.do_step(tx, &step, id, run)?

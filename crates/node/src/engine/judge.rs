@@ -211,6 +211,13 @@ impl Engine {
             return Ok(());
         }
         let from = self.left_name(tx, &node.names, &seen.key)?;
+        if let Some(from) = &from
+            && self.may_be_restored(tx, from, to, seen)?
+        {
+            local::unlink(tx, (&from.0, &from.1))?;
+            pass.taken.push((to.0.clone(), to.1.clone(), seen.clone()));
+            return Ok(());
+        }
         self.clear_dir_at(tx, pass, to)?;
         match from {
             Some((dir, name)) => {
@@ -269,12 +276,19 @@ impl Engine {
             };
             match old {
                 Some(old) if !old.kind.is_dir() && !seen.kind.is_dir() => {
+                    if self.is_kept_back(&dir, &seen) {
+                        continue;
+                    }
                     let Some(looked) = self.look_closely(tx, &fd, &path, &seen, true)? else { continue };
                     if self.may_be_torn(&looked.fingerprint) {
                         self.take_torn(tx, pass, At { dir, name }, looked)?;
                         continue;
                     }
-                    local::replace(tx, (&dir, &name), &looked)?;
+                    let at = At { dir, name };
+                    if self.keeps_back(pass, &at, &old, &looked) {
+                        continue;
+                    }
+                    local::replace(tx, (&at.dir, &at.name), &looked)?;
                     pass.recorded += 1;
                 }
                 Some(_) => {
@@ -308,6 +322,7 @@ impl Engine {
                 Located::Unknown => self.want_crawl = true,
             }
         }
+        let gone = self.removals_now(tx, pass, gone)?;
         if gone.is_empty() || !self.allow_removals(tx, pass, &gone)? {
             return Ok(());
         }
@@ -368,6 +383,24 @@ impl Engine {
     ) -> Result<bool, Fail> {
         let total = self.count_places()?;
         let limit = removal_limit(self.shared.max_delete, total);
+        if self.count_recorded(tx, gone, limit)? > limit {
+            let text = format!(
+                "more than {limit} of {total} entries are gone at once; nothing of that was recorded"
+            );
+            pass.held = true;
+            self.hold_removals(tx, text)?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// How many places are recorded at `gone` and below; one more than `limit` is enough to know.
+    pub(super) fn count_recorded(
+        &mut self,
+        tx: &mut Tx<'_>,
+        gone: &[(NodeKey, Name)],
+        limit: u64,
+    ) -> Result<u64, Fail> {
         let mut counted: HashSet<(NodeKey, Name)> = HashSet::new();
         let mut stack: Vec<(NodeKey, Name)> = gone.to_vec();
         while let Some(at) = stack.pop() {
@@ -376,12 +409,7 @@ impl Engine {
                 continue;
             }
             if counted.len() as u64 > limit {
-                let text = format!(
-                    "more than {limit} of {total} entries are gone at once; nothing of that was recorded"
-                );
-                pass.held = true;
-                self.hold_removals(tx, text)?;
-                return Ok(false);
+                break;
             }
             if !place.claims.is_empty() {
                 continue;
@@ -397,13 +425,16 @@ impl Engine {
                 after = Some(last);
             }
         }
-        Ok(true)
+        Ok(counted.len() as u64)
     }
 
     /// Directory times are part of the state: they go with the change of the children that moved them.
     fn record_dir_times(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
         if self.follows() {
             pass.touched.clear();
+            return Ok(());
+        }
+        if self.keeps_dir_times(pass) {
             return Ok(());
         }
         for key in std::mem::take(&mut pass.touched) {

@@ -60,7 +60,12 @@ impl Engine {
     }
 
     /// Moves `seen` out of `fd`, which is at `above`, below the directory for such things.
-    fn put_aside(&mut self, fd: &DirFd, above: &[Name], seen: &Seen) -> Result<RelPath, ApplyError> {
+    pub(super) fn put_aside(
+        &mut self,
+        fd: &DirFd,
+        above: &[Name],
+        seen: &Seen,
+    ) -> Result<RelPath, ApplyError> {
         let before = fd.looked_self()?.fingerprint.mtime;
         let mut to = RelPath(vec![self.recovered_name()]);
         let mut dir = self.own_dir(&self.volume.dir(&[], None)?, &to, None)?;

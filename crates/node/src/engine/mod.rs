@@ -13,6 +13,7 @@
 //! - [`limbo`]: what was replaced or removed, until nobody can write to it any more.
 //! - [`recover`]: judging what a crash left.
 //! - [`lost`]: going on after an index was lost.
+//! - [`rollback`]: asking before a tree that was put back to an earlier state is taken for users' edits.
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
@@ -37,6 +38,7 @@ mod open;
 mod open_files;
 mod peer;
 mod recover;
+mod rollback;
 mod seal;
 mod stager;
 mod suspect;
@@ -65,6 +67,7 @@ use nowhere::{AcceptCommand, Nowhere};
 use observe::{Pass, Taking};
 use open_files::OpenFiles;
 use recover::Left;
+use rollback::Rollback;
 use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -324,6 +327,7 @@ pub(crate) struct Engine {
     removals_in_window: u64,
     removed_in_window: u64,
     removal_window_at: Instant,
+    rollback: Rollback,
     stage_ids: StageIds,
 
     // what it says
@@ -522,6 +526,9 @@ impl Engine {
         if let Some(look) = self.open_files.next_look() {
             at = at.min(look);
         }
+        if let Some(judge) = self.rollback.due() {
+            at = at.min(judge);
+        }
         let now_ns = steady_ns();
         if let Some(due_ns) = self.waiting.next_due_ns() {
             at = at.min(now + Duration::from_nanos(due_ns.saturating_sub(now_ns)));
@@ -628,7 +635,7 @@ impl Engine {
                 self.enqueue(id);
             }
         }
-        if self.queue.is_empty() {
+        if self.queue.is_empty() || self.plans_wait_for_rollback()? {
             return Ok(false);
         }
         let n = self.queue.len().min(apply::ENTRIES_PER_PLAN);
@@ -747,6 +754,7 @@ impl Engine {
 
     fn start_crawl(&mut self) {
         self.want_crawl = false;
+        self.rollback.crawl_starts();
         self.set_phase(Phase::Scanning);
         self.pass = Some(Pass::crawl(self.volume.root_key()));
     }
@@ -783,6 +791,7 @@ impl Engine {
     fn crawl_over(&mut self) -> Result<(), Fail> {
         self.crawled = true;
         self.last_moments = None;
+        self.heal_rollback()?;
         if !self.scanned {
             self.scanned = true;
             self.taking = Taking::Watch;
@@ -982,6 +991,7 @@ impl Engine {
             && self.later.is_empty()
             && !self.want_crawl
             && self.waiting.all_tried()
+            && !self.rollback.is_waiting()
     }
 
     fn tell_status(&mut self) -> Result<(), Fail> {

@@ -50,6 +50,8 @@ pub(super) struct Pass {
     new_dirs: VecDeque<(NodeKey, Seen)>,
     /// True if every directory was listed: what was not found nowhere is nowhere.
     pub(super) complete: bool,
+    /// True if names that are gone have waited for what might come with them.
+    pub(super) waited: bool,
     /// True if removals were held by the guard.
     pub(super) held: bool,
     /// Changes recorded in this pass.
@@ -60,6 +62,11 @@ impl Pass {
     /// A pass over the whole tree.
     pub(super) fn crawl(root: NodeKey) -> Pass {
         Pass { todo: VecDeque::from([root]), complete: true, ..Pass::default() }
+    }
+
+    /// A pass that judges names which were found gone before.
+    pub(super) fn gone(names: BTreeSet<(NodeKey, Name)>) -> Pass {
+        Pass { missing: names.into_iter().collect(), waited: true, ..Pass::default() }
     }
 
     /// Something changed in or about this directory.
@@ -349,6 +356,9 @@ impl Engine {
             // A file that could not be read when it was different may be as recorded again.
             return if seen.kind.is_dir() { Ok(()) } else { self.settle_path(tx, path) };
         }
+        if self.is_kept_back(fd.key(), seen) {
+            return Ok(());
+        }
         if node.names.len() > 1 && !pass.complete && !same_times {
             self.note_lost_names(tx, pass, &node.names, &seen.key)?;
         }
@@ -370,6 +380,10 @@ impl Engine {
         };
         if !same_content && self.may_be_torn(&looked.fingerprint) {
             return self.take_torn(tx, pass, At { dir: fd.key().clone(), name: seen.name.clone() }, looked);
+        }
+        let at = At { dir: fd.key().clone(), name: seen.name.clone() };
+        if self.keeps_back(pass, &at, &node, &looked) {
+            return Ok(());
         }
         let before = tx.head();
         if same_content {
@@ -496,6 +510,9 @@ impl Engine {
         path: &RelPath,
         seen: &Seen,
     ) -> Result<(), Fail> {
+        if self.keeps_new_back(pass, dir, seen) {
+            return Ok(());
+        }
         let Some(looked) = self.look_closely(tx, fd, path, seen, true)? else { return Ok(()) };
         let at = (dir, &seen.name);
         match self.taking {

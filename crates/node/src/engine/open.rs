@@ -218,6 +218,7 @@ impl Engine {
             removals_in_window: 0,
             removed_in_window: 0,
             removal_window_at: now,
+            rollback: Default::default(),
             stage_ids,
             counts: Counts::default(),
             phase: Phase::Stopping,

@@ -202,7 +202,7 @@ fn is_entry(who: &Waiter) -> bool {
 /// True if a session that is to end has tried this often enough.
 fn is_tried(n: &Need) -> bool {
     match n.reason {
-        Reason::MassRemoval | Reason::TrashFull | Reason::Drift => n.tries > 0,
+        Reason::MassRemoval | Reason::MassRollback | Reason::TrashFull | Reason::Drift => n.tries > 0,
         Reason::Raced | Reason::NotEmpty | Reason::ParentWaits => n.tries >= RACES_MAX,
         _ => n.tries >= TRIES_BEFORE_GIVING_UP,
     }

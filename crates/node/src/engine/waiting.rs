@@ -39,6 +39,7 @@ impl Engine {
             }
         }
         self.look_at_open_files()?;
+        self.judge_rollback_when_quiet()?;
         let now_ns = steady_ns();
         for w in self.waiting.take_due(now_ns, now_ns + TRYING_NS) {
             match &w {
@@ -50,6 +51,9 @@ impl Engine {
                 Waiter::Path(path) => {
                     let names: Option<Vec<Name>> =
                         path.split(|b| *b == b'/').map(|n| Name::new(n).ok()).collect();
+                    if names.is_none() && !self.crawled {
+                        continue; // the first crawl tells
+                    }
                     let tries = self.waiting.get(&w).map_or(0, |n| n.tries);
                     self.waiting.count_try(&w, now_ns + retry_pause_ns(tries));
                     match names {
@@ -199,7 +203,8 @@ impl Engine {
     /// A whole crawl held nothing back.
     pub(super) fn settle_held(&mut self, tx: &mut Tx<'_>) {
         let who = Waiter::Path(b".".to_vec());
-        if self.waiting.get(&who).is_some_and(|n| n.reason == Reason::MassRemoval) {
+        let held = |n: &Need| matches!(n.reason, Reason::MassRemoval | Reason::MassRollback);
+        if self.waiting.get(&who).is_some_and(held) {
             self.resolved(tx, &who, b".");
         }
     }

@@ -36,6 +36,7 @@ impl Pair {
                 active_passive: false,
                 filters: Vec::new(),
                 max_delete: MaxDelete::Default,
+                on_rollback: Default::default(),
                 dry_run: false,
                 allow_unsafe_fs: false,
                 once: true,
