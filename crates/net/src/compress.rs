@@ -2,7 +2,8 @@
 //! goes on like that is probed only now and then.
 
 use std::io;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::bulk::Compressor;
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 /// Level 1: more than a gigabyte per second on what it cannot shrink, 300 MB/s on what it can.
 const LEVEL: i32 = 1;
@@ -14,6 +15,15 @@ const LEN_MIN: usize = 200;
 const STREAK: u32 = 4;
 /// ... only each of this many is probed.
 const SKIPPED: u32 = 15;
+
+/// A decompressor keeps this much (as a power of two: 2 MiB) of what it gave, and more is refused. Levels up to 3 want no
+/// more for any length, and a stranger could ask for 128 MiB.
+const WINDOW_LOG_MAX: u32 = 21;
+/// Memory taken for what is unpacked before any of it is seen, per packed byte: states shrink to about a tenth, and what
+/// fits is unpacked in one go, without the window.
+const FIRST_PER_BYTE: usize = 16;
+/// Memory for what is unpacked then doubles, but by this much at least.
+const GROWTH_LEN_MIN: usize = 64 << 10;
 
 /// What a stream of payloads of one sort was like so far.
 #[derive(Default, Debug)]
@@ -79,23 +89,46 @@ impl Packer {
 }
 
 /// Decompresses payloads of one connection.
-pub(crate) struct Unpacker(Decompressor<'static>);
+pub(crate) struct Unpacker(Decoder<'static>);
 
 impl Unpacker {
     pub(crate) fn new() -> io::Result<Unpacker> {
-        Ok(Unpacker(Decompressor::new()?))
+        let mut zstd = Decoder::new()?;
+        zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
+        Ok(Unpacker(zstd))
     }
 
-    /// Exactly `raw_len` bytes, or an error. The caller has checked that so many are allowed.
+    /// Exactly `raw_len` bytes, or an error. The caller has checked that so many are allowed; memory for them is taken as
+    /// they appear, for a length costs its sender nothing.
     pub(crate) fn unpack(&mut self, packed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
-        let mut raw = Vec::with_capacity(raw_len);
+        self.0.reinit()?;
+        let mut raw = Vec::with_capacity(raw_len.min(packed.len().saturating_mul(FIRST_PER_BYTE)));
+        let mut input = InBuffer::around(packed);
+        loop {
+            if raw.len() == raw.capacity() {
+                raw.reserve_exact(raw.len().max(GROWTH_LEN_MIN).min(raw_len.saturating_sub(raw.len())));
+            }
+            let before = (input.pos(), raw.len());
+            let at = raw.len();
+            let left = self.0.run(&mut input, &mut OutBuffer::around_pos(&mut raw, at))?;
+            if left == 0 {
+                break;
+            }
+            // Nothing left to read, or no room although there is as much as there may be.
+            if before == (input.pos(), raw.len()) {
+                return Err(not_as_said());
+            }
+        }
         // The capacity may be more than what was asked for; the length is checked for that.
-        let len = self.0.decompress_to_buffer(packed, &mut raw)?;
-        if len != raw_len {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not of the length it says"));
+        if raw.len() != raw_len || input.pos() != packed.len() {
+            return Err(not_as_said());
         }
         Ok(raw)
     }
+}
+
+fn not_as_said() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not of the length it says")
 }
 
 #[cfg(test)]
@@ -147,6 +180,43 @@ mod tests {
         let mut raw = vec![0; SAMPLE_LEN];
         raw.extend(noise(SAMPLE_LEN * 20));
         assert_eq!(p.pack(&raw, &mut probe).unwrap(), None);
+    }
+
+    #[test]
+    fn what_shrank_a_lot_grows_back_in_steps() {
+        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        // The longest that a frame may have, and lengths at which the memory for it just suffices, or does not.
+        for len in [GROWTH_LEN_MIN - 1, GROWTH_LEN_MIN, GROWTH_LEN_MIN + 1, 3 << 20, 64 << 20] {
+            let raw: Vec<u8> = (0..len).map(|i| (i / 1000) as u8).collect();
+            let packed = p.pack(&raw, &mut probe).unwrap().unwrap();
+            assert!(packed.len() * FIRST_PER_BYTE < raw.len(), "{len}");
+            assert!(u.unpack(packed, len).unwrap() == raw, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_window_beyond_the_bound_is_refused() {
+        // Longer than either window, which is else cut to the length.
+        let (mut u, raw) = (Unpacker::new().unwrap(), vec![7; 5 << 20]);
+        let mut p = Compressor::new(LEVEL).unwrap();
+        for (log, allowed) in [(WINDOW_LOG_MAX, true), (WINDOW_LOG_MAX + 1, false)] {
+            p.set_parameter(zstd::zstd_safe::CParameter::WindowLog(log)).unwrap();
+            p.set_parameter(zstd::zstd_safe::CParameter::ContentSizeFlag(false)).unwrap();
+            let packed = p.compress(&raw).unwrap();
+            assert_eq!(u.unpack(&packed, raw.len()).is_ok(), allowed, "{log}");
+        }
+    }
+
+    #[test]
+    fn one_frame_and_nothing_behind_it() {
+        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let packed = p.pack(&[7; 1000], &mut probe).unwrap().unwrap().to_vec();
+        for cut in 0..packed.len() {
+            assert!(u.unpack(&packed[..cut], 1000).is_err(), "{cut}");
+        }
+        assert!(u.unpack(&[&packed[..], &packed].concat(), 2000).is_err());
+        assert!(u.unpack(&[&packed[..], b"x"].concat(), 1000).is_err());
+        assert_eq!(u.unpack(&packed, 1000).unwrap(), [7; 1000], "errors leave nothing behind");
     }
 
     #[test]

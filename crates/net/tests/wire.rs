@@ -22,18 +22,31 @@ use std::cell::Cell;
 thread_local! {
     /// Greatest single allocation of this thread since it was last reset.
     static GREATEST: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that this thread holds beyond those it held when it was last reset, and the most it held since.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+/// Allocates nothing: the cells need no beginning and no end.
+fn note(more: isize) {
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + more);
+        let _ = MOST.try_with(|most| most.set(most.get().max(held.get())));
+    });
 }
 
 struct Watching;
 
 #[allow(unsafe_code)]
-// SAFETY: passes everything on to the system's allocator unchanged; the note taken allocates nothing.
+// SAFETY: passes everything on to the system's allocator unchanged; the notes taken allocate nothing.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = GREATEST.try_with(|g| g.set(g.get().max(layout.size())));
+        note(layout.size() as isize);
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        note(-(layout.size() as isize));
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -308,6 +321,21 @@ fn a_raw_length_beyond_the_bound_is_refused_before_memory_is_taken() {
     bytes.extend([0; 6]);
     assert!(matches!(read(&bytes), Err(WireError::TooLong { frame: "batch", .. })));
     read_watched(&bytes, 512 << 10);
+}
+
+#[test]
+fn a_raw_length_within_the_bound_costs_what_is_really_unpacked() {
+    let (raw_len, claimed) = (100 << 10, 33 << 20);
+    let mut bytes = write(&[Frame::Control(vec![7; raw_len])], true);
+    // Length and type; then flags, raw length, and what Zstandard made of it.
+    assert_eq!(bytes[5..10], [1, 0, 1, 0x90, 0], "compressed");
+    bytes[4] = 2;
+    bytes[6..10].copy_from_slice(&(claimed as u32).to_be_bytes());
+    HELD.set(0);
+    MOST.set(0);
+    assert!(matches!(read(&bytes), Err(WireError::Compressed { frame: "batch", .. })));
+    let most = usize::try_from(MOST.get()).unwrap();
+    assert!((raw_len..4 * raw_len).contains(&most), "{most} bytes held for {} bytes", bytes.len());
 }
 
 #[test]

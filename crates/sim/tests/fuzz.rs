@@ -52,8 +52,8 @@ static ALLOCATOR: Counting = Counting;
 const HELD_PER_BYTE: usize = 1_024;
 /// ... and so much whatever the input.
 const HELD_MAX: usize = 1 << 20;
-/// A compressed frame may unpack to what frames of its type may have (a batch: 33 MiB), beside the decompressor's own.
-const FRAME_HELD_MAX: usize = 48 << 20;
+/// Frames, beside that: what is read ahead, and steps in which unpacked bytes grow.
+const FRAME_HELD_MAX: usize = 4 << 20;
 /// Inputs of each target, every day.
 const INPUTS: u64 = 20_000;
 /// Attacks of a hostile peer, every day.
