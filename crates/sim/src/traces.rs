@@ -2,9 +2,10 @@
 //! longer runs found), and those of the review. Every one is run with the planner and without it.
 //!
 //! A script is a list of commands: `0 mv f g` is what the user of site 0 does; `all` synchronises everything and shows
-//! it; `sync 0 1` only brings states; `show 1` makes a disk show its tree; `send 0 1 3` puts a batch of at most three
-//! rows on the wire, `deliver 0` delivers the first message there, `again 0` too but leaves a duplicate; `collect 0`, `lose 0`,
-//! `forget 0` (the index), `blind 0` (no index yet) and `join 0`. `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
+//! it; `sync 0 1` only brings states; `show 1` makes a disk show its tree, `showsome 1 2 3` three entries of it after two
+//! others; `send 0 1 3` puts a batch of at most three rows on the wire, `deliver 0` delivers the first message there,
+//! `again 0` too but leaves a duplicate; `collect 0`, `lose 0`, `forget 0` (the index), `blind 0` (no index yet) and
+//! `join 0`. `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
 
 use crate::disk::Tree;
 use crate::site::{Op, base_of, file};
@@ -48,6 +49,7 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
         "again" => Step::Deliver(number(1), true),
         "lost" => Step::Lose(number(1)),
         "show" => Step::Show(number(1)),
+        "showsome" => Step::ShowSome(number(1), number(2), number(3)),
         "collect" => Step::Collect(number(1)),
         "forget" => Step::Forget(number(1)),
         "join" => Step::Join(number(1)),
@@ -594,4 +596,18 @@ fn concurrent_chmod_and_write_both_happen() {
     let tree = w.sites[1].tree();
     assert_eq!(text(&tree), "f=2");
     assert_eq!(tree.values().next().unwrap().mode, 0o600);
+}
+
+#[test]
+fn what_went_into_a_union_early_leaves_it_with_its_own_directory() {
+    for (make, left) in [("create a/x 1", "u/x=1"), ("mkdir a/x", "u/x/")] {
+        // Whichever of the entries has its turn alone, while `a` is to become one with `u`.
+        for skip in 0..6 {
+            let script = format!(
+                "0 mkdir a; 0 {make}; all; 1 mkdir u; sync 1 2; show 2; 0 mv a u; sync 0 2; \
+                 showsome 2 {skip} 1; 1 mv u v; sync 1 2; show 2"
+            );
+            trace(3, &script, &format!("u/ {left} v/"));
+        }
+    }
 }

@@ -436,6 +436,7 @@ impl<'p, 't> Planner<'p, 't> {
         if self.class_node(&above)?.as_ref() != Some(&at.dir) {
             return Ok(Dir::Later);
         }
+        self.admit(&above, &at.dir)?;
         let key = match found {
             Some(key) if self.move_dir(&key, &at)? => key,
             Some(_) => return Ok(Dir::Later),
@@ -455,6 +456,24 @@ impl<'p, 't> Planner<'p, 't> {
         }
         self.set_dir_attrs(class, &key)?;
         Ok(Dir::Here(key))
+    }
+
+    /// Says that a directory stands for all of its class, before anything is put in. What is put in for a member that the
+    /// record does not lead from to this directory would stay behind if that member left before its own turn.
+    fn admit(&mut self, class: &Class, key: &NodeKey) -> Result<()> {
+        let Some(node) = self.tx.node(key)? else { return Ok(()) };
+        let Some((dir, name)) = node.names.first() else { return Ok(()) };
+        let mut members = self.dir_members(key)?;
+        if class.iter().all(|m| members.contains(m)) {
+            return Ok(());
+        }
+        // Those that left stay until what is theirs is moved.
+        members.extend(class.iter());
+        members.sort();
+        members.dedup();
+        let at = At { dir: dir.clone(), name: name.clone() };
+        let binding = Binding { members, ..Binding::default() };
+        self.step(Step::Rebind { at, node: key.clone(), binding })
     }
 
     /// Plans what stands where a class has to go. False if that lies below the class's own node.
@@ -883,6 +902,9 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// Makes a place show what it should.
     fn fill(&mut self, goal: &Goal) -> Result<()> {
+        if !self.stale(goal)? {
+            self.admit(&goal.class, &goal.at.dir)?;
+        }
         let mut victim = None;
         if self.tx.place(&goal.at.dir, &goal.at.name)?.is_some() {
             if !self.stale(goal)? && self.touch_up(goal)? {
