@@ -3,7 +3,7 @@
 
 use crate::disk::{Disk, Seen, Tree};
 use crate::site::{Site, base_of, same_but_modes};
-use crate::world::{Verdict, World};
+use crate::world::{Sight, Verdict, World};
 use driftless_core::rows::Table;
 use driftless_core::tree;
 use driftless_core::*;
@@ -73,14 +73,14 @@ impl World {
                 return Err(format!("loss of {d:?}, {}, in {}", t.origin, print(&tree)));
             }
             // Whoever removed it had not seen the new name that somebody gave it.
-            let unseen = |(r, n): &(ReplicaId, u64)| t.dropped.iter().all(|seen| seen.get(*r) < *n);
+            let unseen = |(r, n): &(ReplicaId, u64)| t.dropped.iter().all(|seen| seen.perhaps.get(*r) < *n);
             // Of two who rename it one wins, and may be the one who removes it then.
             let alone = t.named.windows(2).all(|w| w[0].0 == w[1].0);
             let named = t.born <= 1 && !t.replaced && alone && t.named.iter().any(unseen);
             if named && self.is_undisturbed() && !shown.contains(d) {
                 return Err(format!("loss of {d:?}, renamed unseen, {}, in {}", t.origin, print(&tree)));
             }
-            let known = |seen: &VersionVector| t.touched.iter().all(|(r, n)| seen.get(*r) >= *n);
+            let known = |seen: &Sight| t.touched.iter().all(|(r, n)| seen.surely.get(*r) >= *n);
             let causal = t.born <= 1 && t.dropped.iter().any(known);
             let sure = self.forgotten == 0 && !self.rules.equal_contents;
             if causal && sure && shown.contains(d) {

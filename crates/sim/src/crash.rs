@@ -20,7 +20,7 @@ impl World {
         for token in self.tokens.values_mut() {
             for (r, n) in &mut token.touched {
                 if *r == me && *n > durable {
-                    *n = u64::MAX;
+                    *n = crate::world::UNRECORDED;
                 }
             }
         }

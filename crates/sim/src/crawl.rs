@@ -7,7 +7,7 @@ use crate::site::Site;
 use driftless_core::local::{self, Origin};
 use driftless_core::tx::{Result, Tx};
 use driftless_core::{Bind, Content, Name, NodeKey};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Passes after which a disk that nobody touches must be taken in.
 const PASSES_MAX: usize = 100;
@@ -17,7 +17,7 @@ pub fn crawl(site: &mut Site) -> std::result::Result<(), String> {
     let disk = site.disk.clone();
     let shipped_n = site.shipped_n;
     site.tx(|tx| {
-        let mut crawl = Crawl { disk: &disk, shipped_n, spots: spots(&disk), aside: 0 };
+        let mut crawl = Crawl { disk: &disk, shipped_n, spots: spots(&disk), aside: BTreeSet::new() };
         for _ in 0..PASSES_MAX {
             if !crawl.pass(tx)? {
                 crawl.looks(tx)?;
@@ -35,7 +35,8 @@ struct Crawl<'a> {
     shipped_n: u64,
     /// Where every name of the disk is, directories before what is in them.
     spots: Vec<(NodeKey, Name, u64)>,
-    aside: usize,
+    /// Inodes that were in the way.
+    aside: BTreeSet<NodeKey>,
 }
 
 fn spots(disk: &Disk) -> Vec<(NodeKey, Name, u64)> {
@@ -94,14 +95,44 @@ impl Crawl<'_> {
             return Ok(true);
         }
         for (_, _, key) in &movers {
-            if let Some((dir, name)) = self.left_name(tx, key)? {
-                self.aside += 1;
-                let aside = Name::new(format!(".aside-{}", self.aside).as_bytes()).unwrap();
-                local::rename(tx, (&dir, &name), (&Disk::key(ROOT), &aside), u64::MAX)?;
+            if self.step_aside(tx, key)? {
+                return Ok(true);
+            }
+        }
+        self.clear_for_new(tx)
+    }
+
+    /// Known inodes that have gone into directories nobody knows yet leave the names where these are to be recorded.
+    fn clear_for_new(&mut self, tx: &mut Tx<'_>) -> Result<bool> {
+        let inodes: BTreeSet<NodeKey> = self.spots.iter().map(|(_, _, ino)| Disk::key(*ino)).collect();
+        let mut waiting = Vec::new();
+        for (dir, name, ino) in &self.spots {
+            if tx.node(&Disk::key(*ino))?.is_some() || tx.node(dir)?.is_none() {
+                continue;
+            }
+            let Some(place) = tx.place(dir, name)? else { continue };
+            if inodes.contains(&place.node) {
+                waiting.push(place.node.clone());
+            }
+        }
+        for key in waiting {
+            if self.step_aside(tx, &key)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// An inode leaves the name that it is not at any more for one in the root, once. False if there is none.
+    fn step_aside(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<bool> {
+        if self.aside.contains(key) {
+            return Ok(false);
+        }
+        let Some((dir, name)) = self.left_name(tx, key)? else { return Ok(false) };
+        let aside = Name::new(format!(".aside-{}", self.aside.len()).as_bytes()).unwrap();
+        local::rename(tx, (&dir, &name), (&Disk::key(ROOT), &aside), u64::MAX)?;
+        self.aside.insert(key.clone());
+        Ok(true)
     }
 
     /// True if what is recorded at the target moves itself, or a mover is still recorded below it.

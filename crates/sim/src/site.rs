@@ -35,6 +35,8 @@ pub struct Site {
     commits: u64,
     /// What its disk shows everything of.
     pub shown: VersionVector,
+    /// What its disk may show something of.
+    pub glimpsed: VersionVector,
 }
 
 /// What a user does. Paths are written with slashes; `name~2` is the third conflict copy of `name`.
@@ -80,6 +82,7 @@ impl Site {
             open_plans: Vec::new(),
             commits: number as u64 * 1_000_003,
             shown: VersionVector::new(),
+            glimpsed: VersionVector::new(),
         };
         let root = site.disk.looked(ROOT);
         site.tx(|tx| local::init_root(tx, &root));
@@ -253,6 +256,12 @@ impl Site {
 
     pub fn head(&self) -> u64 {
         self.read(|tx| Ok(tx.head()))
+    }
+
+    /// The disk has been brought nearer to what is merged now.
+    pub fn glimpse(&mut self) {
+        let merged = self.states().into_iter().map(|e| e.ctx);
+        merged.for_each(|ctx| self.glimpsed.join(&ctx));
     }
 
     /// All states, in feed order.

@@ -4,8 +4,8 @@
 //! A script is a list of commands: `0 mv f g` is what the user of site 0 does; `all` synchronises everything and shows
 //! it; `sync 0 1` only brings states; `show 1` makes a disk show its tree, `showsome 1 2 3` three entries of it after two
 //! others; `send 0 1 3` puts a batch of at most three rows on the wire, `deliver 0` delivers the first message there,
-//! `again 0` too but leaves a duplicate; `collect 0`, `lose 0`, `forget 0` (the index), `blind 0` (no index yet) and
-//! `join 0`. `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
+//! `again 0` too but leaves a duplicate; `collect 0`, `lose 0`, `forget 0` (the index), `blind 0` (no index yet),
+//! `join 0`, `stop 0` (the process is killed) and `start 0`. `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
 
 use crate::disk::Tree;
 use crate::site::{Op, base_of, file};
@@ -19,12 +19,18 @@ fn trace(sites: usize, script: &str, end: &str) {
 }
 
 fn trace_in(rules: Rules, script: &str, end: &str) {
-    for planner in [false, true] {
+    // A disk that is built anew has no intents that a crash leaves.
+    for planner in [false, true].into_iter().filter(|p| *p || !rules.crashes) {
         let mut w = World::new(Rules { planner, ..rules.clone() });
         run(&mut w, script);
         w.finish().unwrap_or_else(|why| panic!("planner {planner}: {why}"));
         assert_eq!(text(&w.sites[0].tree()), end, "planner {planner}");
     }
+}
+
+/// A world whose processes can be killed.
+fn crashing(sites: usize) -> Rules {
+    Rules { crashes: true, ..World::mesh(sites).rules }
 }
 
 fn run(w: &mut World, script: &str) {
@@ -53,6 +59,8 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
         "collect" => Step::Collect(number(1)),
         "forget" => Step::Forget(number(1)),
         "join" => Step::Join(number(1)),
+        "stop" => Step::Stop(number(1)),
+        "start" => Step::Start(number(1)),
         _ => {
             let token = |i: usize| number(i) as u64;
             let path = |i: usize| words[i].to_string();
@@ -610,4 +618,24 @@ fn what_went_into_a_union_early_leaves_it_with_its_own_directory() {
             trace(3, &script, &format!("u/ {left} v/"));
         }
     }
+}
+
+#[test]
+fn a_name_given_while_nobody_watches_outlives_a_removal_elsewhere() {
+    let script = "0 mkdir b; 0 create y 3; all; stop 1; 0 rm y; 1 ln y b/c; start 1";
+    trace_in(crashing(2), script, "b/ b/c=3");
+}
+
+#[test]
+fn directories_moved_into_one_that_took_the_place_of_another_are_found_after_a_crash() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; 0 create b/c/f 1; all; \
+                  0 mv b/c a/b/b; 0 mv b a/c; 0 mkdir b; 0 mv a/c b/b; 0 mv a/b b/c; stop 0; 0 mv a b/c/b/b; start 0";
+    trace_in(crashing(2), script, "b/ b/b/ b/c/ b/c/b/ b/c/b/b/ b/c/b/f=1");
+}
+
+#[test]
+fn who_was_shown_a_new_name_before_he_knew_the_head_may_remove_it() {
+    let script = "0 create x 2; 0 mkdir a; 0 create a/x 4; 0 create y 3; all; \
+                  1 mv x a/x; 1 write y 8; 1 symlink z 9; send 1 0 3; deliver 0; show 0; 0 rm a/x";
+    trace(2, script, "a/ y=8 z:symlink");
 }

@@ -171,7 +171,7 @@ pub(crate) struct Token {
     /// Who did something to it, and when in his feed.
     pub touched: Vec<(ReplicaId, u64)>,
     /// What those had seen who made it vanish from their disks.
-    pub dropped: Vec<VersionVector>,
+    pub dropped: Vec<Sight>,
     /// Who gave a file with it another name, and when in his feed.
     pub named: Vec<(ReplicaId, u64)>,
     /// It went by something else than a plain removal: something took its place, or a disk was put back.
@@ -182,12 +182,22 @@ pub(crate) struct Token {
     pub origin: String,
 }
 
+/// What somebody had seen of others' changes when he did something.
+#[derive(Clone, Default)]
+pub(crate) struct Sight {
+    /// All of these for sure.
+    pub surely: VersionVector,
+    /// None but these.
+    pub perhaps: VersionVector,
+}
+
 /// Index and disk as they were.
 pub(crate) struct Copy {
     store: MemStore,
     disk: Disk,
     plan_cursor: u64,
     shown: VersionVector,
+    glimpsed: VersionVector,
 }
 
 pub struct World {
@@ -207,6 +217,9 @@ pub struct World {
 
 /// What was found wrong.
 pub type Verdict = Result<(), String>;
+
+/// The position of what is not in its author's feed yet: known to its author's user alone.
+pub(crate) const UNRECORDED: u64 = u64::MAX - 1;
 
 const TICK_NS: u64 = 1_000_000_000;
 
@@ -336,6 +349,7 @@ impl World {
             }
         }
         self.sites[i].scan(lost_index);
+        self.sites[i].glimpse();
         self.check_records(i)
     }
 
@@ -349,6 +363,7 @@ impl World {
             disk: site.disk.clone(),
             plan_cursor: site.plan_cursor,
             shown: site.shown.clone(),
+            glimpsed: site.glimpsed.clone(),
         };
         self.copies.insert(i, copy);
     }
@@ -374,7 +389,7 @@ impl World {
         site.store = copy.store;
         site.harden();
         site.plan_cursor = copy.plan_cursor;
-        site.shown = copy.shown;
+        (site.shown, site.glimpsed) = (copy.shown, copy.glimpsed);
         if disk_too {
             site.disk = copy.disk;
             let has = site.disk.identities();
@@ -382,7 +397,7 @@ impl World {
             for d in had.difference(&has) {
                 let token = self.tokens.entry(*d).or_default();
                 token.born += 1;
-                token.dropped.push(VersionVector::new());
+                token.dropped.push(Sight::default());
                 token.replaced = true;
             }
         }
@@ -412,7 +427,7 @@ impl World {
         copy.store = original.store.fork();
         copy.disk = original.disk.clone();
         copy.plan_cursor = original.plan_cursor;
-        copy.shown = original.shown.clone();
+        (copy.shown, copy.glimpsed) = (original.shown.clone(), original.glimpsed.clone());
         copy.shipped_n = original.shipped_n;
         copy.clock_ns = original.clock_ns;
         copy.harden();
@@ -438,11 +453,11 @@ impl World {
     /// True if the user could do it.
     fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
         if self.sites[i].blind {
-            let before = self.sites[i].disk.tree();
+            let (before, touched) = (self.sites[i].disk.tree(), self.touched(i, op));
             let done = self.sites[i].act(op);
             if done {
                 self.stats.acts += 1;
-                self.note(i, op, &before, Vec::new());
+                self.note(i, op, &before, touched);
             }
             return Ok(done);
         }
@@ -508,7 +523,7 @@ impl World {
     fn note(&mut self, i: usize, op: &Op, before: &Tree, touched: Vec<Digest>) {
         let site = &self.sites[i];
         // What nobody watches is recorded later, at a position not known yet.
-        let at = (site.me, if site.blind { u64::MAX } else { site.head() });
+        let at = (site.me, if site.blind { UNRECORDED } else { site.head() });
         let had: BTreeSet<Digest> = before.values().filter_map(|s| s.identity).collect();
         let has: BTreeSet<Digest> = site.disk.identities();
         for d in touched.iter().chain(has.difference(&had)) {
@@ -531,8 +546,9 @@ impl World {
             }
             _ => None,
         };
-        let mut seen = site.shown.clone();
-        seen.add(Dot::new(site.me, u64::MAX - 1));
+        let mut seen = Sight { surely: site.shown.clone(), perhaps: site.glimpsed.clone() };
+        seen.surely.add(Dot::new(site.me, UNRECORDED));
+        seen.perhaps.add(Dot::new(site.me, UNRECORDED));
         if let Some(content) = born {
             let token = self.tokens.entry(content.identity()).or_default();
             token.born += 1;
@@ -646,6 +662,7 @@ impl World {
             return Ok(false);
         }
         self.sites[i].shown = shown;
+        self.sites[i].glimpse();
         self.check_records(i)?;
         let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
         if !same(&tree, &disk) {
@@ -660,6 +677,7 @@ impl World {
         }
         let available = self.available();
         crate::planned::show_some(&mut self.sites[i], &available, skip, count)?;
+        self.sites[i].glimpse();
         self.check_records(i)
     }
 
