@@ -5,7 +5,7 @@
 //! lock two files of one name.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -60,7 +60,11 @@ impl Lock {
             Err(TryLockError::WouldBlock) => return Err(held(dir, &file)),
             Err(TryLockError::Error(e)) => return Err(fail(e)),
         }
-        introduce(&mut file, purpose).map_err(fail)?;
+        match introduce(&mut file, purpose) {
+            // The lock is held; who holds it is for messages only.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
+            other => other.map_err(fail)?,
+        }
         Ok(Lock { _file: file })
     }
 }
@@ -70,9 +74,10 @@ fn introduce(file: &mut File, purpose: &str) -> io::Result<()> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let command: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let text = format!("{}\n{since}\n{purpose}: {}\n", std::process::id(), command.join(" "));
-    file.set_len(0)?;
+    // On a full disk there may be room in what the last one has written, and nowhere else.
     file.rewind()?;
-    file.write_all(text.as_bytes())
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn held(dir: &Path, file: &File) -> LockError {

@@ -5,7 +5,7 @@ use crate::stat::{self, only_mtime};
 use crate::sys::{self, Writers};
 use driftless_core::fitness::FsClass;
 use driftless_core::{Kind, Time};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -16,6 +16,11 @@ const TICK_NS_MIN: u64 = 10_000_000;
 
 /// So many changes take some 20 microseconds, a small part of any tick.
 const DISTINCT_CHANGES: u64 = 16;
+
+/// Files in the private directory that things are tried with.
+const TRIED_WITH: (&str, &str) = ("probe-a", "probe-b");
+/// A file that is made to see how new ones come out.
+const CREATED: &str = "probe-new";
 
 /// What a volume's file system can and cannot do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,6 +68,11 @@ pub struct Created {
     pub mode_mask: u32,
     /// True if files are born with extended attributes (security labels).
     pub xattrs: bool,
+}
+
+impl Created {
+    /// Nothing could be made to look at: owner, mode and attributes of each file are looked at and set.
+    const UNKNOWN: Created = Created { uid: u32::MAX, gid: u32::MAX, mode_mask: 0, xattrs: true };
 }
 
 /// Magic numbers of file systems (`statfs`) that we know by name; true where `syncfs` is to be trusted.
@@ -157,32 +167,34 @@ impl Capabilities {
         self.exchange || self.noreplace
     }
 
+    /// The files it is tried with stay, so that it can be tried on a disk that has become full as well.
     fn probe_by_writing(&mut self, private: BorrowedFd<'_>) -> Result<(), Errno> {
-        let name = |which: &str| format!("probe-{}-{which}", std::process::id());
-        let (a, b) = (name("a"), name("b"));
-        let clean = || {
-            for name in [&a, &b] {
-                // What is not there need not be removed.
-                let _ = rustix::fs::unlinkat(private, name, AtFlags::empty());
-            }
-        };
-        clean();
-        let result = self.probe_with(private, &a, &b);
-        clean();
+        // Where directories cannot be locked, two processes that begin at one moment may take each other for writers: one
+        // of them ends a moment later, for the lock of the tree.
+        let locked = rustix::fs::flock(private, FlockOperation::LockExclusive);
+        let result = self.probe_with(private);
+        if locked.is_ok() {
+            // The lock goes with the descriptor at the latest.
+            let _ = rustix::fs::flock(private, FlockOperation::Unlock);
+        }
         result
     }
 
-    fn probe_with(&mut self, private: BorrowedFd<'_>, a: &str, b: &str) -> Result<(), Errno> {
-        let first = create(private, a)?;
-        let second = create(private, b)?;
-        rustix::io::write(&first, &[1; 4096])?;
-        self.created = created(&first)?;
-        self.exchange = rustix::fs::renameat_with(private, a, private, b, RenameFlags::EXCHANGE).is_ok();
+    fn probe_with(&mut self, private: BorrowedFd<'_>) -> Result<(), Errno> {
+        let (a, b) = TRIED_WITH;
+        let first = open_or_create(private, a)?;
+        let second = open_or_create(private, b)?;
+        full_is_fine(rustix::io::pwrite(&first, &[1; 4096], 0).map(drop))?;
+        self.created = created(private)?;
+        self.exchange = match rustix::fs::renameat_with(private, a, private, b, RenameFlags::EXCHANGE) {
+            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC),
+            tried => tried.is_ok(),
+        };
         let refused = rustix::fs::renameat_with(private, a, private, b, RenameFlags::NOREPLACE);
         self.noreplace = refused == Err(Errno::EXIST);
-        self.xattrs =
-            rustix::fs::fsetxattr(&first, "user.driftless.probe", b"1", XattrFlags::empty()).is_ok();
-        self.reflink = rustix::fs::ioctl_ficlone(&second, &first).is_ok();
+        let set = rustix::fs::fsetxattr(&first, "user.driftless.probe", b"1", XattrFlags::empty());
+        self.xattrs = full_is_fine(set).is_ok();
+        self.reflink = full_is_fine(rustix::fs::ioctl_ficlone(&second, &first)).is_ok();
         let folded = a.to_uppercase();
         self.case_folding =
             stat::stat_name(private, &std::ffi::CString::new(folded).unwrap_or_default()).is_ok();
@@ -207,11 +219,14 @@ impl Capabilities {
 }
 
 /// True if each change in a quick row of changes and looks gets a time stamp of its own: in so short a time, a clock
-/// that ticks gives at most two.
+/// that ticks gives at most two. On a full disk a clock that ticks is the safe answer.
 fn distinct_ctimes(fd: &OwnedFd) -> Result<bool, Errno> {
     let mut last = None;
     for at in 0..DISTINCT_CHANGES {
-        rustix::io::pwrite(fd, b"x", at)?;
+        match rustix::io::pwrite(fd, b"x", at) {
+            Err(Errno::NOSPC | Errno::DQUOT) => return Ok(false),
+            written => written?,
+        };
         let ctime = stat::fingerprint_of(&stat::stat_fd(fd)?).ctime;
         if last.replace(ctime) == Some(ctime) {
             return Ok(false);
@@ -220,15 +235,36 @@ fn distinct_ctimes(fd: &OwnedFd) -> Result<bool, Errno> {
     Ok(true)
 }
 
-fn create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o777))
+/// What does not know a thing says so before it finds that it has no room for it.
+fn full_is_fine(tried: Result<(), Errno>) -> Result<(), Errno> {
+    match tried {
+        Err(Errno::NOSPC | Errno::DQUOT) => Ok(()),
+        other => other,
+    }
 }
 
-fn created(fd: &OwnedFd) -> Result<Created, Errno> {
-    let stat = stat::stat_fd(fd)?;
+fn open_or_create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
+}
+
+/// Makes a file and looks at it.
+fn created(dir: BorrowedFd<'_>) -> Result<Created, Errno> {
+    let clean = || {
+        // What is not there need not be removed; what cannot be removed is found below.
+        let _ = rustix::fs::unlinkat(dir, CREATED, AtFlags::empty());
+    };
+    clean();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(dir, CREATED, flags, Mode::from_raw_mode(0o777)) {
+        Err(Errno::NOSPC | Errno::DQUOT) => return Ok(Created::UNKNOWN),
+        other => other?,
+    };
+    let stat = stat::stat_fd(&fd);
+    let xattrs = rustix::fs::flistxattr_query(&fd).is_ok_and(|len| len > 0);
+    clean();
+    let stat = stat?;
     debug_assert_eq!(stat::kind_of(&stat), Kind::File);
-    let xattrs = rustix::fs::flistxattr_query(fd).is_ok_and(|len| len > 0);
     Ok(Created { uid: stat.stx_uid, gid: stat.stx_gid, mode_mask: u32::from(stat.stx_mode) & 0o777, xattrs })
 }
 

@@ -172,13 +172,24 @@ impl Directory {
     }
 
     fn write_marker_in(&self, dir: &OwnedFd, marker: &Marker) -> Result<(), Errno> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(dir, MARKER_NEW, flags, Mode::from_raw_mode(0o600))?;
-        crate::stage::write_all(&fd, marker.text().as_bytes(), 0)?;
+        let (fd, text) = (open_new_marker(dir)?, marker.text());
+        // Written over what keeps room for it: cut first, it would give that room away.
+        crate::stage::write_all(&fd, text.as_bytes(), 0)?;
+        rustix::fs::ftruncate(&fd, text.len() as u64)?;
         rustix::fs::fsync(&fd)?;
         rustix::fs::renameat(dir, MARKER_NEW, dir, MARKER)?;
         rustix::fs::fsync(dir)?;
         rustix::fs::fsync(&self.0.root)
+    }
+
+    /// Sets room aside for a marker, which has to be written at a moment that cannot wait for some.
+    ///
+    /// # Errors
+    /// [`Reason::NoSpace`] if there is none.
+    pub fn keep_room_for_marker(&self) -> Result<(), VolumeError> {
+        let kept = open_new_marker(&self.private()?.dir)
+            .and_then(|fd| crate::stage::write_all(&fd, &[b' '; MARKER_LEN_MAX], 0));
+        kept.doing("keep room for the volume's marker", MARKER)
     }
 
     /// Which mount of the root's file system this is: another text after the file system was mounted anew, and after the
@@ -443,6 +454,12 @@ impl Marker {
         let replica = u64::from_str_radix(lines.next()?.strip_prefix("replica ")?, 16).ok()?;
         Some(Marker { volume, replica: ReplicaId(replica) })
     }
+}
+
+/// The file that becomes the marker when it is complete.
+fn open_new_marker(dir: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, MARKER_NEW, flags, Mode::from_raw_mode(0o600))
 }
 
 type PrivateFds = (OwnedFd, OwnedFd, OwnedFd);

@@ -1,14 +1,36 @@
 //! Disks that fill up and limits of the process: told, waited for, and gone on by itself.
 
 use crate::common::*;
+use serde_json::Value;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A small file system of memory, unmounted when dropped.
+/// A small file system, unmounted when dropped.
 struct Small(PathBuf);
 
 impl Small {
+    /// Makes one of `kind` in a loop image and mounts it at `dir`; says so and gives nothing where that is not possible.
+    fn on_disk(kind: &str, dir: &Path, image: &Path) -> Option<Small> {
+        let (len, mkfs) = match kind {
+            "xfs" => (300 << 20, ["mkfs.xfs", "-q", "-f"]),
+            _ => (24 << 20, ["mkfs.ext4", "-q", "-F"]),
+        };
+        if !has(mkfs[0]) {
+            return None;
+        }
+        fs::create_dir_all(dir).unwrap();
+        fs::File::create(image).unwrap().set_len(len).unwrap();
+        assert!(Command::new(mkfs[0]).args(&mkfs[1..]).arg(image).status().unwrap().success());
+        let done = Command::new("mount").args(["-o", "loop"]).arg(image).arg(dir).output().unwrap();
+        if !done.status.success() {
+            eprintln!("skipped: not permitted to mount a loop image ({done:?})");
+            return None;
+        }
+        Some(Small(dir.to_owned()))
+    }
+
     /// Mounts one at `dir`; says so and gives nothing where that is not allowed.
     fn mount(dir: &Path, len: &str) -> Option<Small> {
         fs::create_dir_all(dir).unwrap();
@@ -81,6 +103,114 @@ fn a_full_disk_of_a_volume_is_told_and_gone_on_with() {
     running.stop();
     pair.once(&[]);
     pair.assert_same();
+}
+
+/// Leaves not one byte free.
+fn fill_up(dir: &Path) -> PathBuf {
+    let path = dir.join("ballast");
+    let mut file = fs::File::options().create(true).append(true).open(&path).unwrap();
+    for len in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![1; len]).is_ok() {}
+    }
+    path
+}
+
+/// Killed on a disk that is full, started on it, and freed.
+fn is_started_on_a_full_disk(pair: &Pair) {
+    put(&pair.a, "first", "1");
+    put(&pair.a, "d/replaced", "old");
+    let mut running = pair.start(&[]);
+    fs::write(pair.b.join("ballast"), "").unwrap();
+    pair.wait_same("the ballast has a name");
+    let ballast = fill_up(&pair.b);
+    for i in 0..20 {
+        put(&pair.a, &format!("small/{i}"), &"z".repeat(6_000));
+    }
+    put(&pair.a, "d/replaced", "new");
+    running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "no_space");
+    running.kill();
+    fill_up(&pair.b);
+    let mut running = Running::start(&mut pair.sync_command(&["--json"]));
+    let waits = running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "no_space");
+    assert_eq!(waits["side"], "b");
+    let listed = pair.ask(&["failures", "--json", "--root", pair.b.to_str().unwrap()]);
+    assert!(listed.out.contains("no_space"), "{listed:?}");
+    fs::remove_file(ballast).unwrap();
+    wait_until("there was room", || match pair.differences() {
+        d if d.is_empty() => Ok(()),
+        d => Err(d.join("\n")),
+    });
+    assert_eq!(running.stop().1, 0);
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(left_private(&pair.b), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_start_on_a_full_tmpfs_waits_for_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    is_started_on_a_full_disk(&pair);
+}
+
+#[test]
+fn a_start_on_a_full_ext4_waits_for_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::on_disk("ext4", &pair.b, &pair.base.path().join("image")) else { return };
+    fs::remove_dir(pair.b.join("lost+found")).unwrap();
+    is_started_on_a_full_disk(&pair);
+}
+
+#[test]
+fn a_start_on_a_full_xfs_waits_for_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::on_disk("xfs", &pair.b, &pair.base.path().join("image")) else { return };
+    is_started_on_a_full_disk(&pair);
+}
+
+#[test]
+fn a_first_start_on_a_full_disk_waits_for_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    let ballast = fill_up(&pair.b);
+    put(&pair.a, "first", "1");
+    let once = pair.sync(&["--once"]);
+    assert_eq!(once.code, 1, "{once:?}");
+    assert!(once.err.contains("Free space"), "{once:?}");
+    let mut running = Running::start(&mut pair.sync_command(&["--json"]));
+    running
+        .wait_for_row(|e| e["event"] == "log" && e["text"].as_str().unwrap().contains("until there is room"));
+    fs::remove_file(ballast).unwrap();
+    running.wait_for_row(|e| e["event"] == "log" && e["text"].as_str().unwrap().contains("going on"));
+    pair.wait_same("there was room");
+    assert_eq!(running.stop().1, 0);
+}
+
+#[test]
+fn a_start_with_a_full_disk_of_the_state_waits_for_room() {
+    let pair = Pair::new();
+    let Some(_disk) = Small::mount(&pair.state(), "48M") else { return };
+    put(&pair.a, "first", "1");
+    let mut running = pair.start(&[]);
+    let ballast = fill_up(&pair.state());
+    for i in 0..4_000 {
+        put(&pair.a, &format!("d/{i}"), "content");
+    }
+    running.wait_for_row(|e| e["event"] == "log" && e["text"].as_str().unwrap().contains("is full"));
+    running.kill();
+    fill_up(&pair.state());
+    // It ends while it waits if it is told to.
+    let mut running = Running::start(&mut pair.sync_command(&["--json"]));
+    let is_waiting =
+        |e: &Value| e["event"] == "log" && e["text"].as_str().unwrap().contains("until there is room");
+    running.wait_for_row(is_waiting);
+    assert_eq!(running.stop().1, 3);
+    let mut running = Running::start(&mut pair.sync_command(&["--json"]));
+    running.wait_for_row(is_waiting);
+    fs::remove_file(ballast).unwrap();
+    pair.wait_same("there was room");
+    assert_eq!(running.stop().1, 0);
+    pair.once(&[]);
 }
 
 #[test]

@@ -244,7 +244,7 @@ impl Engine {
             }
         }
         if run.whole.values().any(|(_, names)| !names.is_empty()) {
-            self.take_out_others(run)?;
+            self.take_out_others(run);
         }
         if let Err(e) = self.volume.make_durable_since(&to_sync, failures) {
             self.stage_again(run, &new, &e);
@@ -260,11 +260,20 @@ impl Engine {
         failures: u64,
         new: &[(&NodeKey, EntryId)],
     ) -> Result<(), Fail> {
-        let mut renamed = Vec::new();
-        for staged in run.staged.values_mut().filter(|s| is_transfer(s.id)) {
+        let (mut renamed, mut refused) = (Vec::new(), Vec::new());
+        for (node, staged) in run.staged.iter_mut().filter(|(_, s)| is_transfer(s.id)) {
             let id = StageId(self.stage_ids.take());
-            *staged = self.volume.rename_staged(staged.clone(), id).map_err(Fail::Volume)?;
-            renamed.push(staged.clone());
+            match self.volume.rename_staged(staged.clone(), id) {
+                Ok(now) => {
+                    *staged = now;
+                    renamed.push(staged.clone());
+                }
+                Err(e) => refused.push((node.clone(), e)),
+            }
+        }
+        for (node, e) in refused {
+            let entry = new.iter().find(|(n, _)| **n == node).map(|(_, entry)| *entry);
+            self.throw_away(run, &node, entry, &e);
         }
         if let Err(e) = self.volume.make_durable_since(&renamed, failures) {
             self.stage_again(run, new, &e);
@@ -277,15 +286,20 @@ impl Engine {
     fn stage_again(&mut self, run: &mut Run, new: &[(&NodeKey, EntryId)], e: &VolumeError) {
         self.log(Level::Error, e.advice());
         for (node, entry) in new {
-            let Some(staged) = run.staged.remove(*node) else { continue };
-            if let Some((dir, name)) = &staged.within {
-                let whole = run.whole.values_mut().find(|(whole, _)| Arc::ptr_eq(whole, dir));
-                whole.map(|(_, names)| names.remove(name));
-            }
-            // If it cannot be removed, the next start sweeps it.
-            let _ = self.volume.unstage(&staged);
-            run.failed.insert(*entry, (volume_reason(e), e.to_string()));
+            self.throw_away(run, node, Some(*entry), e);
         }
+    }
+
+    /// What was staged for `node` is not used: its entry waits, for `e`.
+    fn throw_away(&self, run: &mut Run, node: &NodeKey, entry: Option<EntryId>, e: &VolumeError) {
+        let Some(staged) = run.staged.remove(node) else { return };
+        if let Some((dir, name)) = &staged.within {
+            let whole = run.whole.values_mut().find(|(whole, _)| Arc::ptr_eq(whole, dir));
+            whole.map(|(_, names)| names.remove(name));
+        }
+        // If it cannot be removed, the next start sweeps it.
+        let _ = self.volume.unstage(&staged);
+        run.failed.extend(entry.map(|entry| (entry, (volume_reason(e), e.to_string()))));
     }
 
     /// Directories that the plan makes and that were staged with files in them.
@@ -323,15 +337,23 @@ impl Engine {
     }
 
     /// Files that lie in the directories now to be shown, and are no part of this plan.
-    fn take_out_others(&mut self, run: &Run) -> Result<(), Fail> {
+    fn take_out_others(&mut self, run: &Run) {
         let shown = |s: &Staged| {
             let within = s.within.as_ref();
             within.is_some_and(|(dir, _)| run.whole.values().any(|(whole, _)| Arc::ptr_eq(whole, dir)))
         };
-        for early in self.early.values_mut().filter(|e| shown(&e.staged)) {
-            early.staged = self.volume.take_out(early.staged.clone()).map_err(Fail::Volume)?;
-        }
-        Ok(())
+        let volume = &self.volume;
+        self.early.retain(|_, early| {
+            if !shown(&early.staged) {
+                return true;
+            }
+            let out = volume.take_out(early.staged.clone());
+            if out.is_err() {
+                // It is asked for again when it is planned.
+                let _ = volume.unstage(&early.staged);
+            }
+            out.map(|staged| early.staged = staged).is_ok()
+        });
     }
 
     /// What was staged before the state was merged may need other attributes than it came with. Says whether it is

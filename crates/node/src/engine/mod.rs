@@ -22,7 +22,7 @@
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`nowhere`]: versions that nobody holds who could be asked.
 //! - [`open_files`]: files that were taken in while somebody writes to them.
-//! - [`open`]: opening index and tree, guarding.
+//! - [`open`]: opening index and tree, guarding; [`no_room`]: on a full disk that has to wait.
 
 mod apply;
 mod causes;
@@ -32,6 +32,7 @@ mod held;
 mod judge;
 mod limbo;
 mod lost;
+mod no_room;
 mod nowhere;
 mod observe;
 mod open;
@@ -146,6 +147,9 @@ pub(crate) enum Fail {
     Peer(String),
     #[error("{what}")]
     Refused { what: String, advice: String },
+    /// A disk is full, so that not even a beginning can be made.
+    #[error("{what}")]
+    NoRoom { what: String },
     /// The index was put aside: a new session builds another.
     #[error("{0}")]
     Rebuild(String),
@@ -166,6 +170,7 @@ impl Fail {
             Fail::Root(_) => "check that the directory is there, mounted and readable".to_owned(),
             Fail::Peer(_) => "look at the other side's message; run it again when it can be reached".to_owned(),
             Fail::Refused { advice, .. } => advice.clone(),
+            Fail::NoRoom { .. } => "free some space there and run it again".to_owned(),
             Fail::Rebuild(_) => "run it again: the index is rebuilt from the other side and the tree".to_owned(),
             Fail::Bug(_) => "please report it, with the output of a run with -vv".to_owned(),
         };
@@ -246,6 +251,8 @@ pub(crate) struct Engine {
     volume: Directory,
     store: Arc<dyn Store>,
     volume_id: u128,
+    /// What came before there was room to begin; taken before what is in the inbox.
+    early_input: VecDeque<ToEngine>,
     inbox: Channel<ToEngine>,
     out: ChannelSender<FromEngine>,
     /// From the command line, by the socket.
@@ -444,6 +451,9 @@ impl Engine {
     // ----- input
 
     fn take_input(&mut self) -> Result<(), Fail> {
+        while let Some(m) = self.early_input.pop_front() {
+            self.handle(m)?;
+        }
         while let Ok(m) = self.inbox.try_recv() {
             self.handle(m)?;
         }

@@ -5,6 +5,7 @@ use super::content::Contents;
 use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
+use super::no_room;
 use super::nowhere::{self, AcceptCommand, Nowhere};
 use super::open_files::OpenFiles;
 use super::recover::Left;
@@ -24,7 +25,7 @@ use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
 use driftless_core::tx::{self, Env};
 use driftless_core::{ReplicaId, Tx};
-use driftless_index::{Index, IndexError, Lock, StateDir};
+use driftless_index::{Index, IndexError, Lock, LockError, StateDir, StateDirError};
 use driftless_volume::{Directory, Hint, Marker, WatchMode, Watcher};
 use lru::LruCache;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -45,7 +46,7 @@ pub(super) const SETTING_LOST: &[u8] = b"lost_index";
 const HINT_BATCHES_MAX: usize = 1024;
 
 /// What an engine holds while it runs: the locks, and the socket that answers queries on its index.
-struct Held {
+pub(super) struct Held {
     /// The index file, if it may be written.
     index: Option<PathBuf>,
     _control: Option<ControlServer>,
@@ -55,6 +56,7 @@ struct Held {
 }
 
 /// What an engine is started with.
+#[derive(Clone)]
 pub(crate) struct EngineOptions {
     pub(crate) side: Side,
     pub(crate) root: PathBuf,
@@ -73,7 +75,10 @@ pub(crate) fn start(
     let name = format!("engine-{:?}", options.side);
     std::thread::Builder::new().name(name).spawn(move || {
         let whose = options.root.display().to_string();
-        let result = Engine::open(options, inbox, out.clone()).and_then(|(mut engine, held)| {
+        let opened = no_room::open_when_there_is_room(&options, &inbox, &out);
+        let result = opened.and_then(|opened| {
+            // Told to end before there was room.
+            let Some((mut engine, held)) = opened else { return Ok(Counts::default()) };
             let result = engine.run().map(|()| engine.counts);
             // The index is closed before the lock goes: who gets the lock next finds it closed.
             drop(engine);
@@ -90,7 +95,7 @@ pub(crate) fn start(
 }
 
 impl Engine {
-    fn open(
+    pub(super) fn open(
         options: EngineOptions,
         inbox: Channel<ToEngine>,
         out: ChannelSender<FromEngine>,
@@ -105,6 +110,9 @@ impl Engine {
             .map_err(|e| Fail::Refused { what: e.to_string(), advice: "correct the pattern".into() })?;
         let tree = if create_private { Some(take(&root.join(PRIVATE), "sync")?) } else { None };
         let marker = volume.marker().map_err(Fail::Volume)?;
+        if marker.is_none() && create_private {
+            volume.keep_room_for_marker().map_err(Fail::Volume)?;
+        }
         let Opened { store, commands, held, kept_as } = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
         let snapshot = store.snapshot()?;
@@ -150,6 +158,7 @@ impl Engine {
             volume,
             store,
             volume_id,
+            early_input: VecDeque::new(),
             inbox,
             out,
             commands,
@@ -363,9 +372,12 @@ const PRIVATE: &str = ".driftless";
 
 /// Locks a directory of ours, or says who has it.
 fn take(dir: &std::path::Path, purpose: &str) -> Result<Lock, Fail> {
-    Lock::acquire(dir, purpose).map_err(|e| Fail::Refused {
-        what: e.to_string(),
-        advice: "end that process first, or leave the work to it".into(),
+    Lock::acquire(dir, purpose).map_err(|e| match &e {
+        LockError::Io { source, .. } if no_room::is_full(source) => no_room::no_room(&e),
+        LockError::Io { .. } | LockError::Held { .. } => Fail::Refused {
+            what: e.to_string(),
+            advice: "end that process first, or leave the work to it".into(),
+        },
     })
 }
 
@@ -397,11 +409,16 @@ fn open_store(
         let store = Arc::new(OverlayStore::new(base));
         return Ok(Opened { store, commands: never(), held: Some(held), kept_as: None });
     }
-    let dir = state.replica(root).map_err(|e| {
-        refused(e.to_string(), "name another place with --state, or correct the directory's owner")
+    let dir = state.replica(root).map_err(|e| match &e {
+        StateDirError::Io { source, .. } if no_room::is_full(source) => no_room::no_room(&e),
+        _ => refused(e.to_string(), "name another place with --state, or correct the directory's owner"),
     })?;
     let lock = take(dir.path(), "sync")?;
     let (index, kept_as) = open_or_rebuild(&dir.index())?;
+    if !index.has_room() {
+        // Not even what a start has to write down is sure to find room.
+        return Err(no_room::no_room(&"the disk that holds the state directory is full"));
+    }
     let index: Arc<dyn Store> = Arc::new(index);
     let queried = index.clone();
     let (ask, commands) = unbounded();
@@ -411,10 +428,11 @@ fn open_store(
         (_, Err(e)) => query::Response::Failed(e.to_string()),
     });
     let control = control.map_err(|e| {
-        refused(
-            format!("cannot listen at {}: {e}", dir.control().display()),
-            "put the state on a file system that can hold sockets (--state)",
-        )
+        let what = format!("cannot listen at {}: {e}", dir.control().display());
+        match no_room::is_full(&e) {
+            true => no_room::no_room(&what),
+            false => refused(what, "put the state on a file system that can hold sockets (--state)"),
+        }
     })?;
     let held = Held { index: Some(dir.index()), _control: Some(control), _lock: lock, _tree: tree };
     Ok(Opened { store: index, commands, held: Some(held), kept_as })
@@ -445,7 +463,8 @@ fn open_or_rebuild(path: &std::path::Path) -> Result<(Index, Option<PathBuf>), F
 }
 
 fn refuse(e: IndexError) -> Fail {
-    let advice = match e {
+    let advice = match &e {
+        IndexError::Io { source, .. } if no_room::is_full(source) => return no_room::no_room(&e),
         IndexError::Damaged { .. } => {
             "a real run puts it aside and rebuilds the index from the other side and the tree"
         }

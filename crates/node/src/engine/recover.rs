@@ -91,7 +91,7 @@ impl Engine {
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let mut copies = self.find_beside(&mut tx, &rows, &mut private)?;
         for row in &rows {
-            self.judge(&mut tx, row, &mut private)?;
+            self.judge(&mut tx, (row, &rows), &mut private)?;
             if let Some(copy) = row.staged.as_ref().and_then(|staged| copies.remove(&staged.name)) {
                 self.judge_copy(&mut tx, row, &copy)?;
             }
@@ -183,7 +183,12 @@ impl Engine {
         self.give_back(tx, &row.at, copy)
     }
 
-    fn judge(&mut self, tx: &mut Tx<'_>, row: &IntentRow, private: &mut Private) -> Result<(), Fail> {
+    fn judge(
+        &mut self,
+        tx: &mut Tx<'_>,
+        (row, rows): (&IntentRow, &[IntentRow]),
+        private: &mut Private,
+    ) -> Result<(), Fail> {
         if !row.entry.is_root() {
             self.left.redo.insert(row.entry);
         }
@@ -197,7 +202,9 @@ impl Engine {
         match (&row.staged, row.operation) {
             (Some(staged), _) => self.judge_staged(tx, row, staged, private, victim_waits),
             (None, Operation::Remove) => self.judge_removal(tx, row, victim_waits),
-            (None, Operation::Move) if Plan::is_parked_dir(&row.at.dir) => self.judge_parked(tx, row),
+            (None, Operation::Move) if Plan::is_parked_dir(&row.at.dir) => {
+                self.judge_parked(tx, (row, rows), private)
+            }
             _ => Ok(()),
         }
     }
@@ -345,13 +352,18 @@ impl Engine {
     }
 
     /// What was moved out of the way by us did not go away.
-    fn judge_parked(&mut self, tx: &mut Tx<'_>, row: &IntentRow) -> Result<(), Fail> {
+    fn judge_parked(
+        &mut self,
+        tx: &mut Tx<'_>,
+        (row, rows): (&IntentRow, &[IntentRow]),
+        private: &Private,
+    ) -> Result<(), Fail> {
         let Some(from) = row.source.clone() else { return Ok(()) };
         if !is_parked_at(&self.volume, &row.node).map_err(Fail::Volume)? {
             return Ok(());
         }
         let Some(place) = tx.place(&from.dir, &from.name)?.filter(|p| p.node == row.node) else {
-            return Ok(());
+            return self.judge_stray(tx, &from, (row, rows), private);
         };
         let node = tx.node_must(&row.node)?;
         let kind = node.kind;
@@ -360,6 +372,36 @@ impl Engine {
             self.left.redo.extend(members.iter().copied());
         }
         plan::record(tx, &Step::Park { from, node: row.node.clone(), kind }, None)?;
+        Ok(())
+    }
+
+    /// What was moved out of the way and stands in no record: a power cut took back that it came to the place where it
+    /// was taken from, or the record of that. As it was staged, it is ours; else somebody's.
+    fn judge_stray(
+        &mut self,
+        tx: &mut Tx<'_>,
+        from: &At,
+        (row, rows): (&IntentRow, &[IntentRow]),
+        private: &Private,
+    ) -> Result<(), Fail> {
+        let parked = Plan::parked(&row.node);
+        if tx.node(&row.node)?.is_some() || tx.place(&parked.dir, &parked.name)?.is_some() {
+            return Ok(());
+        }
+        let is_it = |p: &&PrivateEntry| {
+            p.part == Part::Limbo && p.key == row.node && StageId::parse(&p.name).is_none()
+        };
+        let Some(found) = private.values().find(is_it) else { return Ok(()) };
+        let as_staged = |r: &&IntentRow| {
+            let now = (found.fingerprint.size, found.fingerprint.mtime);
+            r.staged.as_ref().is_some_and(|s| s.node == found.key && (s.size, s.mtime) == now)
+        };
+        let Some(staged) = rows.iter().find(as_staged) else { return self.give_back(tx, from, found) };
+        let key = (staged.entry, staged.dot);
+        self.left.placed.remove(&key);
+        if let Some(other) = self.left.staged.insert(key, found.clone()) {
+            self.drop_private(&other);
+        }
         Ok(())
     }
 
