@@ -384,7 +384,8 @@ impl Step {
 
 /// True if the record still shows what the step was planned on: an earlier step of the batch that should have made
 /// room, or brought what this one moves, may have failed. What is recorded at a name must not be covered by
-/// another inode then, or the change that was in the way would never be seen.
+/// another inode then, or the change that was in the way would never be seen. Nor must a directory's record go while something
+/// is recorded in it, whatever the disk shows: nobody would ever look for that again.
 pub fn stands(tx: &mut Tx<'_>, step: &Step) -> Result<bool> {
     let (source, target) = match step {
         Step::MakeDir { at, .. } | Step::Put { at, .. } => (None, Some(at.clone())),
@@ -399,6 +400,11 @@ pub fn stands(tx: &mut Tx<'_>, step: &Step) -> Result<bool> {
     };
     if let Some((from, node)) = source
         && tx.place(&from.dir, &from.name)?.is_none_or(|p| p.node != *node)
+    {
+        return Ok(false);
+    }
+    if let Some(victim) = step.victim().filter(|v| v.kind.is_dir())
+        && !tx.places_in(&victim.node, None, 1)?.is_empty()
     {
         return Ok(false);
     }

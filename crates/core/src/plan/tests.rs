@@ -664,6 +664,26 @@ fn nothing_is_put_where_what_was_there_is_still_recorded() {
     assert_eq!(v.disk.run_step(&mut tx, &plan.steps[1]), Err(MemError::NotRecorded));
 }
 
+/// What was to leave a directory did not, because a user had removed both. That the directory is gone as wished must not
+/// be recorded then: what is recorded in it would be in no directory that anybody looks at.
+#[test]
+fn a_directory_in_which_something_is_recorded_stays_recorded() {
+    let (mut a, mut v) = (Author::new(1), Volume::new());
+    let d = a.dir(ROOT, "d");
+    let f = a.file(d, "f", "x");
+    v.take(&a);
+    a.rename(f, 0, ROOT, "f");
+    a.remove(d);
+    v.receive(a.states.values());
+    let plan = v.plan();
+    assert_eq!(words(&plan.steps), ["move", "remove"]);
+    let snap = v.store.snapshot().unwrap();
+    let mut tx = Tx::open(&*snap, ENV).unwrap();
+    assert!(!stands(&mut tx, &plan.steps[1]).unwrap());
+    v.disk.run_step(&mut tx, &plan.steps[0]).unwrap();
+    assert!(stands(&mut tx, &plan.steps[1]).unwrap());
+}
+
 #[test]
 fn a_file_becomes_a_directory_and_back() {
     let (mut a, mut v) = (Author::new(1), Volume::new());
