@@ -211,10 +211,10 @@ pub trait Store: Send + Sync {
     }
 }
 
-type Tables = BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>;
+type Tables = [Arc<BTreeMap<Vec<u8>, Vec<u8>>>; Table::ALL.len()];
 
-/// The in-memory twin of the store on disk. A snapshot is a reference to an immutable copy, made
-/// anew by the next commit only where somebody still holds the old one.
+/// The in-memory twin of the store on disk. A snapshot refers to immutable tables, of which the next commit makes those
+/// anew that it changes and somebody still holds.
 #[derive(Default)]
 pub struct MemStore {
     tables: std::sync::Mutex<Arc<Tables>>,
@@ -245,9 +245,11 @@ impl Store for MemStore {
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         let mut guard = self.lock();
-        let tables = Arc::make_mut(&mut guard);
-        for (table, changes) in Table::ALL.into_iter().zip(batch.0) {
-            let rows = tables.entry(table).or_default();
+        for (table, changes) in Arc::make_mut(&mut guard).iter_mut().zip(batch.0) {
+            if changes.is_empty() {
+                continue;
+            }
+            let rows = Arc::make_mut(table);
             for (key, value) in changes {
                 match value {
                     Some(v) => rows.insert(key, v),
@@ -264,7 +266,7 @@ pub struct MemSnapshot(Arc<Tables>);
 
 impl Read for MemSnapshot {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.get(&table).and_then(|t| t.get(key)).cloned())
+        Ok(self.0[table.index()].get(key).cloned())
     }
 
     fn scan(
@@ -277,14 +279,13 @@ impl Read for MemSnapshot {
         if to.is_some_and(|to| to <= from) {
             return Ok(Vec::new());
         }
-        let Some(t) = self.0.get(&table) else { return Ok(Vec::new()) };
         let to = to.map_or(Bound::Unbounded, Bound::Excluded);
-        let rows = t.range::<[u8], _>((Bound::Included(from), to));
+        let rows = self.0[table.index()].range::<[u8], _>((Bound::Included(from), to));
         Ok(rows.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())
     }
 
     fn last(&self, table: Table) -> Result<Option<Row>, StoreError> {
-        Ok(self.0.get(&table).and_then(|t| t.last_key_value()).map(|(k, v)| (k.clone(), v.clone())))
+        Ok(self.0[table.index()].last_key_value().map(|(k, v)| (k.clone(), v.clone())))
     }
 }
 

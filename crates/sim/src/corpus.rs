@@ -6,7 +6,7 @@ use driftless_core::codec::{Encoder, ReplicaTable};
 use driftless_core::intent::{IntentRow, StagedFile, encode_intents};
 use driftless_core::plan::{Plan, PlanOptions, Step, plan_entry};
 use driftless_core::recipe::{Item, Level, Recipe};
-use driftless_core::rows::{Read, Store, Table};
+use driftless_core::rows::{Read, Table};
 use driftless_core::trash::{self, Record, Why};
 use driftless_core::tx::{Env, Tx};
 use driftless_core::{Attrs, Digest, EntryId, Kind, NodeKey, ReplicaId, Time};
@@ -48,7 +48,7 @@ fn write_corpus() {
             out.entry(e, &mut table);
             rows.push(out.buf);
         }
-        let snapshot = site.store.snapshot().unwrap();
+        let snapshot = site.store.snapshot();
         rows.extend(raw(&*snapshot, Table::Nodes));
         rows.extend(raw(&*snapshot, Table::Places));
         records.push(encode_intents(&intents(&world)));
@@ -67,14 +67,14 @@ fn intents(world: &World) -> Vec<IntentRow> {
     let mut fresh = crate::site::Site::new(50, 0, 0);
     let states = world.sites[0].states();
     fresh.tx(|tx| {
-        for e in &states {
+        for e in &*states {
             driftless_core::tree::receive(tx, e, &Default::default())?;
         }
         Ok(())
     });
     let mut plan = Plan::new();
     fresh.read(|tx| {
-        for e in &states {
+        for e in &*states {
             plan_entry(tx, e.id, &mut plan, &PlanOptions::default())?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! A POSIX file tree in memory: inodes that are never reused, directories, hard links.
 
+use crate::memo::Versioned;
 use driftless_core::local::Looked;
 use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,7 @@ pub struct Inode {
 
 #[derive(Clone, Debug)]
 pub struct Disk {
-    pub inodes: BTreeMap<u64, Inode>,
+    pub inodes: Versioned<BTreeMap<u64, Inode>>,
     /// Directories whose names changed, until somebody has seen to their times.
     pub touched: BTreeSet<u64>,
     pub now: Time,
@@ -47,8 +48,8 @@ pub type Tree = BTreeMap<Vec<Name>, Seen>;
 
 impl Disk {
     pub fn new() -> Disk {
-        let mut d =
-            Disk { inodes: BTreeMap::new(), touched: BTreeSet::new(), now: Time::default(), next: ROOT };
+        let inodes = Versioned::new(BTreeMap::new());
+        let mut d = Disk { inodes, touched: BTreeSet::new(), now: Time::default(), next: ROOT };
         d.new_inode(Kind::Dir, None, 0o755);
         d.new_inode(Kind::Dir, None, 0o700);
         d

@@ -4,7 +4,7 @@
 use crate::prng::Prng;
 use crate::scene::Scene;
 use crate::site::Site;
-use crate::world::World;
+use crate::world::{Available, World};
 use crate::{planned, scene};
 use driftless_core::link::{
     Batch, Hello, OwnHello, Receipt, ReceiveError, Receiver, Role, SendLimits, Sender,
@@ -12,7 +12,7 @@ use driftless_core::link::{
 use driftless_core::link::{check_hello, hello};
 use driftless_core::tx::Known;
 use driftless_core::*;
-use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// Messages of one attack.
 const MESSAGES: usize = 40;
@@ -40,7 +40,7 @@ fn attack_or_panic(seed: u64, tally: &mut Tally) -> Result<(), String> {
     // What is wrong with a history is for other runs to say.
     let _ = scene::live(Scene::Mixed, seed, &mut world, &mut Vec::new());
     let mut a = Attacker { rng: Prng::new(seed ^ 0xa77a_c4e5), me: ReplicaId(0xbad), states: Vec::new() };
-    a.states = world.sites[0].states();
+    a.states = world.sites[0].states().to_vec();
     let site = &mut world.sites[0];
     let mut receiver = Receiver::new(a.me);
     let mut sender = Sender::new(a.me, 0, VersionVector::new(), SendLimits::default());
@@ -81,8 +81,8 @@ fn check(site: &mut Site) -> Result<(), String> {
             return Err(format!("{path:?} is below nothing"));
         }
     }
-    let available: BTreeSet<Digest> = tree.values().filter_map(|s| s.identity).collect();
-    planned::show(site, &available).map(|_| ())
+    let available = tree.values().filter_map(|s| s.identity).collect();
+    planned::show(site, &Available::new(vec![Rc::new(available)])).map(|_| ())
 }
 
 struct Attacker {

@@ -23,6 +23,7 @@ mod crash;
 mod crawl;
 mod disk;
 pub mod hostile;
+mod memo;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod naive;

@@ -2,6 +2,7 @@
 
 use crate::disk::{Disk, PARKED, ROOT};
 use crate::site::Site;
+use crate::world::Available;
 use driftless_core::tree::{self, Shares};
 use driftless_core::tx::{Result, Tx};
 use driftless_core::*;
@@ -15,9 +16,8 @@ struct Builder {
 }
 
 /// False, and nothing happens, if a content is nowhere to be had.
-pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> bool {
-    let wanted: BTreeSet<Digest> = site.tree().values().filter_map(|s| s.identity).collect();
-    if !wanted.is_subset(available) {
+pub fn show(site: &mut Site, available: &Available) -> bool {
+    if !available.has_all_of(&site.tree()) {
         return false;
     }
     let old = site.disk.clone();
@@ -47,7 +47,7 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> bool {
 }
 
 fn forget(tx: &mut Tx<'_>, old: &Disk) -> Result<()> {
-    for (ino, inode) in &old.inodes {
+    for (ino, inode) in old.inodes.iter() {
         for name in inode.names.keys() {
             tx.delete_place(&Disk::key(*ino), name);
         }

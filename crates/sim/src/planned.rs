@@ -2,6 +2,7 @@
 
 use crate::disk::{Disk, PARKED};
 use crate::site::{Site, time_of_union};
+use crate::world::Available;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
 use driftless_core::tx::{Result as TxResult, Tx};
@@ -9,9 +10,8 @@ use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey}
 use std::collections::{BTreeSet, HashMap};
 
 /// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
-pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> Result<bool, String> {
-    let wanted: BTreeSet<Digest> = site.tree().values().filter_map(|s| s.identity).collect();
-    if !wanted.is_subset(available) {
+pub fn show(site: &mut Site, available: &Available) -> Result<bool, String> {
+    if !available.has_all_of(&site.tree()) {
         return Ok(false);
     }
     let todo = todo(site);
@@ -25,12 +25,7 @@ pub fn show(site: &mut Site, available: &BTreeSet<Digest>) -> Result<bool, Strin
 }
 
 /// Plans and does only some of what is to be done: others wait for contents, or their turn.
-pub fn show_some(
-    site: &mut Site,
-    available: &BTreeSet<Digest>,
-    skip: usize,
-    count: usize,
-) -> Result<(), String> {
+pub fn show_some(site: &mut Site, available: &Available, skip: usize, count: usize) -> Result<(), String> {
     let all = todo(site);
     let some: Vec<EntryId> = all.iter().cycle().skip(skip).take(count.min(all.len())).copied().collect();
     let (plan, waits) = plan(site, &some);
@@ -75,6 +70,13 @@ pub struct OpenPlan {
 
 /// Performs a plan and records it. What the steps are is durable before the first of them.
 fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String> {
+    if plan.steps.is_empty() && site.disk.touched.is_empty() {
+        site.tx(|tx| {
+            done.iter().for_each(|id| tx.remove_pending(*id));
+            Ok(())
+        });
+        return Ok(());
+    }
     site.harden();
     let mut disk = site.disk.clone();
     // Steps move the times of directories to where no state has them.
@@ -109,7 +111,7 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
 }
 
 /// Begins a plan and does the first `count` steps, of which nothing is recorded. False if there are not so many.
-pub fn begin(site: &mut Site, available: &BTreeSet<Digest>, count: usize) -> Result<bool, String> {
+pub fn begin(site: &mut Site, available: &Available, count: usize) -> Result<bool, String> {
     let (plan, _) = plan(site, &todo(site));
     let needs = |s: &Step| match s {
         Step::Put { content, .. } => !available.contains(&content.identity()),

@@ -1,18 +1,20 @@
 //! One replica: an index in memory, a simulated disk, and a user who works on that disk.
 
+use crate::check::Records;
 use crate::disk::{Disk, PARKED, ROOT, Seen, Tree};
+use crate::memo::{Index, Memo};
 use crate::planned::OpenPlan;
 use crate::prng::Prng;
 use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Origin};
-use driftless_core::rows::{MemStore, Store};
 use driftless_core::tree;
 use driftless_core::tx::{Env, Result, Tx, knowledge_vv};
 use driftless_core::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 pub struct Site {
-    pub store: MemStore,
+    pub store: Index,
     pub disk: Disk,
     pub me: ReplicaId,
     pub epoch: u64,
@@ -28,7 +30,9 @@ pub struct Site {
     /// The process does not run; users go on.
     pub stopped: bool,
     /// What a crash leaves of the index, in worlds that have crashes.
-    durable: Option<MemStore>,
+    durable: Option<Index>,
+    /// [`Site::plan_cursor`] as it was made durable.
+    durable_cursor: u64,
     /// Plans whose records a crash may take back, with what was made by their steps: durable before the first of them.
     pub open_plans: Vec<OpenPlan>,
     /// Numbers this site's commits, so that each gets a tag of its own.
@@ -37,6 +41,24 @@ pub struct Site {
     pub shown: VersionVector,
     /// What its disk may show something of.
     pub glimpsed: VersionVector,
+    /// The versions at which its disk was found to show everything.
+    pub shown_at: Option<(u64, u64)>,
+    /// What its records were when they were checked last.
+    pub(crate) records: Records,
+    memos: Memos,
+}
+
+/// What was worked out of index and disk as they are.
+#[derive(Default)]
+struct Memos {
+    tree: Memo<Tree>,
+    disk_tree: Memo<Tree>,
+    bindings: Memo<Bindings>,
+    recorded: Memo<Bindings>,
+    states: Memo<Vec<Entry>>,
+    identities: Memo<BTreeSet<Digest>>,
+    knowledge: Memo<VersionVector>,
+    head: Memo<u64>,
 }
 
 /// What a user does. Paths are written with slashes; `name~2` is the third conflict copy of `name`.
@@ -65,8 +87,8 @@ pub enum Op {
 impl Site {
     pub fn new(number: usize, epoch: u64, skew_ns: u64) -> Site {
         let me = ReplicaId(number as u64 + 1);
-        let store = MemStore::new();
-        store.commit(Tx::create(me)).unwrap();
+        let mut store = Index::new();
+        store.commit(Tx::create(me));
         let mut site = Site {
             store,
             disk: Disk::new(),
@@ -79,10 +101,14 @@ impl Site {
             blind: false,
             stopped: false,
             durable: None,
+            durable_cursor: 0,
             open_plans: Vec::new(),
             commits: number as u64 * 1_000_003,
             shown: VersionVector::new(),
             glimpsed: VersionVector::new(),
+            shown_at: None,
+            records: Records::default(),
+            memos: Memos::default(),
         };
         let root = site.disk.looked(ROOT);
         site.tx(|tx| local::init_root(tx, &root));
@@ -189,13 +215,13 @@ impl Site {
     pub fn tx_or<T, E>(&mut self, f: impl FnOnce(&mut Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         self.commits += 1;
         let (out, batch) = {
-            let snap = self.store.snapshot().unwrap();
+            let snap = self.store.snapshot();
             let env = Env { now_ns: self.clock_ns + self.skew_ns, epoch: self.epoch };
             let mut tx = Tx::open(&*snap, env).unwrap();
             let out = f(&mut tx)?;
             (out, tx.into_batch(Prng::new(self.commits ^ self.clock_ns).next()))
         };
-        self.store.commit(batch).unwrap();
+        self.store.commit(batch);
         Ok(out)
     }
 
@@ -219,6 +245,7 @@ impl Site {
     pub fn harden(&mut self) {
         if self.durable.is_some() {
             self.durable = Some(self.store.fork());
+            self.durable_cursor = self.plan_cursor;
             self.open_plans.clear();
         }
     }
@@ -227,6 +254,7 @@ impl Site {
     pub fn lose_lazy(&mut self) {
         if let Some(durable) = &self.durable {
             self.store = durable.fork();
+            self.plan_cursor = self.durable_cursor;
         }
         self.shipped_n = self.head();
     }
@@ -234,7 +262,7 @@ impl Site {
     /// The last position of the feed that no crash takes back.
     pub fn durable_head(&self) -> u64 {
         let store = self.durable.as_ref().unwrap_or(&self.store);
-        let snap = store.snapshot().unwrap();
+        let snap = store.snapshot();
         Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap().head()
     }
 
@@ -245,31 +273,50 @@ impl Site {
 
     /// Reads, without committing.
     pub fn read<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {
-        let snap = self.store.snapshot().unwrap();
+        let snap = self.store.snapshot();
         let mut tx = Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap();
         f(&mut tx).unwrap()
     }
 
     pub fn knowledge(&self) -> VersionVector {
-        self.read(|tx| Ok(knowledge_vv(&tx.knowledge()?)))
+        let read = || self.read(|tx| Ok(knowledge_vv(&tx.knowledge()?)));
+        (*self.memos.knowledge.get((self.store.version(), 0), read)).clone()
     }
 
     pub fn head(&self) -> u64 {
-        self.read(|tx| Ok(tx.head()))
+        let read = || self.read(|tx| Ok(tx.head()));
+        *self.memos.head.get((self.store.version(), 0), read)
+    }
+
+    /// Contents on its disk.
+    pub fn identities(&self) -> Rc<BTreeSet<Digest>> {
+        self.memos.identities.get((self.disk.inodes.version(), 0), || self.disk.identities())
+    }
+
+    /// What the disk shows.
+    pub fn disk_tree(&self) -> Rc<Tree> {
+        self.memos.disk_tree.get((self.disk.inodes.version(), 0), || self.disk.tree())
+    }
+
+    /// The versions of what is merged and recorded, and of the disk.
+    pub fn versions(&self) -> (u64, u64) {
+        (self.store.states(), self.disk.inodes.version())
     }
 
     /// The disk has been brought nearer to what is merged now.
     pub fn glimpse(&mut self) {
-        let merged = self.states().into_iter().map(|e| e.ctx);
-        merged.for_each(|ctx| self.glimpsed.join(&ctx));
+        for e in &*self.states() {
+            self.glimpsed.join(&e.ctx);
+        }
     }
 
     /// All states, in feed order.
-    pub fn states(&self) -> Vec<Entry> {
-        self.read(|tx| {
+    pub fn states(&self) -> Rc<Vec<Entry>> {
+        let read = |tx: &mut Tx<'_>| {
             let rows = tx.feed_after(0, usize::MAX)?;
             rows.into_iter().map(|(_, id)| Ok(tx.entry_must(id)?.entry.clone())).collect()
-        })
+        };
+        self.memos.states.get((self.store.states(), 0), || self.read(read))
     }
 
     // ----- paths
@@ -491,7 +538,11 @@ impl Site {
     // ----- what should be shown
 
     /// What should be bound at each path.
-    pub fn bindings(&self) -> Bindings {
+    pub fn bindings(&self) -> Rc<Bindings> {
+        self.memos.bindings.get((self.store.states(), 0), || self.read_bindings())
+    }
+
+    fn read_bindings(&self) -> Bindings {
         self.read(|tx| {
             let mut out = Bindings::new();
             bindings_in(tx, &[EntryId::ROOT], &mut Vec::new(), &mut out)?;
@@ -500,7 +551,11 @@ impl Site {
     }
 
     /// What is bound at each path.
-    pub fn recorded(&self) -> Bindings {
+    pub fn recorded(&self) -> Rc<Bindings> {
+        self.memos.recorded.get(self.versions(), || self.read_recorded())
+    }
+
+    fn read_recorded(&self) -> Bindings {
         self.read(|tx| {
             let mut out = Bindings::new();
             for (path, _) in self.disk.paths() {
@@ -526,7 +581,11 @@ impl Site {
     }
 
     /// The whole effective tree.
-    pub fn tree(&self) -> Tree {
+    pub fn tree(&self) -> Rc<Tree> {
+        self.memos.tree.get((self.store.states(), 0), || self.read_tree())
+    }
+
+    fn read_tree(&self) -> Tree {
         self.read(|tx| {
             let mut out = Tree::new();
             let mut first = BTreeMap::new();

@@ -289,7 +289,7 @@ fn g7_everything_goes_in_the_end() {
     );
     for i in 0..3 {
         w.step(&Step::Collect(i)).unwrap();
-        assert_eq!(w.sites[i].states(), [], "site {i}");
+        assert_eq!(*w.sites[i].states(), [], "site {i}");
     }
     w.finish().unwrap();
 }
@@ -638,4 +638,10 @@ fn who_was_shown_a_new_name_before_he_knew_the_head_may_remove_it() {
     let script = "0 create x 2; 0 mkdir a; 0 create a/x 4; 0 create y 3; all; \
                   1 mv x a/x; 1 write y 8; 1 symlink z 9; send 1 0 3; deliver 0; show 0; 0 rm a/x";
     trace(2, script, "a/ y=8 z:symlink");
+}
+
+#[test]
+fn a_copy_renamed_elsewhere_outlives_the_removal_of_winner_and_copy() {
+    trace(3, "1 mkdir x; 0 create x 8; all; 0 mv x~0 y; 2 rmdir x; 2 rm x~0", "y=8");
+    trace(2, "0 create x 1; 1 create x 2; all; 0 mv x~0 y; 1 rm x; 1 rm x~0", "y=1");
 }

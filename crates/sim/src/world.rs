@@ -2,13 +2,14 @@
 
 use crate::check::{are_recorded, is_excused, print};
 use crate::disk::{Disk, Tree};
+use crate::memo::Index;
 use crate::naive;
 use crate::network::{Body, Links, Message};
 use crate::site::{Op, Site, base_of, same, same_at_once};
 use driftless_core::link::{Batch, ReceiveError, Receiver, SendLimits, Sender, peer_row};
-use driftless_core::rows::MemStore;
 use driftless_core::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// What happens in a world, one thing after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -191,9 +192,28 @@ pub(crate) struct Sight {
     pub perhaps: VersionVector,
 }
 
+/// Contents that are on some disk.
+pub struct Available(Vec<Rc<BTreeSet<Digest>>>);
+
+impl Available {
+    /// What each disk has.
+    pub fn new(disks: Vec<Rc<BTreeSet<Digest>>>) -> Available {
+        Available(disks)
+    }
+
+    pub fn contains(&self, content: &Digest) -> bool {
+        self.0.iter().any(|disk| disk.contains(content))
+    }
+
+    /// True if all that a site wants to show is there.
+    pub fn has_all_of(&self, tree: &Tree) -> bool {
+        tree.values().filter_map(|s| s.identity.as_ref()).all(|d| self.contains(d))
+    }
+}
+
 /// Index and disk as they were.
 pub(crate) struct Copy {
-    store: MemStore,
+    store: Index,
     disk: Disk,
     plan_cursor: u64,
     shown: VersionVector,
@@ -334,8 +354,8 @@ impl World {
         self.sites[i].forget(number);
         self.copies.remove(&i);
         // What was renamed elsewhere meanwhile is there twice now, and each of the two may go alone.
-        for d in self.sites[i].disk.identities() {
-            self.tokens.entry(d).or_default().born += 1;
+        for d in &*self.sites[i].identities() {
+            self.tokens.entry(*d).or_default().born += 1;
         }
         self.wire.retain(|m| m.from != i && m.to != i);
         self.links.cut_all(i);
@@ -384,7 +404,7 @@ impl World {
             .map(|o| self.sites[o].knowledge().get(me))
             .max()
             .unwrap_or(0);
-        let had = self.sites[i].disk.identities();
+        let had = self.sites[i].identities();
         let site = &mut self.sites[i];
         site.store = copy.store;
         site.harden();
@@ -392,7 +412,7 @@ impl World {
         (site.shown, site.glimpsed) = (copy.shown, copy.glimpsed);
         if disk_too {
             site.disk = copy.disk;
-            let has = site.disk.identities();
+            let has = site.identities();
             // Gone with the disk, by nobody's will; what only it had is lost, and nothing can be done.
             for d in had.difference(&has) {
                 let token = self.tokens.entry(*d).or_default();
@@ -453,7 +473,7 @@ impl World {
     /// True if the user could do it.
     fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
         if self.sites[i].blind {
-            let (before, touched) = (self.sites[i].disk.tree(), self.touched(i, op));
+            let (before, touched) = (self.sites[i].disk_tree(), self.touched(i, op));
             let done = self.sites[i].act(op);
             if done {
                 self.stats.acts += 1;
@@ -461,7 +481,7 @@ impl World {
             }
             return Ok(done);
         }
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
         let touched = self.touched(i, op);
         if !self.sites[i].act(op) {
@@ -478,7 +498,7 @@ impl World {
 
     /// The disk equalled its tree, then its own user did something: it does still.
     pub(crate) fn check_fidelity(&self, i: usize, after: &str) -> Verdict {
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
         let equal = same_at_once(&tree, &disk);
         if !equal && !is_excused(&self.sites[i], &tree, &disk) {
             return Err(format!(
@@ -525,7 +545,7 @@ impl World {
         // What nobody watches is recorded later, at a position not known yet.
         let at = (site.me, if site.blind { UNRECORDED } else { site.head() });
         let had: BTreeSet<Digest> = before.values().filter_map(|s| s.identity).collect();
-        let has: BTreeSet<Digest> = site.disk.identities();
+        let has = site.identities();
         for d in touched.iter().chain(has.difference(&had)) {
             self.tokens.entry(*d).or_default().touched.push(at);
         }
@@ -651,8 +671,12 @@ impl World {
         if self.sites[i].blind {
             return Ok(true);
         }
-        let available = self.available();
         let shown = self.sites[i].knowledge();
+        if self.sites[i].shown_at == Some(self.sites[i].versions()) {
+            self.sites[i].shown = shown;
+            return Ok(true);
+        }
+        let available = self.available();
         let done = if self.rules.planner {
             crate::planned::show(&mut self.sites[i], &available)?
         } else {
@@ -664,10 +688,11 @@ impl World {
         self.sites[i].shown = shown;
         self.sites[i].glimpse();
         self.check_records(i)?;
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk.tree());
+        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
         if !same(&tree, &disk) {
             return Err(format!("shown at {i}:\n  tree {}\n  disk {}", print(&tree), print(&disk)));
         }
+        self.sites[i].shown_at = Some(self.sites[i].versions());
         Ok(true)
     }
 
@@ -682,8 +707,8 @@ impl World {
     }
 
     /// Contents that are on some disk.
-    pub(crate) fn available(&self) -> BTreeSet<Digest> {
-        self.sites.iter().flat_map(|s| s.disk.identities()).collect()
+    pub(crate) fn available(&self) -> Available {
+        Available::new(self.sites.iter().map(Site::identities).collect())
     }
 
     fn collect(&mut self, i: usize) -> Verdict {

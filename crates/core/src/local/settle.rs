@@ -87,7 +87,12 @@ fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
     if !counts || (moved && names::is_whole(tx, place)?) {
         return Ok(());
     }
-    make_plain(tx, at, place)
+    // Nobody gave it this name on purpose: it is written as early as what was seen allows, so that a name that somebody
+    // gives it elsewhere meanwhile wins. Else a removal that follows would take that name unseen.
+    let now_ns = std::mem::take(&mut tx.env.now_ns);
+    let settled = make_plain(tx, at, place);
+    tx.env.now_ns = now_ns;
+    settled
 }
 
 fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
