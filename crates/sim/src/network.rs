@@ -14,8 +14,8 @@ const VOLUME: u128 = 7;
 const AGE_LIMIT_MS: u64 = 3_000;
 /// A batch without a receipt is sent again after this long: the wire loses messages, which real carriers do only by ending.
 const RESEND_AFTER_MS: u64 = 8_000;
-/// Rounds of silence after which a network is at rest: longer than any delay of the machines.
-const QUIET_ROUNDS: usize = 12;
+/// Seconds of silence after which a network is at rest: longer than any delay of the machines.
+const QUIET_S: u64 = 12;
 /// Rounds after which a network that faults have left must have come to rest.
 const ROUNDS_MAX: usize = 600;
 
@@ -196,11 +196,16 @@ impl World {
 
     /// All connections stand, nothing is lost any more, and time passes until nobody has anything to say.
     pub(crate) fn run_links(&mut self) -> Verdict {
-        let mut quiet = 0;
+        let (mut quiet_s, mut rounds) = (0, 0);
         for _ in 0..ROUNDS_MAX {
-            let said = self.round()?;
-            quiet = if said { 0 } else { quiet + 1 };
-            if quiet > QUIET_ROUNDS {
+            // The longer it is quiet, the less often anybody looks.
+            rounds += 1;
+            self.tick(rounds);
+            quiet_s += rounds;
+            if self.round()? {
+                (quiet_s, rounds) = (0, 0);
+            }
+            if quiet_s > QUIET_S {
                 return self.check_all_said();
             }
         }
@@ -208,7 +213,6 @@ impl World {
     }
 
     fn round(&mut self) -> Result<bool, String> {
-        self.tick(1);
         let mut said = !self.wire.is_empty();
         for (a, b) in self.rules.edges.clone() {
             if !self.links.flows.contains_key(&(a, b)) {
@@ -246,13 +250,18 @@ impl World {
             return Ok(());
         }
         self.run_links()?;
-        for _ in 0..QUIET_ROUNDS {
-            self.tick(1);
+        let mut quiet_s = 0;
+        for seconds in 1.. {
+            self.tick(seconds);
+            quiet_s += seconds;
             for (a, b) in self.links.flows.keys().copied().collect::<Vec<_>>() {
                 self.poll_link(a, b)?;
             }
             if let Some(m) = self.wire.first() {
                 return Err(format!("thrift: {} says something to {} in a quiet world", m.from, m.to));
+            }
+            if quiet_s > QUIET_S {
+                break;
             }
         }
         Ok(())

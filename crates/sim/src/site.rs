@@ -51,9 +51,8 @@ pub struct Site {
 /// What was worked out of index and disk as they are.
 #[derive(Default)]
 struct Memos {
-    tree: Memo<Tree>,
+    shown: Memo<(Rc<Tree>, Rc<Bindings>)>,
     disk_tree: Memo<Tree>,
-    bindings: Memo<Bindings>,
     recorded: Memo<Bindings>,
     states: Memo<Vec<Entry>>,
     identities: Memo<BTreeSet<Digest>>,
@@ -539,15 +538,7 @@ impl Site {
 
     /// What should be bound at each path.
     pub fn bindings(&self) -> Rc<Bindings> {
-        self.memos.bindings.get((self.store.states(), 0), || self.read_bindings())
-    }
-
-    fn read_bindings(&self) -> Bindings {
-        self.read(|tx| {
-            let mut out = Bindings::new();
-            bindings_in(tx, &[EntryId::ROOT], &mut Vec::new(), &mut out)?;
-            Ok(out)
-        })
+        self.shown().1.clone()
     }
 
     /// What is bound at each path.
@@ -582,24 +573,16 @@ impl Site {
 
     /// The whole effective tree.
     pub fn tree(&self) -> Rc<Tree> {
-        self.memos.tree.get((self.store.states(), 0), || self.read_tree())
+        self.shown().0.clone()
     }
 
-    fn read_tree(&self) -> Tree {
-        self.read(|tx| {
-            let mut out = Tree::new();
-            let mut first = BTreeMap::new();
-            walk(tx, &[EntryId::ROOT], &mut Vec::new(), &mut out, &mut first)?;
-            // Paths in order decide which is the first of an inode.
-            let paths: Vec<_> = out.keys().cloned().collect();
-            let mut seen = BTreeMap::new();
-            for path in paths {
-                let class = first[&path];
-                let f = seen.entry(class).or_insert_with(|| path.clone()).clone();
-                out.get_mut(&path).unwrap().first = f;
-            }
-            Ok(out)
-        })
+    fn shown(&self) -> Rc<(Rc<Tree>, Rc<Bindings>)> {
+        let walk = |tx: &mut Tx<'_>| {
+            let mut out = Walk::default();
+            out.class(tx, &[EntryId::ROOT], &mut Vec::new())?;
+            Ok(out.end())
+        };
+        self.memos.shown.get((self.store.states(), 0), || self.read(walk))
     }
 }
 
@@ -609,72 +592,76 @@ pub type Bindings = BTreeMap<Vec<Name>, (Vec<Claim>, Vec<EntryId>)>;
 /// An inode of the effective tree.
 type Class = (EntryId, Dot);
 
-fn walk(
-    tx: &mut Tx<'_>,
-    class: &[EntryId],
-    path: &mut Vec<Name>,
-    out: &mut Tree,
-    first: &mut BTreeMap<Vec<Name>, Class>,
-) -> Result<()> {
-    for name in tree::children(tx, class, None, usize::MAX)? {
-        let shown = tree::shown_at(tx, class, &name)?;
-        if !shown.dir.is_empty() {
-            path.push(name.clone());
-            let mode = mode_of_union(tx, &shown.dir)?;
-            let dir_mtime = time_of_union(tx, &shown.dir)?;
-            let seen =
-                Seen { kind: Kind::Dir, identity: None, mode, dir_mtime, extra: false, first: Vec::new() };
-            assert!(out.insert(path.clone(), seen).is_none(), "{path:?} is shown twice");
-            first.insert(path.clone(), (shown.dir[0], Dot::default()));
-            walk(tx, &shown.dir, path, out, first)?;
-            path.pop();
-        }
-        for g in &shown.groups {
-            path.push(g.name.clone());
-            let owner = &g.claims[0];
-            let entry = tx.entry_must(owner.entry)?;
-            let identity = entry.entry.version(owner.version).unwrap().content.identity();
-            let mode = entry.entry.meta.1.mode;
-            let seen = Seen {
-                kind: entry.entry.kind,
-                identity: Some(identity),
-                mode,
-                dir_mtime: None,
-                extra: owner.extra,
-                first: Vec::new(),
-            };
-            assert!(out.insert(path.clone(), seen).is_none(), "{path:?} is shown twice");
-            first.insert(path.clone(), (owner.entry, owner.version));
-            path.pop();
-        }
-    }
-    Ok(())
+/// A walk through the effective tree.
+#[derive(Default)]
+struct Walk {
+    tree: Tree,
+    bindings: Bindings,
+    classes: BTreeMap<Vec<Name>, Class>,
 }
 
-fn bindings_in(tx: &mut Tx<'_>, class: &[EntryId], path: &mut Vec<Name>, out: &mut Bindings) -> Result<()> {
-    for name in tree::children(tx, class, None, usize::MAX)? {
-        let shown = tree::shown_at(tx, class, &name)?;
-        if !shown.dir.is_empty() {
-            path.push(name.clone());
-            out.insert(path.clone(), (Vec::new(), shown.dir.clone()));
-            bindings_in(tx, &shown.dir, path, out)?;
-            path.pop();
+impl Walk {
+    fn class(&mut self, tx: &mut Tx<'_>, class: &[EntryId], path: &mut Vec<Name>) -> Result<()> {
+        for name in tree::children(tx, class, None, usize::MAX)? {
+            let shown = tree::shown_at(tx, class, &name)?;
+            if !shown.dir.is_empty() {
+                path.push(name.clone());
+                let mode = mode_of_union(tx, &shown.dir)?;
+                let dir_mtime = time_of_union(tx, &shown.dir)?;
+                let seen = Seen {
+                    kind: Kind::Dir,
+                    identity: None,
+                    mode,
+                    dir_mtime,
+                    extra: false,
+                    first: Vec::new(),
+                };
+                self.note(path, seen, (shown.dir[0], Dot::default()), (Vec::new(), shown.dir.clone()));
+                self.class(tx, &shown.dir, path)?;
+                path.pop();
+            }
+            for g in &shown.groups {
+                path.push(g.name.clone());
+                let owner = &g.claims[0];
+                let entry = tx.entry_must(owner.entry)?;
+                let identity = entry.entry.version(owner.version).unwrap().content.identity();
+                let seen = Seen {
+                    kind: entry.entry.kind,
+                    identity: Some(identity),
+                    mode: entry.entry.meta.1.mode,
+                    dir_mtime: None,
+                    extra: owner.extra,
+                    first: Vec::new(),
+                };
+                self.note(path, seen, (owner.entry, owner.version), (claims_of(g), Vec::new()));
+                path.pop();
+            }
         }
-        for g in &shown.groups {
-            let claim = |s: &tree::Shares| Claim {
-                entry: s.entry,
-                link: s.link,
-                name_dot: s.name_dot,
-                version: s.version,
-            };
-            let mut claims: Vec<Claim> = g.claims.iter().map(claim).collect();
-            claims.sort_by_key(|c| (c.entry, c.link, c.version));
-            path.push(g.name.clone());
-            out.insert(path.clone(), (claims, Vec::new()));
-            path.pop();
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn note(&mut self, path: &[Name], seen: Seen, class: Class, bound: (Vec<Claim>, Vec<EntryId>)) {
+        assert!(self.tree.insert(path.to_vec(), seen).is_none(), "{path:?} is shown twice");
+        self.classes.insert(path.to_vec(), class);
+        self.bindings.insert(path.to_vec(), bound);
+    }
+
+    /// Paths in order decide which is the first of an inode.
+    fn end(mut self) -> (Rc<Tree>, Rc<Bindings>) {
+        let mut firsts = BTreeMap::new();
+        for ((path, seen), class) in self.tree.iter_mut().zip(self.classes.values()) {
+            seen.first = firsts.entry(class).or_insert(path).clone();
+        }
+        (Rc::new(self.tree), Rc::new(self.bindings))
+    }
+}
+
+fn claims_of(group: &tree::Group) -> Vec<Claim> {
+    let claim =
+        |s: &tree::Shares| Claim { entry: s.entry, link: s.link, name_dot: s.name_dot, version: s.version };
+    let mut claims: Vec<Claim> = group.claims.iter().map(claim).collect();
+    claims.sort_by_key(|c| (c.entry, c.link, c.version));
+    claims
 }
 
 /// The greatest stamp decides the attributes of a union.
