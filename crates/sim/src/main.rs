@@ -3,7 +3,7 @@
 use clap::Parser;
 use driftless_sim::Scene;
 #[cfg(feature = "mutants")]
-use driftless_sim::mutants;
+use driftless_sim::mutants::{self, Mutant};
 use driftless_sim::report;
 use driftless_sim::run::{self, Options};
 use std::process::ExitCode;
@@ -40,6 +40,14 @@ struct Args {
     #[cfg(feature = "mutants")]
     #[arg(long)]
     mutants: bool,
+    /// Only this bug (may be given again)
+    #[cfg(feature = "mutants")]
+    #[arg(long, requires = "mutants")]
+    mutant: Vec<String>,
+    /// How often each bug is looked for, with other seeds each time
+    #[cfg(feature = "mutants")]
+    #[arg(long, default_value_t = 5, requires = "mutants")]
+    rounds: u64,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -50,7 +58,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     #[cfg(feature = "mutants")]
     if args.mutants {
-        return Ok(hunt_mutants(&args));
+        return hunt_mutants(&args);
     }
     let scenes = chosen(&args.world)?;
     if args.trace {
@@ -82,16 +90,22 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// `--seeds` bounds the histories for each bug and round.
 #[cfg(feature = "mutants")]
-fn hunt_mutants(args: &Args) -> ExitCode {
-    const ROUNDS: u64 = 5;
+fn hunt_mutants(args: &Args) -> anyhow::Result<ExitCode> {
+    let bugs: Vec<Mutant> = match args.mutant.is_empty() {
+        true => Mutant::ALL.to_vec(),
+        false => {
+            let find = |n: &String| mutants::find(n).ok_or_else(|| anyhow::anyhow!("no bug {n}"));
+            args.mutant.iter().map(find).collect::<Result<_, _>>()?
+        }
+    };
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = if args.threads == 0 { processors } else { args.threads };
     println!("{}", mutants::header());
     let told = |hunt: &mutants::Hunt| println!("{}", mutants::row(hunt));
-    let hunts = mutants::hunt(args.from, ROUNDS, args.seeds, threads, told);
+    let hunts = mutants::hunt(&bugs, args.from, args.rounds, args.seeds, threads, told);
     let missed = hunts.iter().filter(|h| h.median().is_none()).count();
     println!("{} deliberate bugs, {missed} not seen", hunts.len());
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Scene>> {

@@ -2,7 +2,8 @@
 
 use crate::run::fails;
 use crate::scene::Scene;
-use driftless_core::mutant::{Mutant, plant};
+pub use driftless_core::mutant::Mutant;
+use driftless_core::mutant::plant;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -31,10 +32,11 @@ impl Hunt {
     }
 }
 
-/// Hunts all bugs, on all processors: `rounds` times each, with seeds of its own each time, through all worlds in turn, for
+/// Hunts these bugs, on all processors: `rounds` times each, with seeds of its own each time, through all worlds in turn, for
 /// at most `histories_max` histories.
 /// `told` hears of each bug as it is done.
 pub fn hunt(
+    bugs: &[Mutant],
     from: u64,
     rounds: u64,
     histories_max: u64,
@@ -44,7 +46,7 @@ pub fn hunt(
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
     let work = || {
-        while let Some(mutant) = Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(mutant) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let hunt = hunt_one(*mutant, from, rounds, histories_max);
             told(&hunt);
             found.lock().unwrap().push(hunt);
@@ -56,7 +58,7 @@ pub fn hunt(
         }
     });
     let mut found = found.into_inner().unwrap();
-    found.sort_by_key(|h: &Hunt| Mutant::ALL.iter().position(|m| *m == h.mutant));
+    found.sort_by_key(|h: &Hunt| bugs.iter().position(|m| *m == h.mutant));
     found
 }
 
@@ -86,6 +88,11 @@ fn is_seen(mutant: Mutant, scene: Scene, seed: u64) -> bool {
     let with = fails(scene, seed);
     plant(None);
     with && !fails(scene, seed)
+}
+
+/// The bug of this name, as [`row`] prints it.
+pub fn find(name: &str) -> Option<Mutant> {
+    Mutant::ALL.iter().copied().find(|m| format!("{m:?}") == name)
 }
 
 /// The names of the columns.
