@@ -645,3 +645,9 @@ fn a_copy_renamed_elsewhere_outlives_the_removal_of_winner_and_copy() {
     trace(3, "1 mkdir x; 0 create x 8; all; 0 mv x~0 y; 2 rmdir x; 2 rm x~0", "y=8");
     trace(2, "0 create x 1; 1 create x 2; all; 0 mv x~0 y; 1 rm x; 1 rm x~0", "y=1");
 }
+
+#[test]
+fn collection_hears_only_of_what_a_crash_leaves() {
+    let script = "0 mkdir d; sync 0 1; 0 rmdir d; send 0 1 9; deliver 0; collect 0; stop 1; start 1";
+    trace_in(crashing(2), script, "");
+}

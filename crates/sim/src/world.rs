@@ -588,6 +588,8 @@ impl World {
         if self.sites[a].blind || self.sites[b].stopped || self.sites[a].me == self.sites[b].me {
             return;
         }
+        // What it knows it has told, so that no crash takes it back.
+        self.sites[b].harden_to_send();
         let (peer, theirs) = (self.sites[b].me, self.sites[b].knowledge());
         let from = self.sites[a].me;
         let cursor = self.sites[b].read(|tx| Ok(peer_row(tx, from)?.cursor));
@@ -716,6 +718,10 @@ impl World {
             return Ok(());
         }
         let me = self.sites[i].me;
+        // Members tell only what no crash takes back.
+        for other in (0..self.sites.len()).filter(|o| *o != i) {
+            self.sites[other].harden_to_send();
+        }
         let members: BTreeMap<ReplicaId, VersionVector> =
             self.sites.iter().filter(|s| s.me != me).map(|s| (s.me, s.knowledge())).collect();
         self.sites[i].tx(|tx| {
