@@ -3,6 +3,7 @@
 
 use driftless_node::api::{Endpoint, Event, MaxDelete, OnRollback, Reason, Shared, SyncOptions};
 use driftless_node::session::{StopFlag, run};
+use driftless_volume::fault::Bad;
 use driftless_volume::{Directory, OpenOptions, StageId, fault};
 use std::path::Path;
 
@@ -31,8 +32,69 @@ fn options(base: &Path) -> SyncOptions {
     }
 }
 
-/// One test, since the fault is one of the process.
+/// One test, since faults are of the process.
 #[test]
+fn a_disk_that_fails() {
+    what_a_failed_sync_was_about_is_written_anew();
+    what_users_wrote_before_a_failed_sync_is_read_again();
+}
+
+fn texts(events: &crossbeam_channel::Receiver<Event>) -> Vec<String> {
+    let text = |e| match e {
+        Event::Log { text, .. } => Some(text),
+        _ => None,
+    };
+    events.try_iter().filter_map(text).collect()
+}
+
+/// The disk took nothing of what a user wrote, and said so once. From memory it had been read, recorded and sent.
+fn what_users_wrote_before_a_failed_sync_is_read_again() {
+    let base = tempfile::tempdir().unwrap();
+    let (a, b) = (base.path().join("a"), base.path().join("b"));
+    std::fs::create_dir(&a).unwrap();
+    std::fs::create_dir(&b).unwrap();
+    let run_once = || {
+        let (send, events) = crossbeam_channel::unbounded();
+        (run(options(base.path()), send, StopFlag::default()), texts(&events))
+    };
+    for name in ["lost", "whole"] {
+        std::fs::write(a.join(name), "before").unwrap();
+    }
+    assert!(run_once().0.unwrap().in_sync);
+    for name in ["lost", "whole"] {
+        std::fs::write(a.join(name), "new content").unwrap();
+    }
+    fault::fail_file_system_syncs(2);
+    let failed = run_once().0.unwrap_err();
+    assert!(failed.what.contains("sync"), "{failed:?}");
+    fault::fail_file_system_syncs(0);
+    let ino = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(a.join("lost")).unwrap());
+    fault::set_bad_files(&[(ino, Bad::Damaged)]);
+    let (outcome, said) = run_once();
+    assert!(outcome.unwrap().in_sync, "{said:?}");
+    assert!(said.iter().any(|text| text.contains("what was written to 1;")), "{said:?}");
+    for dir in [&a, &b] {
+        for name in ["lost", "whole"] {
+            assert_eq!(std::fs::read(dir.join(name)).unwrap(), b"new content", "{said:?}");
+        }
+        let copies =
+            || std::fs::read_dir(dir).unwrap().filter_map(|e| e.unwrap().file_name().into_string().ok());
+        assert_eq!(copies().filter(|name| name.starts_with("lost.conflict-")).count(), 1);
+        assert_eq!(copies().filter(|name| name.starts_with("whole")).count(), 1);
+    }
+    std::fs::write(a.join("whole"), "newer content").unwrap();
+    fault::fail_file_system_syncs(2);
+    run_once().0.unwrap_err();
+    fault::fail_file_system_syncs(0);
+    let (outcome, said) = run_once();
+    assert!(outcome.unwrap().in_sync);
+    assert!(said.iter().any(|text| text.contains("all are as they were written")), "{said:?}");
+    let (outcome, said) = run_once();
+    assert!(outcome.unwrap().in_sync);
+    assert!(!said.iter().any(|text| text.contains("read again")), "once is enough: {said:?}");
+    fault::set_bad_files(&[]);
+}
+
 fn what_a_failed_sync_was_about_is_written_anew() {
     let base = tempfile::tempdir().unwrap();
     let (a, b) = (base.path().join("a"), base.path().join("b"));

@@ -6,7 +6,7 @@ use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
-use crate::fault;
+use crate::fault::{self, Synced};
 use crate::read::hash_fd;
 use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
@@ -403,7 +403,7 @@ impl Directory {
     /// # Errors
     /// As [`Directory::make_durable`].
     pub fn sync(&self) -> Result<(), VolumeError> {
-        let synced = fault::sync().and_then(|()| rustix::fs::syncfs(&self.0.sync));
+        let synced = fault::sync(Synced::FileSystem).and_then(|()| rustix::fs::syncfs(&self.0.sync));
         if synced.is_err() {
             self.0.sync_failures.fetch_add(1, Ordering::AcqRel);
         }
@@ -472,7 +472,7 @@ impl Directory {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let dir = self.staging_of(staged).map_err(|_| Errno::ROFS)?;
         match rustix::fs::openat(dir, staged.path().get(), flags, Mode::empty()) {
-            Ok(fd) => fault::sync().and_then(|()| rustix::fs::fsync(&fd)),
+            Ok(fd) => fault::sync(Synced::File).and_then(|()| rustix::fs::fsync(&fd)),
             // Without read permission for its owner: synced with everything else.
             Err(Errno::ACCESS) => rustix::fs::syncfs(&self.0.sync),
             Err(e) => Err(e),

@@ -46,6 +46,36 @@ fn a_run_that_ends_at_any_named_point_is_made_up_for() {
     }
 }
 
+/// Staged contents are staged again; what users wrote is read again when the disk works, and only then sealed.
+#[test]
+fn a_disk_that_fails_to_sync_is_told_and_made_up_for() {
+    let pair = Pair::new();
+    pair.once(&[]);
+    work(&pair.a, 0);
+    let mut command = pair.sync_command(&["--json"]);
+    let mut running = Running::start(command.env("DRIFTLESS_FAIL_AT", "sync:1:EIO"));
+    let says = |part: &'static str| {
+        move |e: &serde_json::Value| e["event"] == "log" && e["text"].as_str().unwrap().contains(part)
+    };
+    running.wait_for_row(says("failed to store data"));
+    put(&pair.b, "written meanwhile", "1");
+    running.wait_for_row(says("all are as they were written"));
+    pair.wait_same("the disk works");
+    running.kill();
+    pair.once(&[]);
+    work(&pair.a, 1);
+    let staged = run(pair.sync_command(&["--once"]).env("DRIFTLESS_FAIL_AT", "sync-file:1:EIO"));
+    assert_eq!(staged.code, 0, "{staged:?}");
+    pair.assert_same();
+    change(&pair.a, 1);
+    let sealed = run(pair.sync_command(&["--once"]).env("DRIFTLESS_FAIL_AT", "sync:1:EIO"));
+    assert_eq!(sealed.code, 1, "{sealed:?}");
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!([copies(&pair.a), copies(&pair.b)].concat(), Vec::<String>::new());
+    assert_eq!([left_private(&pair.a), left_private(&pair.b)].concat(), Vec::<PathBuf>::new());
+}
+
 /// Something for each kind of change.
 fn work(root: &Path, round: usize) {
     let dir = root.join(format!("{round}"));

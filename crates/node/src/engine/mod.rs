@@ -17,7 +17,7 @@
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
-//! - [`suspect`]: judging what a power cut left.
+//! - [`suspect`]: judging what a power cut left; [`verify`]: what a sync that failed may have lost.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`nowhere`]: versions that nobody holds who could be asked.
@@ -44,6 +44,7 @@ mod seal;
 mod stager;
 mod suspect;
 mod trash;
+mod verify;
 mod waiters;
 mod waiting;
 
@@ -75,6 +76,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use suspect::{BeforeRows, LastMoments};
+use verify::FailedSyncs;
 use waiters::Waiters;
 
 pub use nowhere::accept_lost;
@@ -317,6 +319,7 @@ pub(crate) struct Engine {
     resting_plans: Vec<u64>,
     next_plan: u64,
     unsealed: bool,
+    failed_syncs: FailedSyncs,
     /// What paths showed before changes that no seal has covered.
     before: BeforeRows,
     /// Since when there is something that no seal has covered.
@@ -407,6 +410,7 @@ impl Engine {
         }
         self.commit(tx)?;
         self.redo_intents()?;
+        self.verify_at_start()?;
         self.send(Message::Hello(hello))?;
         if self.scanned && !self.crawled {
             self.start_crawl();

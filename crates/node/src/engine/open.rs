@@ -215,6 +215,7 @@ impl Engine {
             resting_plans: Vec::new(),
             next_plan: 1,
             unsealed: false,
+            failed_syncs: Default::default(),
             before: BeforeRows::default(),
             unsealed_since: now,
             alive_at: now,

@@ -145,13 +145,13 @@ impl Engine {
     }
 
     /// A seal that may wait: if the disk does not take it now, nothing is dropped and it is tried again.
-    fn try_seal(&mut self) -> Result<(), Fail> {
+    pub(super) fn try_seal(&mut self) -> Result<(), Fail> {
         if self.seal_not_before > Instant::now() {
             return Ok(());
         }
         match self.seal() {
-            // Contents were made durable before they were shown; what this may have lost are moves, whose intents stay. A
-            // sync that succeeds later covers them as any other.
+            // Contents were made durable before they were shown, the intents of moves stay. What users wrote is read again
+            // after a sync that succeeds.
             Err(Fail::Volume(e)) if matches!(e.reason(), Volume::SyncFailed | Volume::NoSpace) => {
                 self.seal_not_before = Instant::now() + SEAL_AGAIN_AFTER;
                 self.log(Level::Error, e.advice());
@@ -172,8 +172,11 @@ impl Engine {
         self.save_peer()?;
         let (covered, mark) = (self.before.next, self.mounted_row(wall_ns())?);
         self.give_sign_of_life();
-        self.volume.sync().map_err(Fail::Volume)?;
+        let synced = self.volume.sync();
+        self.note_failed_syncs()?;
+        synced.map_err(Fail::Volume)?;
         crash::at(Point::SealSynced);
+        self.verify_unsealed(covered)?;
         // Their records are durable before what could redo or undo them goes.
         self.harden()?;
         crash::at(Point::SealHardened);
@@ -260,7 +263,9 @@ impl Engine {
         if !self.shared.dry_run
             && (self.needs_seal() || !self.before.is_empty() || self.limbos.next_look().is_some())
         {
+            self.failed_syncs.expect_end();
             self.seal()?;
+            self.refuse_damaged()?;
         }
         if !self.shared.dry_run && self.is_idle() {
             self.sweep_transfers()?;

@@ -91,6 +91,7 @@ impl Engine {
         let number = |key: &[u8]| key.try_into().map_or(0, u64::from_be_bytes);
         let next = rows.last().map_or(1, |(key, _)| number(key) + 1);
         self.before = BeforeRows { first: rows.first().map_or(next, |(key, _)| number(key)), next };
+        self.load_failed_syncs()?;
         let mark = snapshot.get(Table::Settings, SETTING_MOUNTED)?;
         let mount = self.volume.mount_identity().map_err(Fail::Volume)?;
         if let Some((at_ns, before)) = mark.as_deref().and_then(read_mark)
@@ -198,7 +199,7 @@ impl Engine {
         }
     }
 
-    fn judge_path(
+    pub(super) fn judge_path(
         &mut self,
         tx: &mut Tx<'_>,
         at: At,
@@ -258,7 +259,7 @@ impl Engine {
     }
 
     /// What a cut has left takes nobody's place: a version beside those that the entry has.
-    fn take_beside(&mut self, tx: &mut Tx<'_>, beside: Vec<(At, Looked)>) -> Result<(), Fail> {
+    pub(super) fn take_beside(&mut self, tx: &mut Tx<'_>, beside: Vec<(At, Looked)>) -> Result<(), Fail> {
         if beside.is_empty() {
             return Ok(());
         }
@@ -374,12 +375,12 @@ impl Engine {
 
 /// What the judgement of all paths leaves to do.
 #[derive(Default)]
-struct Judged {
-    concerned: BTreeSet<EntryId>,
+pub(super) struct Judged {
+    pub(super) concerned: BTreeSet<EntryId>,
     /// Directories that are not where they were recorded.
     dirs: BTreeSet<NodeKey>,
     /// What stands beside what is recorded.
-    beside: Vec<(At, Looked)>,
+    pub(super) beside: Vec<(At, Looked)>,
 }
 
 /// True if the directory is recorded in one that waits out of the way.
