@@ -78,7 +78,7 @@ impl World {
             // Whoever removed it had not seen the new name that somebody gave it.
             let unseen = |(r, n): &(ReplicaId, u64)| t.dropped.iter().all(|seen| seen.perhaps.get(*r) < *n);
             // Of two who rename it one wins, and may be the one who removes it then.
-            let alone = t.named.windows(2).all(|w| w[0].0 == w[1].0);
+            let alone = t.files.iter().all(|f| self.namers.get(f).is_none_or(|who| who.len() == 1));
             let named = t.born <= 1 && !t.replaced && alone && t.named.iter().any(unseen);
             if named && self.is_undisturbed() && !shown.contains(d) {
                 return Err(format!("loss of {d:?}, renamed unseen, {}, in {}", t.origin, print(&tree)));

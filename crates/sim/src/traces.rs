@@ -651,3 +651,15 @@ fn collection_hears_only_of_what_a_crash_leaves() {
     let script = "0 mkdir d; sync 0 1; 0 rmdir d; send 0 1 9; deliver 0; collect 0; stop 1; start 1";
     trace_in(crashing(2), script, "");
 }
+
+#[test]
+fn of_two_new_names_one_wins_whatever_version_it_holds() {
+    trace(3, "0 create y 3; all; 0 write y 7; sync 0 1; show 1; 1 mv y x; 2 mv y x; 0 rm y", "");
+}
+
+#[test]
+fn names_that_go_one_by_one_may_all_go() {
+    let script = "0 create x 2; all; 0 ln x l; 1 savetmp x 7; sync 1 0; show 0; sync 0 2; show 2; \
+                  1 mv x m; sync 0 1; show 1; 2 savetmp x 9; 2 rm l; 1 rm m";
+    trace(3, script, "x=9");
+}

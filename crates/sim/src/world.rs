@@ -175,6 +175,8 @@ pub(crate) struct Token {
     pub dropped: Vec<Sight>,
     /// Who gave a file with it another name, and when in his feed.
     pub named: Vec<(ReplicaId, u64)>,
+    /// The files that were given these names.
+    pub files: BTreeSet<EntryId>,
     /// It went by something else than a plain removal: something took its place, or a disk was put back.
     pub replaced: bool,
     /// How often it was written.
@@ -230,6 +232,8 @@ pub struct World {
     /// How often an index was lost, or its replica id given up.
     pub forgotten: usize,
     pub(crate) tokens: BTreeMap<Digest, Token>,
+    /// Who gave each file another name.
+    pub(crate) namers: BTreeMap<EntryId, BTreeSet<ReplicaId>>,
     /// One state per merge seen, for the algebra.
     pub(crate) samples: Vec<Entry>,
     copies: BTreeMap<usize, Copy>,
@@ -259,6 +263,7 @@ impl World {
             clock_ns: TICK_NS,
             forgotten: 0,
             tokens: BTreeMap::new(),
+            namers: BTreeMap::new(),
             samples: Vec::new(),
             copies: BTreeMap::new(),
         }
@@ -554,8 +559,14 @@ impl World {
             && let Some(ino) = site.disk.get(dir, &name)
             && let Some(content) = &site.disk.inodes[&ino].content
         {
+            let place = site.read(|tx| tx.place(&Disk::key(dir), &name));
+            let files: Vec<EntryId> = place.iter().flat_map(|p| &p.claims).map(|c| c.entry).collect();
+            for file in &files {
+                self.namers.entry(*file).or_default().insert(site.me);
+            }
             let token = self.tokens.entry(content.identity()).or_default();
             token.named.push(at);
+            token.files.extend(files);
             // Several names may go one by one.
             token.replaced |= matches!(op, Op::Ln(..));
         }
@@ -566,6 +577,12 @@ impl World {
             }
             _ => None,
         };
+        if let (Op::Rm(_), Some(d)) = (op, touched.first())
+            && has.contains(d)
+        {
+            // One of several names went.
+            self.tokens.entry(*d).or_default().replaced = true;
+        }
         let mut seen = Sight { surely: site.shown.clone(), perhaps: site.glimpsed.clone() };
         seen.surely.add(Dot::new(site.me, UNRECORDED));
         seen.perhaps.add(Dot::new(site.me, UNRECORDED));
