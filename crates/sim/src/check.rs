@@ -4,6 +4,8 @@
 use crate::disk::{Disk, Seen, Tree};
 use crate::site::{Site, base_of, same_but_modes};
 use crate::world::{Sight, Verdict, World};
+use driftless_core::adopt::Adopted;
+use driftless_core::plan::Plan;
 use driftless_core::rows::Table;
 use driftless_core::tree;
 use driftless_core::*;
@@ -98,6 +100,46 @@ impl World {
         Ok(())
     }
 
+    /// The directories above what came are known: batches bring them along, and nobody forgets one that is needed.
+    pub(crate) fn check_no_orphans(&self, i: usize, changed: &[EntryId]) -> Verdict {
+        self.sites[i].read(|tx| {
+            for id in changed {
+                let Some(row) = tx.entry(*id)? else { continue };
+                for link in row.entry.links.iter().filter(|l| l.present()) {
+                    let (mut above, mut seen) = (link.at.parent, BTreeSet::new());
+                    while !above.is_root() && seen.insert(above) {
+                        let Some(dir) = tx.entry(above)? else {
+                            return Ok(Err(format!("{id} came to {i} without {above} above it")));
+                        };
+                        let Some(link) = dir.entry.dir_link() else { break };
+                        above = link.at.parent;
+                    }
+                }
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    /// What others removed, having seen it all, is not new after an index was lost: peers tell of the removal.
+    pub(crate) fn check_adopted(&self, i: usize, adopted: &[(Vec<Name>, Adopted)]) -> Verdict {
+        if !self.rules.no_renames || self.collected {
+            return Ok(());
+        }
+        for path in adopted.iter().filter(|(_, how)| *how == Adopted::OnlyHere).map(|(path, _)| path) {
+            let Some(content) = self.before_loss.get(path) else { continue };
+            let Some(token) = self.tokens.get(content) else { continue };
+            let causal = |seen: &Sight| {
+                let known = token.touched.iter().all(|(r, n)| seen.surely.get(*r) >= *n);
+                known && self.sites.iter().any(|s| s.me == seen.by && !s.blind)
+            };
+            // It was made once, and again in the count for the loss.
+            if token.born <= 2 && !token.replaced && token.dropped.iter().any(causal) {
+                return Err(format!("{path:?} is new at {i} after a lost index, but was removed elsewhere"));
+            }
+        }
+        Ok(())
+    }
+
     /// No index was lost and no process killed: every change is recorded as it was made.
     fn is_undisturbed(&self) -> bool {
         self.forgotten == 0 && !self.rules.crashes && !self.rules.equal_contents
@@ -168,7 +210,11 @@ impl World {
         let (paths, none) = (site.disk.paths(), BTreeSet::new());
         site.read(|tx| {
             for dir in site.disk.inodes.iter().filter(|(_, i)| i.kind.is_dir()).map(|(ino, _)| *ino) {
-                for (name, place) in tx.places_in(&Disk::key(dir), None, usize::MAX)? {
+                let dir_key = match dir == crate::disk::PARKED {
+                    true => NodeKey::new(Plan::PARKED).unwrap(),
+                    false => Disk::key(dir),
+                };
+                for (name, place) in tx.places_in(&dir_key, None, usize::MAX)? {
                     for c in &place.claims {
                         bound.entry(c.entry).or_default().insert(place.node.clone());
                     }
@@ -177,7 +223,7 @@ impl World {
                     let mtime = site.disk.dir_mtime(Disk::ino(&place.node));
                     assert_eq!(node.given.dir_mtime, mtime, "{name:?}");
                     assert!(
-                        node.names.contains(&(Disk::key(dir), name.clone())),
+                        node.names.contains(&(dir_key.clone(), name.clone())),
                         "{name:?} is no name of {node:?}"
                     );
                     assert_eq!(node.kind.is_dir(), place.claims.is_empty(), "{name:?}");

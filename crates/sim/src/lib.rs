@@ -30,6 +30,7 @@ mod naive;
 mod network;
 mod planned;
 mod prng;
+mod refused;
 pub mod report;
 pub mod run;
 mod scene;

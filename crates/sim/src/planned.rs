@@ -43,7 +43,7 @@ pub fn show_some(site: &mut Site, available: &Available, skip: usize, count: usi
 }
 
 /// What the planner has to look at.
-fn todo(site: &Site) -> Vec<EntryId> {
+pub(crate) fn todo(site: &Site) -> Vec<EntryId> {
     site.read(|tx| {
         let mut todo = tx.pending(usize::MAX)?;
         todo.extend(tx.feed_after(site.plan_cursor, usize::MAX)?.into_iter().map(|r| r.1));
@@ -276,7 +276,7 @@ fn has_attrs(disk: &Disk, inode: u64, attrs: &Attrs) -> bool {
 }
 
 /// Directories that steps were done in get the times that their states say.
-fn restore_dir_times(tx: &mut Tx<'_>, disk: &mut Disk) -> TxResult<()> {
+pub(crate) fn restore_dir_times(tx: &mut Tx<'_>, disk: &mut Disk) -> TxResult<()> {
     for dir in std::mem::take(&mut disk.touched) {
         let Some(node) = tx.node(&Disk::key(dir))? else { continue };
         let Bind::Dir(members) = &node.bind else { continue };
@@ -295,7 +295,7 @@ fn ino(disk: &Disk, key: &NodeKey) -> Result<u64, String> {
     if disk.inodes.contains_key(&ino) { Ok(ino) } else { Err(format!("no inode {ino}")) }
 }
 
-fn perform(disk: &mut Disk, step: &Step) -> Result<Option<Outcome>, String> {
+pub(crate) fn perform(disk: &mut Disk, step: &Step) -> Result<Option<Outcome>, String> {
     match step {
         Step::MakeDir { at, attrs, .. } => make(disk, at, Kind::Dir, None, attrs, None).map(Some),
         Step::Put { at, kind, content, attrs, copy, victim, .. } => {

@@ -3,6 +3,7 @@
 use crate::prng::Prng;
 use crate::site::Op;
 use crate::world::{Rules, Step, Verdict, World};
+use std::collections::VecDeque;
 
 /// A kind of world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -47,11 +48,13 @@ pub enum Scene {
     Joins,
     /// Nothing is concurrent.
     Serial,
+    /// Some of what is to be written fails, and is written later.
+    FailingWrites,
 }
 
 impl Scene {
     /// All worlds.
-    pub const ALL: [Scene; 20] = [
+    pub const ALL: [Scene; 21] = [
         Scene::Mixed,
         Scene::Ring,
         Scene::Mesh,
@@ -72,6 +75,7 @@ impl Scene {
         Scene::Tombstones,
         Scene::Joins,
         Scene::Serial,
+        Scene::FailingWrites,
     ];
 
     /// The name on the command line.
@@ -107,6 +111,9 @@ impl Scene {
             Scene::WrongClocks => ("wrong-clocks", "clocks wrong by years, and jumping; mixed epochs"),
             Scene::Tombstones => ("tombstones", "collection all the time"),
             Scene::Joins => ("joins", "trees that exist already meet"),
+            Scene::FailingWrites => {
+                ("failing-writes", "steps of plans fail (no space, no permission), and succeed later")
+            }
             Scene::Serial => ("serial", "nothing concurrent, or everyone in a directory of his own"),
         }
     }
@@ -127,6 +134,8 @@ enum Habit {
     Cycles,
     /// Two names for everything.
     Conflicts,
+    /// Nothing is renamed or linked.
+    Plain,
 }
 
 struct Maker {
@@ -144,6 +153,8 @@ struct Maker {
     /// Who writes, in worlds of one writer.
     writer: usize,
     next_token: u64,
+    /// Steps that belong together.
+    next: VecDeque<Step>,
 }
 
 /// The rules of the world of this seed.
@@ -213,14 +224,16 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         _ => false,
     };
     let crashes = scene == Scene::Crashes || (shaped && rng.one_in(4));
+    let no_renames = scene == Scene::LostIndex && rng.one_in(3);
     Rules {
+        no_renames,
         epochs: (0..sites).map(|_| if mixed { rng.next() % 3 } else { 0 }).collect(),
         skews_ns: (0..sites).map(|_| if skewed { rng.next() % skew_max } else { 0 }).collect(),
         serial,
         own_dirs: !serial && (scene == Scene::Serial || (scene == Scene::Mixed && rng.one_in(12))),
         one_writer: scene == Scene::OneWay,
         equal_contents: scene == Scene::EqualContents || (scene == Scene::Mixed && rng.one_in(3)),
-        planner: rng.one_in(2) || crashes,
+        planner: rng.one_in(2) || crashes || scene == Scene::FailingWrites,
         live: shaped
             || scene == Scene::Cloned
             || (!matches!(scene, Scene::Mixed | Scene::Tombstones) && rng.one_in(3)),
@@ -238,18 +251,20 @@ impl Maker {
             Scene::ConflictCopies => Habit::Conflicts,
             Scene::DirRenames => *rng.pick(&[Habit::Dirs, Habit::Cycles]).unwrap(),
             Scene::Unions => Habit::Dirs,
+            Scene::LostIndex if rules.no_renames => Habit::Plain,
             _ => *rng.pick(&any).unwrap(),
         };
         let lesser = matches!(scene, Scene::Mixed) && !rules.serial && !rules.own_dirs;
         Maker {
             habit,
-            hard_links: scene == Scene::HardLinks || rng.one_in(2),
+            hard_links: scene == Scene::HardLinks || (rng.one_in(2) && !rules.no_renames),
             times: rng.one_in(2),
             acts: 1 + rng.below(3),
             collect: scene == Scene::Tombstones || rng.one_in(3),
             forget: scene == Scene::LostIndex || (lesser && rng.one_in(8)),
             writer: 0,
             next_token: 1,
+            next: VecDeque::new(),
             scene,
             rng,
         }
@@ -347,6 +362,12 @@ impl Maker {
     }
 
     fn step(&mut self, w: &World) -> Step {
+        if self.next.is_empty() {
+            self.plot(w);
+        }
+        if let Some(step) = self.next.pop_front() {
+            return step;
+        }
         let i = match w.rules.one_writer {
             true => self.writer,
             false => self.rng.below(w.rules.sites),
@@ -379,6 +400,70 @@ impl Maker {
         }
     }
 
+    /// Now and then several things come together that seldom do so by chance.
+    fn plot(&mut self, w: &World) {
+        if w.rules.edges.is_empty() || !self.rng.one_in(12) {
+            return;
+        }
+        let (a, b) = *self.rng.pick(&w.rules.edges).unwrap();
+        let (a, b) = if self.rng.one_in(2) { (a, b) } else { (b, a) };
+        match self.scene {
+            Scene::Tombstones => self.plot_dead_directory(w, a, b),
+            Scene::ConflictCopies => self.plot_choice(w, a, b),
+            Scene::Ring | Scene::Mesh | Scene::Chain | Scene::Star => self.plot_gap(w, a, b),
+            _ => {}
+        }
+    }
+
+    /// A directory is removed and its tombstone collected, while somebody works below it. (In it would give it another
+    /// time, and that a dot.)
+    fn plot_dead_directory(&mut self, w: &World, a: usize, b: usize) {
+        let dir = self.path(w, a);
+        let below = format!("{dir}/d");
+        let work = Step::Act(b, Op::Create(format!("{below}/x"), self.token(w)));
+        let others = || (0..w.rules.sites).filter(|s| *s != a);
+        self.next.extend([&dir, &below].map(|d| Step::Act(a, Op::Mkdir(d.clone()))));
+        self.next.extend([Step::Sync(a, b), Step::Show(b)]);
+        self.next.extend(others().map(|s| Step::Sync(s, a)));
+        self.next.extend([below, dir].map(|d| Step::Act(a, Op::Rmdir(d))));
+        let late = self.rng.one_in(2);
+        if !late {
+            self.next.push_back(work.clone());
+        }
+        self.next.extend(others().map(|s| Step::Sync(a, s)));
+        self.next.push_back(Step::Collect(a));
+        if late {
+            self.next.push_back(work);
+        }
+        self.next.push_back(Step::Sync(b, a));
+    }
+
+    /// Two write a file, one chooses the copy, another removes it.
+    fn plot_choice(&mut self, w: &World, a: usize, b: usize) {
+        let name = self.name().to_string();
+        for i in [a, b] {
+            let write = Op::Write(name.clone(), self.token(w));
+            self.next.push_back(Step::Act(i, write));
+        }
+        self.next.push_back(Step::Heal);
+        let copy = format!("{name}~0");
+        self.next.push_back(Step::Act(a, Op::Mv(copy.clone(), name)));
+        self.next.push_back(Step::Act(b, Op::Rm(copy)));
+    }
+
+    /// Of two batches in a row the first is lost, and then the connection.
+    fn plot_gap(&mut self, w: &World, a: usize, b: usize) {
+        self.next.push_back(Step::Connect(a.min(b), a.max(b)));
+        for _ in 0..2 {
+            let create = Op::Create(self.path(w, a), self.token(w));
+            self.next.extend([Step::Act(a, create), Step::Poll(a, b)]);
+        }
+        // With a batch on its way the next waits a moment, but the first is not sent again yet.
+        self.next.extend([Step::Wait(2), Step::Poll(a, b)]);
+        let sent = w.wire_len();
+        self.next.extend([Step::Lose(sent), Step::Deliver(sent, false), Step::Connect(a.min(b), a.max(b))]);
+    }
+
     /// Mostly the first message, as a carrier keeps order; now and then any, and some stay to come again.
     fn deliver(&mut self, w: &World) -> Step {
         let any = !w.rules.live || self.rng.one_in(4);
@@ -404,6 +489,7 @@ impl Maker {
                 let years = self.rng.below(9) as i64 - 4;
                 Some(Step::Jump(i, years * 365 * 86_400 + self.rng.below(1000) as i64))
             }
+            Scene::FailingWrites if self.rng.one_in(5) => Some(Step::ShowFailing(i, self.rng.next())),
             // What is still on its way then comes late.
             Scene::Tombstones if self.rng.one_in(12) => Some(Step::Heal),
             Scene::Tombstones if self.rng.one_in(4) => Some(Step::Collect(i)),
@@ -437,7 +523,7 @@ impl Maker {
 
     fn name(&mut self) -> &'static str {
         let names: &[&str] = match self.habit {
-            Habit::General => &["a", "b", "c", "d", "e", "x", "y"],
+            Habit::General | Habit::Plain => &["a", "b", "c", "d", "e", "x", "y"],
             Habit::Dirs if self.scene == Scene::Unions => &["u", "v", "w"],
             Habit::Dirs | Habit::Cycles => &["a", "b", "c"],
             Habit::Conflicts => &["x", "y"],
@@ -507,6 +593,7 @@ impl Maker {
             6..=7 => Op::Write(self.existing(w, i, false)?, self.token(w)),
             8 => Op::Save(self.existing(w, i, false)?, self.token(w)),
             9 => Op::SaveSeen(self.existing(w, i, false)?, self.token(w)),
+            10..=15 if self.habit == Habit::Plain => Op::Rm(self.existing(w, i, false)?),
             10..=12 => Op::Mv(self.existing(w, i, dirs)?, self.path(w, i)),
             13 => Op::Mv(self.existing(w, i, false)?, self.existing(w, i, false)?),
             14..=15 => Op::Mv(self.existing(w, i, true)?, self.path(w, i)),

@@ -242,7 +242,8 @@ impl Site {
 
     /// Makes everything durable that was committed.
     pub fn harden(&mut self) {
-        if self.durable.is_some() {
+        // What a killed process left waits for the next one.
+        if self.durable.is_some() && !self.stopped {
             self.durable = Some(self.store.fork());
             self.durable_cursor = self.plan_cursor;
             self.open_plans.clear();

@@ -36,6 +36,8 @@ pub enum Step {
     Show(usize),
     /// Some of what is to be done on the disk is done: so many entries, after so many others.
     ShowSome(usize, usize, usize),
+    /// All that is to be done on the disk is tried, and some of it fails: which, by this number.
+    ShowFailing(usize, u64),
     /// The process is killed after so many steps of a plan, and starts again.
     CrashInShow(usize, usize),
     /// The process is killed, and starts again: what no commit made durable is not in the index.
@@ -79,6 +81,8 @@ pub struct Rules {
     pub own_dirs: bool,
     /// One site at a time makes changes; roles change only at rest.
     pub one_writer: bool,
+    /// Nothing is renamed or linked.
+    pub no_renames: bool,
     /// Contents may be equal.
     pub equal_contents: bool,
     /// Disks are changed by the planner, not built anew.
@@ -108,10 +112,11 @@ pub enum Fault {
     Restored,
     Cloned,
     ClockJump,
+    FailedStep,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 11] = [
+    pub const ALL: [Fault; 12] = [
         Fault::Lost,
         Fault::Duplicated,
         Fault::Reordered,
@@ -123,6 +128,7 @@ impl Fault {
         Fault::Restored,
         Fault::Cloned,
         Fault::ClockJump,
+        Fault::FailedStep,
     ];
 
     pub fn name(self) -> &'static str {
@@ -138,6 +144,7 @@ impl Fault {
             Fault::Restored => "restored",
             Fault::Cloned => "cloned",
             Fault::ClockJump => "clock-jump",
+            Fault::FailedStep => "failed-step",
         }
     }
 }
@@ -186,12 +193,14 @@ pub(crate) struct Token {
 }
 
 /// What somebody had seen of others' changes when he did something.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Sight {
     /// All of these for sure.
     pub surely: VersionVector,
     /// None but these.
     pub perhaps: VersionVector,
+    /// Who it was.
+    pub by: ReplicaId,
 }
 
 /// Contents that are on some disk.
@@ -237,6 +246,10 @@ pub struct World {
     /// One state per merge seen, for the algebra.
     pub(crate) samples: Vec<Entry>,
     copies: BTreeMap<usize, Copy>,
+    /// What was where on a disk whose index was lost.
+    pub(crate) before_loss: BTreeMap<Vec<Name>, Digest>,
+    /// Tombstones have been collected.
+    pub(crate) collected: bool,
 }
 
 /// What was found wrong.
@@ -266,6 +279,8 @@ impl World {
             namers: BTreeMap::new(),
             samples: Vec::new(),
             copies: BTreeMap::new(),
+            before_loss: BTreeMap::new(),
+            collected: false,
         }
     }
 
@@ -309,6 +324,7 @@ impl World {
                 self.show(*i)?;
             }
             Step::ShowSome(i, skip, count) => self.show_some(*i, *skip, *count)?,
+            Step::ShowFailing(i, seed) => self.show_failing(*i, *seed)?,
             Step::CrashInShow(i, steps) => self.crash_in_show(*i, *steps)?,
             Step::Crash(i) => {
                 self.stop(*i);
@@ -357,6 +373,8 @@ impl World {
         self.forgotten += 1;
         let number = self.sites.len() * 100 + self.forgotten;
         self.sites[i].forget(number);
+        let tree = self.sites[i].disk_tree();
+        self.before_loss = tree.iter().filter_map(|(p, s)| Some((p.clone(), s.identity?))).collect();
         self.copies.remove(&i);
         // What was renamed elsewhere meanwhile is there twice now, and each of the two may go alone.
         for d in &*self.sites[i].identities() {
@@ -373,7 +391,10 @@ impl World {
                 self.sync(other, i)?;
             }
         }
-        self.sites[i].scan(lost_index);
+        let adopted = self.sites[i].scan(lost_index);
+        if lost_index {
+            self.check_adopted(i, &adopted)?;
+        }
         self.sites[i].glimpse();
         self.check_records(i)
     }
@@ -422,7 +443,11 @@ impl World {
             for d in had.difference(&has) {
                 let token = self.tokens.entry(*d).or_default();
                 token.born += 1;
-                token.dropped.push(Sight::default());
+                token.dropped.push(Sight {
+                    surely: VersionVector::new(),
+                    perhaps: VersionVector::new(),
+                    by: me,
+                });
                 token.replaced = true;
             }
         }
@@ -583,7 +608,7 @@ impl World {
             // One of several names went.
             self.tokens.entry(*d).or_default().replaced = true;
         }
-        let mut seen = Sight { surely: site.shown.clone(), perhaps: site.glimpsed.clone() };
+        let mut seen = Sight { surely: site.shown.clone(), perhaps: site.glimpsed.clone(), by: site.me };
         seen.surely.add(Dot::new(site.me, UNRECORDED));
         seen.perhaps.add(Dot::new(site.me, UNRECORDED));
         if let Some(content) = born {
@@ -669,6 +694,7 @@ impl World {
         if !merged.anomalies.is_empty() {
             return Err(format!("at {to} from {from}: {:?}", merged.anomalies));
         }
+        self.check_no_orphans(to, &merged.changed)?;
         self.check_records(to)?;
         Ok(Some(merged))
     }
@@ -725,6 +751,17 @@ impl World {
         self.check_records(i)
     }
 
+    fn show_failing(&mut self, i: usize, seed: u64) -> Verdict {
+        if !self.rules.planner || self.sites[i].blind {
+            return Ok(());
+        }
+        let available = self.available();
+        let failed = crate::refused::show(&mut self.sites[i], &available, seed);
+        self.stats.faults[Fault::FailedStep as usize] += failed;
+        self.sites[i].glimpse();
+        self.check_records(i)
+    }
+
     /// Contents that are on some disk.
     pub(crate) fn available(&self) -> Available {
         Available::new(self.sites.iter().map(Site::identities).collect())
@@ -734,6 +771,7 @@ impl World {
         if self.sites[i].blind {
             return Ok(());
         }
+        self.collected = true;
         let me = self.sites[i].me;
         // Members tell only what no crash takes back.
         for other in (0..self.sites.len()).filter(|o| *o != i) {
@@ -834,6 +872,7 @@ impl Rules {
             serial: false,
             own_dirs: false,
             one_writer: false,
+            no_renames: false,
             equal_contents: false,
             planner: false,
             live: false,
