@@ -35,6 +35,7 @@ use crate::id::{Dot, EntryId, Kind, LinkId, Name, Stamp};
 use crate::meta::{Digest, Time};
 use crate::tx::{EntryRow, Error, Result, Tx};
 use conflict::free_conflict_name;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -113,30 +114,32 @@ pub fn parent_of(tx: &mut Tx<'_>, dir: EntryId) -> Result<Option<EntryId>> {
 }
 
 /// The class (union) a directory is shown in, sorted; empty if it is not shown.
-pub fn class_of(tx: &mut Tx<'_>, dir: EntryId) -> Result<Vec<EntryId>> {
+pub fn class_of(tx: &mut Tx<'_>, dir: EntryId) -> Result<Arc<[EntryId]>> {
     let mut below = Vec::new();
     let mut at = dir;
     let mut class = loop {
-        if at.is_root() {
-            break vec![EntryId::ROOT];
-        }
         if let Some(known) = tx.classes.get(&at) {
-            break known.to_vec();
+            break known.clone();
+        }
+        if at.is_root() {
+            let class: Arc<[EntryId]> = [EntryId::ROOT].into();
+            tx.classes.insert(at, class.clone());
+            break class;
         }
         if below.len() > DEPTH_MAX {
             return Err(endless());
         }
         // All above a live directory are live, so that only the first can fail here.
         if !is_live(tx, at)? {
-            return Ok(Vec::new());
+            return Ok(Arc::default());
         }
         let (parent, name) = stored_spot(tx, at)?;
         below.push((at, name));
         at = parent;
     };
     for (at, name) in below.into_iter().rev() {
-        class = dirs_at(tx, &class, &name)?;
-        tx.classes.insert(at, class.as_slice().into());
+        class = dirs_at(tx, &class, &name)?.into();
+        tx.classes.insert(at, class.clone());
     }
     Ok(class)
 }
@@ -154,8 +157,23 @@ pub fn dir_time(tx: &mut Tx<'_>, members: &[EntryId]) -> Result<Option<Time>> {
 /// What is shown at `name` in the directory class `class`, with conflict names given.
 pub fn shown_at(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<Shown> {
     let mut shown = Shown::default();
+    let entries = entries_at(tx, class, name)?;
+    if let [id] = entries[..] {
+        // Nearly all names: no conflict.
+        let row = tx.entry_must(id)?;
+        if row.entry.kind.is_dir() {
+            shown.dir.push(id);
+            return Ok(shown);
+        }
+        let claims = claims_at(tx, &row.entry, class, name)?;
+        if let [(claim, _)] = &claims[..] {
+            let claims = vec![claim.clone()];
+            shown.groups.push(Group { name: name.clone(), conflict: false, claims });
+            return Ok(shown);
+        }
+    }
     let mut groups: BTreeMap<(Kind, Digest), Vec<(Shares, Stamp)>> = BTreeMap::new();
-    for id in entries_at(tx, class, name)? {
+    for id in entries {
         let row = tx.entry_must(id)?;
         if row.entry.kind.is_dir() {
             shown.dir.push(id);
@@ -317,8 +335,8 @@ fn order(c: &Shares) -> ((Stamp, Stamp, EntryId), Dot, LinkId) {
     (c.rank, c.version, c.link)
 }
 
-fn entries_at(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<Vec<EntryId>> {
-    let mut out = Vec::new();
+fn entries_at(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<SmallVec<[EntryId; 2]>> {
+    let mut out = SmallVec::new();
     for member in class {
         out.extend(tx.names_at(*member, name)?);
     }

@@ -16,9 +16,10 @@ use crate::mutant::mutant;
 use crate::rows::{Batch, Read, StoreError, Table};
 use crate::vv::VersionVector;
 use cache::Cache;
+pub(crate) use cache::{FastMap, FastSet};
 use overlay::Overlay;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Why a transaction could not go on. Nothing of it has any effect then.
@@ -93,9 +94,19 @@ pub struct Env {
 /// nothing was committed between.
 #[derive(Default)]
 pub struct Warm {
-    entries: cache::Rows<EntryId, EntryRow>,
-    nodes: cache::Rows<NodeKey, Node>,
+    entries: Cache<EntryId, EntryRow>,
+    nodes: Cache<NodeKey, Node>,
+    names: Names,
 }
+
+/// A key of the places: short enough in nearly all cases to need no memory of its own.
+pub(crate) type PlaceKey = SmallVec<[u8; 64]>;
+
+/// Entries at names of directories, before grouping.
+type Names = FastMap<(EntryId, Name), SmallVec<[EntryId; 2]>>;
+
+/// Names whose entries are remembered. All can be found again from rows, so there is nothing to lose.
+const NAMES_MAX: usize = 4096;
 
 /// A transaction. Reads see its own changes.
 pub struct Tx<'a> {
@@ -113,12 +124,15 @@ pub struct Tx<'a> {
     entries: Cache<EntryId, EntryRow>,
     nodes: Cache<NodeKey, Node>,
     /// By the keys of their rows.
-    places: Cache<Vec<u8>, Place>,
+    places: Cache<PlaceKey, Place>,
+    names: Names,
     dirs: Cache<EntryId, DirState>,
+    /// Directories with no row in `dirs` of the base: nothing is shown below them there.
+    bare: FastSet<EntryId>,
     /// Rows without a typed cache, and those of entries once they are flushed.
     rows: Overlay,
     /// Directory classes that the effective tree has worked out; it empties this when directories change.
-    pub(crate) classes: HashMap<EntryId, Arc<[EntryId]>>,
+    pub(crate) classes: FastMap<EntryId, Arc<[EntryId]>>,
 }
 
 const SETTING_ME: &[u8] = b"replica";
@@ -155,9 +169,11 @@ impl<'a> Tx<'a> {
             entries: Cache::default(),
             nodes: Cache::default(),
             places: Cache::default(),
+            names: Names::default(),
             dirs: Cache::default(),
+            bare: FastSet::default(),
             rows: Overlay::default(),
-            classes: HashMap::new(),
+            classes: FastMap::default(),
         })
     }
 
@@ -220,7 +236,6 @@ impl<'a> Tx<'a> {
 
     /// At most `limit` feed rows with a position above `after`.
     pub fn feed_after(&mut self, after: u64, limit: usize) -> Result<Vec<(u64, EntryId)>> {
-        self.flush_entries();
         let from = after.saturating_add(1).to_be_bytes();
         let rows = self.scan(Table::Feed, &from, None, limit)?;
         rows.into_iter()
@@ -235,7 +250,7 @@ impl<'a> Tx<'a> {
         if let Some(known) = self.entries.get(&id) {
             return Ok(known);
         }
-        if let Some(known) = self.warm.as_ref().and_then(|w| w.entries.get(&id)).cloned() {
+        if let Some(Some(known)) = self.warm.as_ref().and_then(|w| w.entries.get(&id)) {
             self.entries.note(id, Some(known.clone()));
             return Ok(Some(known));
         }
@@ -273,10 +288,13 @@ impl<'a> Tx<'a> {
     /// are changed through the effective tree's functions.
     pub fn put_entry(&mut self, row: EntryRow) -> Result<()> {
         let id = row.entry.id;
-        if let Some(old) = self.entry(id)?
-            && old.n != row.n
-        {
-            self.rows.put(Table::Feed, old.n.to_be_bytes().to_vec(), None);
+        let old = self.entry(id)?.map(|old| old.n);
+        if old != Some(row.n) {
+            if let Some(old) = old {
+                self.rows.put(Table::Feed, old.to_be_bytes().to_vec(), None);
+            }
+            let slot = self.slot(id).to_vec();
+            self.rows.put(Table::Feed, row.n.to_be_bytes().to_vec(), Some(slot));
         }
         self.entries.put(id, Some(Arc::new(row)));
         Ok(())
@@ -297,17 +315,36 @@ impl<'a> Tx<'a> {
     pub fn add_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
         let key = self.name_key(parent, name, entry);
         self.rows.put(Table::Names, key, Some(Vec::new()));
+        self.names.remove(&(parent, name.clone()));
     }
 
     /// Undoes [`Tx::add_name`].
     pub fn remove_name(&mut self, parent: EntryId, name: &Name, entry: EntryId) {
         let key = self.name_key(parent, name, entry);
         self.rows.put(Table::Names, key, None);
+        self.names.remove(&(parent, name.clone()));
     }
 
     /// Entries shown below `parent` as `name`, before grouping.
-    pub fn names_at(&mut self, parent: EntryId, name: &Name) -> Result<Vec<EntryId>> {
-        let mut from = self.slot(parent).to_vec();
+    pub fn names_at(&mut self, parent: EntryId, name: &Name) -> Result<SmallVec<[EntryId; 2]>> {
+        let spot = (parent, name.clone());
+        if let Some(known) = self.names.get(&spot) {
+            return Ok(known.clone());
+        }
+        let found = match self.warm.as_ref().and_then(|w| w.names.get(&spot)) {
+            // A name that this transaction has changed is among its rows.
+            Some(known) if !self.rows.has(Table::Names) => known.clone(),
+            _ => self.read_names_at(parent, name)?,
+        };
+        if self.names.len() >= NAMES_MAX {
+            self.names.clear();
+        }
+        self.names.insert(spot, found.clone());
+        Ok(found)
+    }
+
+    fn read_names_at(&mut self, parent: EntryId, name: &Name) -> Result<SmallVec<[EntryId; 2]>> {
+        let mut from: SmallVec<[u8; 64]> = SmallVec::from_slice(&self.slot(parent));
         from.extend_from_slice(name.as_bytes());
         from.push(0);
         let mut to = from.clone();
@@ -370,6 +407,12 @@ impl<'a> Tx<'a> {
                 })?),
             },
         };
+        if value.is_none() && !self.is_newborn(id) {
+            if self.bare.len() >= NAMES_MAX {
+                self.bare.clear();
+            }
+            self.bare.insert(id);
+        }
         self.dirs.note(id, value.map(Arc::new));
         Ok(value.unwrap_or_default())
     }
@@ -447,7 +490,7 @@ impl<'a> Tx<'a> {
         if let Some(known) = self.nodes.get(key) {
             return Ok(known);
         }
-        if let Some(known) = self.warm.as_ref().and_then(|w| w.nodes.get(key)).cloned() {
+        if let Some(Some(known)) = self.warm.as_ref().and_then(|w| w.nodes.get(key)) {
             self.nodes.note(key.clone(), Some(known.clone()));
             return Ok(Some(known));
         }
@@ -621,7 +664,7 @@ impl<'a> Tx<'a> {
 
     /// The base, if it can have rows below directory `id`.
     fn base_about(&self, id: EntryId) -> Option<&dyn Read> {
-        (!self.is_newborn(id)).then_some(self.base)
+        (!self.bare.contains(&id) && !self.is_newborn(id)).then_some(self.base)
     }
 
     /// True if the entry was made by this transaction: no row of the base is about it.
@@ -672,7 +715,6 @@ impl<'a> Tx<'a> {
         for (id, row) in self.entries.take_dirty() {
             let key = self.slot(id).to_vec();
             let value = row.map(|row| {
-                self.rows.put(Table::Feed, row.n.to_be_bytes().to_vec(), Some(key.clone()));
                 e.buf.clear();
                 e.uint(row.n);
                 e.uint(row.bound.len() as u64);
@@ -707,7 +749,7 @@ impl<'a> Tx<'a> {
                 e.place(&p, &mut self.replicas);
                 e.buf.to_vec()
             });
-            self.rows.put(Table::Places, key, value);
+            self.rows.put(Table::Places, key.into_vec(), value);
         }
     }
 
@@ -774,8 +816,11 @@ impl<'a> Tx<'a> {
             let key = ((i + 1) as u16).to_be_bytes().to_vec();
             self.rows.put(Table::Replicas, key, Some(r.0.to_be_bytes().to_vec()));
         }
-        let (entries, nodes) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.nodes));
-        Warm { entries: entries.into_rows(), nodes: nodes.into_rows() }
+        Warm {
+            entries: std::mem::take(&mut self.entries),
+            nodes: std::mem::take(&mut self.nodes),
+            names: std::mem::take(&mut self.names),
+        }
     }
 }
 
@@ -789,14 +834,14 @@ fn pack(replica: u16, n: u64) -> [u8; 8] {
     ((u64::from(replica) << 48) | (n & N_MAX)).to_be_bytes()
 }
 
-fn place_prefix(dir: &NodeKey) -> Vec<u8> {
-    let mut k = Vec::with_capacity(64);
+fn place_prefix(dir: &NodeKey) -> PlaceKey {
+    let mut k = PlaceKey::new();
     k.push(dir.as_bytes().len() as u8);
     k.extend_from_slice(dir.as_bytes());
     k
 }
 
-pub(crate) fn place_key(dir: &NodeKey, name: &Name) -> Vec<u8> {
+pub(crate) fn place_key(dir: &NodeKey, name: &Name) -> PlaceKey {
     let mut k = place_prefix(dir);
     k.extend_from_slice(name.as_bytes());
     k
@@ -889,5 +934,44 @@ mod tests {
         }
         assert_eq!(cold.node(&key(2)).unwrap().unwrap().fingerprint.size, 20);
         assert_eq!(cold.node(&key(3)).unwrap(), None);
+    }
+
+    #[test]
+    fn names_are_what_rows_say_whatever_is_remembered() {
+        let entry = |n| EntryId(Dot::new(ReplicaId(7), n));
+        let (dir, other) = (entry(1), entry(2));
+        let [a, b] = [b"a", b"b"].map(|n| Name::new(n).unwrap());
+        let store = MemStore::new();
+        store.commit(Tx::create(ReplicaId(7))).unwrap();
+        let mut warm = Warm::default();
+        // (adds, directory, name, entry)
+        let changes = [
+            vec![(true, dir, &a, entry(3)), (true, dir, &b, entry(4)), (true, other, &a, entry(5))],
+            vec![(true, dir, &a, entry(6))],
+            vec![(false, dir, &a, entry(3)), (false, dir, &b, entry(4)), (true, other, &b, entry(7))],
+            vec![],
+        ];
+        for round in changes {
+            let snapshot = store.snapshot().unwrap();
+            let mut tx = Tx::open_warm(&*snapshot, ENV, Arc::new(warm)).unwrap();
+            let spots = [(dir, &a), (dir, &b), (other, &a), (other, &b)];
+            spots.iter().for_each(|(d, n)| drop(tx.names_at(*d, n).unwrap()));
+            for (adds, parent, name, id) in round {
+                let mut state = tx.dir(parent).unwrap();
+                match adds {
+                    true => (tx.add_name(parent, name, id), state.live_children += 1),
+                    false => (tx.remove_name(parent, name, id), state.live_children -= 1),
+                };
+                tx.put_dir(parent, state);
+            }
+            let seen: Vec<_> = spots.iter().map(|(d, n)| tx.names_at(*d, n).unwrap()).collect();
+            let (rows, left) = tx.into_batch_and_warm(1);
+            store.commit(rows).unwrap();
+            let snapshot = store.snapshot().unwrap();
+            let mut cold = Tx::open(&*snapshot, ENV).unwrap();
+            let made: Vec<_> = spots.iter().map(|(d, n)| cold.names_at(*d, n).unwrap()).collect();
+            assert_eq!(seen, made);
+            warm = left;
+        }
     }
 }

@@ -310,7 +310,7 @@ pub(crate) fn encode(base: &dyn Read, batch: &Batch, replicas: &ReplicaTable) ->
         let Some(old) = old.filter(|old| new.as_ref() != Some(old)) else { return Ok(()) };
         let node = dec(Table::Nodes, &old, |d| d.node(replicas))?;
         for (dir, name) in &node.names {
-            if let btree_map::Entry::Vacant(place) = places.entry(place_key(dir, name)) {
+            if let btree_map::Entry::Vacant(place) = places.entry(place_key(dir, name).into_vec()) {
                 let old = base.get(Table::Places, place.key())?;
                 place.insert(old);
             }

@@ -13,7 +13,7 @@ use crate::entry::Version;
 use crate::id::{EntryId, Kind, Name};
 use crate::meta::{Attrs, Digest};
 use crate::tree::{self, Group, Shown};
-use crate::tx::{EntryRow, Result, Tx};
+use crate::tx::{EntryRow, FastMap, Result, Tx};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ struct Planner<'p, 't> {
     plan: &'p mut Plan,
     options: &'p PlanOptions<'p>,
     /// Entries being planned, with the members of their classes.
-    busy: HashSet<EntryId>,
+    busy: Busy,
     /// Directories that are being emptied to be removed: they stand for no class any more.
     dissolving: HashSet<NodeKey>,
     /// Classes that were given their node, by first member: what is recorded meanwhile must not change that.
@@ -59,7 +59,7 @@ struct Planner<'p, 't> {
     /// Entries to plan when nothing is busy any more.
     queue: VecDeque<EntryId>,
     tries: HashMap<EntryId, u8>,
-    shown: HashMap<(EntryId, Name), Arc<Shown>>,
+    shown: FastMap<(EntryId, Name), Arc<Shown>>,
     depth: usize,
     wait: Option<Wait>,
 }
@@ -103,6 +103,24 @@ impl Goal {
     }
 }
 
+/// Entries that are being planned: a few, those of directories above one another.
+#[derive(Default)]
+struct Busy(SmallVec<[EntryId; 4]>);
+
+impl Busy {
+    fn contains(&self, id: EntryId) -> bool {
+        self.0.contains(&id)
+    }
+    fn insert(&mut self, id: EntryId) {
+        if !self.contains(id) {
+            self.0.push(id);
+        }
+    }
+    fn remove(&mut self, id: EntryId) {
+        self.0.retain(|i| *i != id);
+    }
+}
+
 /// Where a directory class is on this disk.
 enum Dir {
     Here(NodeKey),
@@ -118,12 +136,12 @@ impl<'p, 't> Planner<'p, 't> {
             tx,
             plan,
             options,
-            busy: HashSet::new(),
+            busy: Busy::default(),
             dissolving: HashSet::new(),
             placed: HashMap::new(),
             queue: VecDeque::new(),
             tries: HashMap::new(),
-            shown: HashMap::new(),
+            shown: FastMap::default(),
             depth: 0,
             wait: None,
         }
@@ -131,7 +149,7 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// Plans one entry unless it is being planned already.
     fn visit(&mut self, id: EntryId) -> Result<()> {
-        if self.busy.contains(&id) {
+        if self.busy.contains(id) {
             return Ok(());
         }
         if id.is_root() {
@@ -206,7 +224,7 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// The class of a directory entry; empty if it is not shown.
     fn class(&mut self, dir: EntryId) -> Result<Class> {
-        Ok(tree::class_of(self.tx, dir)?.into())
+        tree::class_of(self.tx, dir)
     }
 
     /// What the tree shows at a real name of a class.
@@ -391,7 +409,7 @@ impl<'p, 't> Planner<'p, 't> {
         for key in self.entry_bound(id)? {
             self.settle_dir(&key)?;
         }
-        self.busy.remove(&id);
+        self.busy.remove(id);
         Ok(())
     }
 
@@ -408,14 +426,12 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// Brings a class to its place, making what lacks above it.
     fn place_dir(&mut self, class: &Class) -> Result<Dir> {
-        if class.iter().any(|m| self.busy.contains(m)) {
+        if class.iter().any(|m| self.busy.contains(*m)) {
             return Ok(Dir::Later);
         }
-        self.busy.extend(class.iter().copied());
+        class.iter().for_each(|m| self.busy.insert(*m));
         let dir = self.place_busy_dir(class);
-        for m in class.iter() {
-            self.busy.remove(m);
-        }
+        class.iter().for_each(|m| self.busy.remove(*m));
         dir
     }
 
@@ -463,10 +479,11 @@ impl<'p, 't> Planner<'p, 't> {
     fn admit(&mut self, class: &Class, key: &NodeKey) -> Result<()> {
         let Some(node) = self.tx.node(key)? else { return Ok(()) };
         let Some((dir, name)) = node.names.first() else { return Ok(()) };
-        let mut members = self.dir_members(key)?;
-        if class.iter().all(|m| members.contains(m)) {
+        let Bind::Dir(members) = &node.bind else { return Ok(()) };
+        if members[..] == class[..] || class.iter().all(|m| members.contains(m)) {
             return Ok(());
         }
+        let mut members = members.clone();
         // Those that left stay until what is theirs is moved.
         members.extend(class.iter());
         members.sort();
@@ -842,7 +859,7 @@ impl<'p, 't> Planner<'p, 't> {
                 Ok(())
             }
         });
-        self.busy.remove(&id);
+        self.busy.remove(id);
         done
     }
 
@@ -1138,7 +1155,7 @@ impl<'p, 't> Planner<'p, 't> {
         }
         // Others whose content it shows may want the inode.
         for other in claimants(&place).into_iter().filter(|e| *e != id) {
-            if self.busy.contains(&other) {
+            if self.busy.contains(other) {
                 return Ok(());
             }
             self.visit(other)?;

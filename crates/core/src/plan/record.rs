@@ -6,7 +6,9 @@ use crate::disk::{Bind, Node, NodeKey, Place, Wanted};
 use crate::id::{EntryId, Kind};
 use crate::meta::{Attrs, Content};
 use crate::tx::{Result, Tx};
-use std::collections::BTreeSet;
+use smallvec::SmallVec;
+
+type Entries = SmallVec<[EntryId; 2]>;
 
 /// Records a step that was done; `outcome` for steps that made or changed an inode. Keys in `step` must be
 /// real ([`Step::resolve`]); while planning, when nothing was done yet, they may be provisional.
@@ -163,27 +165,30 @@ pub(crate) fn forget(tx: &mut Tx<'_>, at: &At) -> Result<()> {
     rebind(tx, &place.node, &before)
 }
 
-/// The entries an inode stands for: members of a directory, claims at a leaf's names.
-fn bound_by(tx: &mut Tx<'_>, key: &NodeKey) -> Result<BTreeSet<EntryId>> {
-    let Some(node) = tx.node(key)? else { return Ok(BTreeSet::new()) };
+/// The entries an inode stands for, in order: members of a directory, claims at a leaf's names.
+fn bound_by(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Entries> {
+    let mut out = Entries::new();
+    let Some(node) = tx.node(key)? else { return Ok(out) };
     if let Bind::Dir(members) = &node.bind {
-        return Ok(members.iter().copied().collect());
+        out.extend_from_slice(members);
+    } else {
+        for (dir, name) in &node.names {
+            let place = tx.place(dir, name)?;
+            out.extend(place.iter().flat_map(|p| &p.claims).map(|c| c.entry));
+        }
     }
-    let mut out = BTreeSet::new();
-    for (dir, name) in &node.names {
-        let place = tx.place(dir, name)?;
-        out.extend(place.iter().flat_map(|p| &p.claims).map(|c| c.entry));
-    }
+    out.sort_unstable();
+    out.dedup();
     Ok(out)
 }
 
 /// Brings the `bound` lists of entries up to what inode `key` stands for now, given what it did before.
-fn rebind(tx: &mut Tx<'_>, key: &NodeKey, before: &BTreeSet<EntryId>) -> Result<()> {
+fn rebind(tx: &mut Tx<'_>, key: &NodeKey, before: &Entries) -> Result<()> {
     let now = bound_by(tx, key)?;
-    for gone in before.difference(&now) {
+    for gone in before.iter().filter(|e| now.binary_search(e).is_err()) {
         set_bound(tx, *gone, key, false)?;
     }
-    for come in now.difference(before) {
+    for come in now.iter().filter(|e| before.binary_search(e).is_err()) {
         set_bound(tx, *come, key, true)?;
     }
     Ok(())

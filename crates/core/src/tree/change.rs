@@ -9,6 +9,7 @@ use crate::id::{EntryId, Name};
 use crate::mutant::mutant;
 use crate::tx::{EntryRow, Error, N_MAX, Result, Tx};
 use crate::vv::VersionVector;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -137,21 +138,23 @@ fn put_leaf(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64) -> 
     }
     let before = old.as_ref().map(|o| claimed_places(&o.entry)).unwrap_or_default();
     let after = claimed_places(&new);
-    for (parent, name) in before.difference(&after) {
+    let goes: Places = before.iter().filter(|p| !after.contains(p)).cloned().collect();
+    let comes: Places = after.iter().filter(|p| !before.contains(p)).cloned().collect();
+    for (parent, name) in &goes {
         touch_below(tx, *parent, name, id)?;
     }
     let bound = old.as_ref().map(|o| o.bound.clone()).unwrap_or_default();
     tx.put_entry(EntryRow { n, bound, entry: new })?;
     let flux = &mut Flux::default();
-    for (parent, _) in before.difference(&after) {
+    for (parent, _) in &goes {
         note_fragile(tx, *parent, flux)?;
     }
     // First what comes, then what goes: directories kept by either never die in between.
-    for (parent, name) in after.difference(&before) {
+    for (parent, name) in &comes {
         tx.add_name(*parent, name, id);
         adjust(tx, *parent, true, flux)?;
     }
-    for (parent, name) in before.difference(&after) {
+    for (parent, name) in &goes {
         tx.remove_name(*parent, name, id);
         adjust(tx, *parent, false, flux)?;
     }
@@ -163,9 +166,15 @@ fn put_leaf(tx: &mut Tx<'_>, old: Option<Arc<EntryRow>>, new: Entry, n: u64) -> 
     Ok(())
 }
 
+/// (parent, name) pairs in order: one, nearly always.
+type Places = SmallVec<[(EntryId, Name); 1]>;
+
 /// The (parent, name) pairs of a leaf's shown links, known parents or not.
-fn claimed_places(leaf: &Entry) -> BTreeSet<(EntryId, Name)> {
-    leaf.shown_links().iter().map(|l| (l.at.parent, l.at.name.clone())).collect()
+fn claimed_places(leaf: &Entry) -> Places {
+    let mut places: Places = leaf.shown_links().iter().map(|l| (l.at.parent, l.at.name.clone())).collect();
+    places.sort_unstable();
+    places.dedup();
+    places
 }
 
 // ----- directories

@@ -6,6 +6,7 @@ use super::{PAGE, class_of, dirs_at, entries_at, is_live, shown_names, stored_sp
 use crate::id::{EntryId, Name};
 use crate::tx::{Result, Tx};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Where a directory is shown.
 #[derive(PartialEq, Eq)]
@@ -13,7 +14,7 @@ pub(super) struct Spot {
     pub(super) parent: EntryId,
     pub(super) name: Name,
     /// The class of the parent.
-    parents: Vec<EntryId>,
+    parents: Arc<[EntryId]>,
     /// The other members of its own class.
     pub(super) others: Vec<EntryId>,
 }
@@ -25,7 +26,7 @@ pub(super) fn spot(tx: &mut Tx<'_>, dir: EntryId) -> Result<Option<Spot>> {
     }
     let (parent, name) = stored_spot(tx, dir)?;
     let parents = class_of(tx, parent)?;
-    let others = class_of(tx, dir)?.into_iter().filter(|m| *m != dir).collect();
+    let others = class_of(tx, dir)?.iter().copied().filter(|m| *m != dir).collect();
     Ok(Some(Spot { parent, name, parents, others }))
 }
 

@@ -1,6 +1,6 @@
 //! Typed rows that a transaction has read or changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
@@ -15,12 +15,15 @@ struct Slot<V> {
     dirty: bool,
 }
 
-/// Rows that are there.
-pub(super) type Rows<K, V> = HashMap<K, Arc<V>, BuildHasherDefault<FastHasher>>;
+/// A map of keys that are hashed in a few steps.
+pub(crate) type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<FastHasher>>;
+
+/// A set of such keys.
+pub(crate) type FastSet<K> = HashSet<K, BuildHasherDefault<FastHasher>>;
 
 /// Rows by key; absence is remembered too.
 pub(super) struct Cache<K, V> {
-    slots: HashMap<K, Slot<V>, BuildHasherDefault<FastHasher>>,
+    slots: FastMap<K, Slot<V>>,
     dirty: Vec<K>,
     read_rows: usize,
 }
@@ -45,11 +48,6 @@ impl<K: Hash + Eq + Ord + Clone, V> Cache<K, V> {
         }
         self.read_rows += 1;
         self.slots.insert(key, Slot { value, own: false, dirty: false });
-    }
-
-    /// The rows that are known to be there, for a transaction that follows the commit of this one.
-    pub(super) fn into_rows(self) -> Rows<K, V> {
-        self.slots.into_iter().filter_map(|(k, s)| s.value.map(|v| (k, v))).collect()
     }
 
     /// Changes the row; `None` removes it.
@@ -88,7 +86,7 @@ impl<K: Hash + Eq + Ord + Clone, V> Cache<K, V> {
 /// costs time within one transaction, whose size is bounded, and nothing else. The same keys hash the same
 /// in each run, which keeps simulations reproducible.
 #[derive(Default)]
-pub(super) struct FastHasher(u64);
+pub(crate) struct FastHasher(u64);
 
 impl FastHasher {
     fn mix(&mut self, word: u64) {

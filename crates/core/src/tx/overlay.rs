@@ -23,6 +23,11 @@ impl Overlay {
         self.0.insert((table, key), value);
     }
 
+    /// True if rows of `table` were changed.
+    pub(super) fn has(&self, table: Table) -> bool {
+        !self.0.table(table).is_empty()
+    }
+
     /// Keys of rows that were stored (not removed) in `table`.
     pub(super) fn stored(&self, table: Table) -> impl Iterator<Item = &Vec<u8>> {
         self.0.table(table).iter().filter(|(_, v)| v.is_some()).map(|(k, _)| k)

@@ -234,7 +234,7 @@ fn incremental(tx: &mut Tx<'_>, states: &States) -> Reference {
         }
         let class = class_of(tx, e.id).unwrap();
         if !class.is_empty() {
-            r.class.insert(e.id, class);
+            r.class.insert(e.id, class.to_vec());
         }
     }
     r.unrooted = tx.unrooted().unwrap().into_iter().collect();
