@@ -18,6 +18,8 @@ use std::num::NonZeroUsize;
 pub(super) const SMALL_LEN_MAX: u64 = 128 << 10;
 /// Bytes of small contents kept after hashing, for the batch that ships them soon.
 const CACHE_BYTES_MAX: usize = 12 << 20;
+/// What one of them takes beside its bytes, about: among tiny files that is most of it.
+const CACHE_OVERHEAD_BYTES: usize = 160;
 /// Files of ours kept open while the peer reads them piece by piece.
 const SERVED_MAX: usize = 8;
 /// Staged names of transfers have this bit; others count up from a small number.
@@ -67,7 +69,8 @@ struct Fetch {
 pub(super) struct Contents {
     inline: HashMap<Key, Vec<u8>>,
     by_digest: HashMap<Digest, Vec<u8>>,
-    by_digest_order: VecDeque<Digest>,
+    /// Contents put there since it was last emptied.
+    cached: usize,
     by_digest_bytes: usize,
     fetching: HashMap<Key, Fetch>,
     fetched: HashMap<Key, StagedWriter>,
@@ -85,7 +88,7 @@ impl Contents {
         Contents {
             inline: HashMap::new(),
             by_digest: HashMap::new(),
-            by_digest_order: VecDeque::new(),
+            cached: 0,
             by_digest_bytes: 0,
             fetching: HashMap::new(),
             fetched: HashMap::new(),
@@ -127,23 +130,24 @@ impl Contents {
 
     fn take_digest(&mut self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = self.by_digest.remove(digest)?;
-        self.by_digest_bytes -= bytes.len();
+        self.by_digest_bytes -= bytes.len() + CACHE_OVERHEAD_BYTES;
         Some(bytes)
     }
 
     fn cache(&mut self, digest: Digest, bytes: Vec<u8>) {
-        if self.by_digest_bytes + bytes.len() > CACHE_BYTES_MAX || self.by_digest.contains_key(&digest) {
+        let total = self.by_digest_bytes + bytes.len() + CACHE_OVERHEAD_BYTES;
+        if total > CACHE_BYTES_MAX || self.by_digest.contains_key(&digest) {
             return;
         }
-        self.by_digest_bytes += bytes.len();
+        self.by_digest_bytes = total;
         self.by_digest.insert(digest, bytes);
-        self.by_digest_order.push_back(digest);
+        self.cached += 1;
     }
 
     /// What was cached for a batch that has left is of no more use.
     fn forget_cache(&mut self) {
         self.by_digest.clear();
-        self.by_digest_order.clear();
+        self.cached = 0;
         self.by_digest_bytes = 0;
     }
 }
@@ -166,7 +170,7 @@ impl Engine {
         if let Some(bytes) = self.contents.take_digest(&wish.identity) {
             return Ok(Some(bytes));
         }
-        if self.contents.by_digest_order.len() > 2 * self.contents.by_digest.len() + 16 {
+        if self.contents.cached > 2 * self.contents.by_digest.len() + 16 {
             self.contents.forget_cache();
         }
         let Some(handle) = self.open_version(tx, wish.entry, &wish.identity)? else { return Ok(None) };
