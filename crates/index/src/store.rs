@@ -46,7 +46,7 @@ impl OpenOptions {
     /// Default of [`OpenOptions::cache_bytes`]. Two indexes in one process, with a bulk import into
     /// each, have to stay under 150 MiB together; reads of half a million entries still hit the
     /// page cache of the kernel.
-    pub const CACHE_BYTES: usize = 16 << 20;
+    pub const CACHE_BYTES: usize = 10 << 20;
 }
 
 impl Default for OpenOptions {
