@@ -37,6 +37,11 @@ fn raise_open_files() {
     }
 }
 
+/// Index rows, states and plans are many short-lived allocations in some threads, freed in others; this allocator
+/// saves about a tenth of the time of a first copy. Huge pages would make it keep more memory than it uses.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     raise_open_files();
     let cli = Cli::parse();
