@@ -84,6 +84,14 @@ impl Directory {
         Ok(dir.map(|dir| Trash { volume: self.clone(), dir }))
     }
 
+    /// True if the trash is another mount than the rest of the private directory: nothing can be renamed into it.
+    pub fn trash_is_elsewhere(&self, trash: &Trash) -> Result<bool, VolumeError> {
+        let doing = "look at the trash";
+        let own = stat::stat_fd(&self.private()?.limbo).doing(doing, DIR)?;
+        let there = stat::stat_fd(&trash.dir).doing(doing, DIR)?;
+        Ok(stat::mount_of(&own) != stat::mount_of(&there))
+    }
+
     /// For each of these in limbo: how many names its inode has.
     pub fn limbo_links(&self, limbo: &[Limbo]) -> Result<Vec<u32>, VolumeError> {
         limbo.iter().map(|l| Ok(self.look_limbo(l)?.map_or(0, |(_, look)| look.stat.stx_nlink))).collect()
@@ -375,6 +383,10 @@ impl TrashWriter {
         let staging = self.volume.private()?.staging.as_fd();
         self.volume
             .rename_away(staging, staged.path().get(), self.dir.as_fd(), name)
+            .inspect_err(|_| {
+                // If it cannot be removed, the next start sweeps it.
+                let _ = self.volume.unstage(&staged);
+            })
             .doing(doing, &subject)?;
         rustix::fs::fsync(&self.dir).doing(doing, &subject)?;
         self.volume.unlink_verified(from, at.get().to_bytes(), &limbo.key).map(drop)

@@ -177,3 +177,87 @@ fn a_mount_where_the_other_side_has_a_directory_waits_as_such() {
     pair.assert_same();
     assert_eq!(names(&pair.a.join("m")), ["theirs"]);
 }
+
+/// True if a file with this content lies in the private directory.
+fn is_kept(root: &Path, content: &str) -> bool {
+    let mut todo = vec![root.join(".driftless")];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if fs::read(&path).is_ok_and(|bytes| bytes == content.as_bytes()) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Nothing can be renamed into the trash: a run that is to keep versions does not begin, and one that has begun goes on with the
+/// directory that it had.
+#[test]
+fn a_trash_on_another_file_system_loses_nothing() {
+    let keep = ["--trash-keep", "30d"];
+    let pair = Pair::new();
+    put(&pair.a, "replaced", "first");
+    put(&pair.a, "d/removed", "second");
+    pair.once(&keep);
+    let at = pair.b.join(".driftless/trash");
+    fs::create_dir_all(&at).unwrap();
+    let mut running = pair.start(&keep);
+    let Some(mounted) = Mounted::mount(&["-t", "tmpfs", "tmpfs"], &at) else { return };
+    put(&pair.a, "replaced", "first, changed");
+    fs::remove_dir_all(pair.a.join("d")).unwrap();
+    pair.wait_same("the changes");
+    running.wait_for("in_sync");
+    running.stop();
+    put(&pair.a, "later", "1");
+    let ran = pair.sync(&[&["--once"], &keep[..]].concat());
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("unmount it"), "{ran:?}");
+    drop(mounted);
+    for content in ["first", "second"] {
+        assert!(is_kept(&pair.b, content), "{content}");
+    }
+    pair.once(&keep);
+    pair.assert_same();
+    let listed = run(pair.command().args(["trash", "list", "--json"]).arg(&pair.b));
+    assert_eq!(listed.out.lines().count(), 2, "{listed:?}");
+    assert_eq!(left_private(&pair.b), Vec::<PathBuf>::new());
+}
+
+/// A part of the tree is another mount of the same file system: nothing can be renamed between it and limbo.
+#[test]
+fn what_lies_below_a_bind_mount_is_not_removed() {
+    let pair = Pair::new();
+    put(&pair.a, "m/replaced", "1");
+    put(&pair.a, "m/removed", "2");
+    pair.once(&[]);
+    let elsewhere = pair.base.path().join("elsewhere");
+    put(&elsewhere, "replaced", "of somebody else");
+    put(&elsewhere, "removed", "of somebody else");
+    let Some(mounted) = Mounted::bind(&elsewhere, &pair.a.join("m")) else { return };
+    put(&pair.b, "m/replaced", "changed there");
+    fs::remove_file(pair.b.join("m/removed")).unwrap();
+    put(&pair.b, "beside", "3");
+    let ran = pair.sync(&["--once"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(read(&pair.a, "beside"), "3");
+    for name in ["replaced", "removed"] {
+        assert_eq!(read(&elsewhere, name), "of somebody else");
+    }
+    assert_eq!(read(&pair.b, "m/replaced"), "changed there");
+    // The mount itself, shown in its own place: the same files, by another way.
+    drop(mounted);
+    let Some(mounted) = Mounted::bind(&pair.a.join("m"), &pair.a.join("m")) else { return };
+    let ran = pair.sync(&["--once"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!((read(&pair.a, "m/replaced"), read(&pair.a, "m/removed")), ("1".into(), "2".into()));
+    drop(mounted);
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(read(&pair.a, "m/replaced"), "changed there");
+    assert_eq!(names(&pair.a.join("m")), ["replaced"]);
+    assert_eq!(left_private(&pair.a), Vec::<PathBuf>::new());
+}

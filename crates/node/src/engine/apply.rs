@@ -23,7 +23,8 @@ use driftless_core::{
 };
 use driftless_volume::crash::{self, Point};
 use driftless_volume::{
-    ApplyError, DirFd, Limbo, Placed, ReadHandle, Reason as Volume, StageId, Staged, StagedDir, VolumeError,
+    ApplyError, DirFd, Limbo, Located, Placed, ReadHandle, Reason as Volume, StageId, Staged, StagedDir,
+    VolumeError,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -575,7 +576,13 @@ impl Engine {
                 }
             }
             Step::Remove { at, victim } => {
-                let Some(fd) = self.dir_for(tx, &at.dir)? else { return Ok(Done::Yes(None)) };
+                let Some(fd) = self.dir_for(tx, &at.dir)? else {
+                    return if self.is_dir_gone(tx, &at.dir)? {
+                        Ok(Done::Yes(None))
+                    } else {
+                        self.no_dir(tx, &[&at.dir])
+                    };
+                };
                 run.touched_dirs.insert(at.dir.clone());
                 if victim.kind.is_dir() {
                     self.forget_dirs();
@@ -831,6 +838,19 @@ impl Engine {
             }
             Err(_) => Ok(None),
         }
+    }
+
+    /// True if there is no such directory any more, nor what was in it. One that cannot be entered, is mounted over, or was
+    /// moved by a user a moment ago still has everything: a removal recorded now would be undone by the next look.
+    fn is_dir_gone(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<bool, Fail> {
+        let Some(path) = self.path_of_node(tx, key)? else { return Ok(true) };
+        Ok(match self.volume.dir(&path, Some(key)) {
+            Err(e) if super::observe::is_gone(&e) => {
+                // A follower will record nothing of what its user did.
+                self.follows() || self.volume.locate(key) == Located::Gone
+            }
+            _ => false,
+        })
     }
 
     /// Why one of these directories cannot be worked in: something is mounted over it, or it waits itself.

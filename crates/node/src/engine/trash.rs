@@ -191,6 +191,13 @@ impl Engine {
             bytes_max: limits.bytes_max,
         };
         let Some(trash) = self.volume.trash(true).map_err(Fail::Volume)? else { return Ok(()) };
+        if self.volume.trash_is_elsewhere(&trash).map_err(Fail::Volume)? {
+            return Err(Fail::Refused {
+                what: ".driftless/trash is on another file system than the directory: nothing can be moved into it"
+                    .into(),
+                advice: "unmount it, or run without keeping versions; nothing was changed".into(),
+            });
+        }
         self.bin = Some(Bin::open(trash, limits).map_err(Fail::Volume)?);
         Ok(())
     }
