@@ -851,9 +851,11 @@ impl<'p, 't> Planner<'p, 't> {
 
     fn plan_leaf(&mut self, id: EntryId) -> Result<()> {
         self.busy.insert(id);
+        // What comes to this disk only now has no names but those that are filled.
+        let was_here = !self.entry_bound(id)?.is_empty();
         let done = self.fill_names(id).and_then(|complete| {
             if complete {
-                self.drop_names(id)
+                if was_here { self.drop_names(id) } else { Ok(()) }
             } else {
                 self.again(id);
                 Ok(())
