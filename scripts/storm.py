@@ -130,7 +130,7 @@ def step(root):
     except (FileNotFoundError,FileExistsError,NotADirectoryError,IsADirectoryError,OSError) as e:
         pass
 def once():
-    r=subprocess.run([D,"sync","--once","-v","--state",R+"/st",A,B],capture_output=True,text=True,timeout=60)
+    r=subprocess.run([D,"sync","--once","-v","--state",R+"/st",A,B],capture_output=True,text=True,timeout=400) # it may be suspended for minutes
     return r
 def fill():
     """Takes all room there is on the small file system, or all but a little."""
@@ -212,7 +212,7 @@ try:
             if mode=="kill": p=start()
         if mode=="full": free()
         if mode=="eacces": time.sleep(0.5); give_all_back()
-        time.sleep(1.0); p.terminate(); rc=p.wait(60)
+        time.sleep(1.0); p.terminate(); rc=p.wait(400)
         for _ in range(3 if mode=="eacces" else 1):
             if mode=="eacces": give_all_back() # what was still on its way
             r=once(); log.write(r.stderr+r.stdout)
