@@ -33,6 +33,9 @@ const ALIVE_EVERY: Duration = Duration::from_secs(60);
 /// [`WRITTEN_OUT_NS`] and [`ALIVE_EVERY`] may have passed since the last sign of life that is on the disk: what changed longer
 /// after it than this did so when the process was dead and the machine alive.
 const LAST_MOMENTS_NS: u64 = 120_000_000_000;
+/// Writing a file anew in place takes up to this long from emptying it to its last byte. A seal that falls in between makes
+/// the emptied file durable, and what a cut leaves of it must not replace the version before.
+const HALF_WRITTEN_NS: u64 = 10_000_000_000;
 
 /// Rows of table `before` that no seal has covered: commit numbers from `first` to below `next`.
 #[derive(Clone, Copy, Default)]
@@ -56,8 +59,8 @@ pub(super) struct LastMoments {
 
 impl LastMoments {
     fn of(since_ns: u64, alive: Option<Time>) -> LastMoments {
-        let since = time_of(since_ns);
-        let alive = alive.unwrap_or(since).max(since);
+        let since = time_of(since_ns.saturating_sub(HALF_WRITTEN_NS));
+        let alive = alive.unwrap_or_default().max(time_of(since_ns));
         let sec =
             alive.sec.saturating_add(i64::try_from(LAST_MOMENTS_NS / 1_000_000_000).unwrap_or(i64::MAX));
         LastMoments { since, until: Time { sec, ..alive } }
@@ -445,8 +448,9 @@ mod tests {
         let sealed = 1_000_000_000_500;
         let at = |sec| Time { sec, nsec: 0 };
         let last = LastMoments::of(sealed, Some(at(1_500)));
-        assert!(!last.contains(at(999)), "sealed");
-        assert!(!last.contains(Time { sec: 1_000, nsec: 499 }), "sealed");
+        assert!(!last.contains(at(989)), "sealed");
+        assert!(!last.contains(Time { sec: 990, nsec: 499 }), "sealed");
+        assert!(last.contains(at(991)), "emptied, perhaps, and sealed before the rest was written");
         assert!(last.contains(at(1_001)));
         assert!(last.contains(at(1_600)));
         assert!(!last.contains(at(2_000)), "nobody looked, the machine lived");
