@@ -142,6 +142,8 @@ pub fn rebase(
         (Verdict::Undone(i), now) => {
             forget(tx, at)?;
             if let (Some(Some(image)), Some(now)) = (images.get(i), now) {
+                // Of a directory that moved, what it stood for where it had gone has to be shown elsewhere.
+                concerned.extend(members_of(tx, &now.key)?);
                 restore(tx, at, image, now)?;
                 note_concerned(tx, at, &mut concerned)?;
             }
@@ -263,8 +265,8 @@ fn restore(tx: &mut Tx<'_>, at: &At, image: &Image, now: &Looked) -> Result<()> 
     }
     let names = tx.node(&now.key)?.map(|n| n.names.clone()).unwrap_or_default();
     let bind = match &image.node.bind {
-        // Members come with the place, so that they are seen to be new.
-        Bind::Dir(_) if names.is_empty() => Bind::Dir(Vec::new()),
+        // Members come with the place, so that those are seen which are new or gone.
+        Bind::Dir(_) => Bind::Dir(members_of(tx, &now.key)?),
         bind => bind.clone(),
     };
     let node = Node {
@@ -278,6 +280,14 @@ fn restore(tx: &mut Tx<'_>, at: &At, image: &Image, now: &Looked) -> Result<()> 
     };
     tx.put_node(&now.key, node);
     settle(tx, &now.key, at, &binding)
+}
+
+/// What a known directory stands for.
+fn members_of(tx: &mut Tx<'_>, key: &NodeKey) -> Result<Vec<EntryId>> {
+    Ok(match tx.node(key)?.as_deref() {
+        Some(Node { bind: Bind::Dir(members), .. }) => members.clone(),
+        _ => Vec::new(),
+    })
 }
 
 fn given_by(now: &Looked) -> Attrs {

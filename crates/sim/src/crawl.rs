@@ -5,6 +5,7 @@
 use crate::disk::{Disk, ROOT};
 use crate::site::Site;
 use driftless_core::local::{self, Origin};
+use driftless_core::plan::At;
 use driftless_core::tx::{Result, Tx};
 use driftless_core::{Bind, Content, Name, NodeKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,12 +16,12 @@ const PASSES_MAX: usize = 100;
 /// Takes in all that users did while nobody looked.
 pub fn crawl(site: &mut Site) -> std::result::Result<(), String> {
     let disk = site.disk.clone();
-    let shipped_n = site.shipped_n;
+    let (shipped_n, after_cut) = (site.shipped_n, site.after_cut);
     site.tx(|tx| {
-        let mut crawl = Crawl { disk: &disk, shipped_n, spots: spots(&disk), aside: BTreeSet::new() };
+        let mut crawl =
+            Crawl { disk: &disk, shipped_n, after_cut, spots: spots(&disk), aside: BTreeSet::new() };
         for _ in 0..PASSES_MAX {
-            if !crawl.pass(tx)? {
-                crawl.looks(tx)?;
+            if !crawl.pass(tx)? && !crawl.looks(tx)? {
                 return Ok(Ok(()));
             }
         }
@@ -33,6 +34,8 @@ pub fn crawl(site: &mut Site) -> std::result::Result<(), String> {
 struct Crawl<'a> {
     disk: &'a Disk,
     shipped_n: u64,
+    /// The power went: what was not synced may be torn.
+    after_cut: bool,
     /// Where every name of the disk is, directories before what is in them.
     spots: Vec<(NodeKey, Name, u64)>,
     /// Inodes that were in the way.
@@ -197,7 +200,12 @@ impl Crawl<'_> {
                 remove_recorded(tx, dir, name)?;
                 continue;
             }
-            local::replace(tx, (dir, name), &self.disk.looked(*ino))?;
+            let looked = self.disk.looked(*ino);
+            if self.after_cut && !self.disk.inodes[ino].synced {
+                crate::power::take_torn(tx, At { dir: dir.clone(), name: name.clone() }, looked)?;
+            } else {
+                local::replace(tx, (dir, name), &looked)?;
+            }
         }
         Ok(any)
     }
@@ -224,9 +232,9 @@ impl Crawl<'_> {
         Ok(any)
     }
 
-    /// Contents and attributes of what is where it is recorded.
-    fn looks(&self, tx: &mut Tx<'_>) -> Result<()> {
-        for (_, _, ino) in &self.spots {
+    /// Contents and attributes of what is where it is recorded. True if names have to be looked at again.
+    fn looks(&self, tx: &mut Tx<'_>) -> Result<bool> {
+        for (dir, name, ino) in &self.spots {
             let looked = self.disk.looked(*ino);
             let Some(node) = tx.node(&looked.key)? else { continue };
             let identity = looked.content.as_ref().map(Content::identity);
@@ -236,13 +244,16 @@ impl Crawl<'_> {
                 }
                 Bind::Dir(_) => true,
             };
-            if !same {
+            if !same && !self.disk.inodes[ino].synced && self.after_cut {
+                crate::power::take_torn(tx, At { dir: dir.clone(), name: name.clone() }, looked)?;
+                return Ok(true);
+            } else if !same {
                 local::write(tx, &looked)?;
             } else if node.given != looked.attrs {
                 local::attrs(tx, &looked)?;
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
 

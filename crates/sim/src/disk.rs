@@ -19,6 +19,8 @@ pub struct Inode {
     pub mtime: Time,
     pub ctime: Time,
     pub names: BTreeMap<Name, u64>,
+    /// False if a power cut may change what it holds.
+    pub synced: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -27,7 +29,7 @@ pub struct Disk {
     /// Directories whose names changed, until somebody has seen to their times.
     pub touched: BTreeSet<u64>,
     pub now: Time,
-    next: u64,
+    pub next: u64,
 }
 
 /// What one path shows, for comparisons.
@@ -60,7 +62,8 @@ impl Disk {
         self.next += 1;
         let ctime = Time { sec: ino as i64, nsec: 0 };
         let mtime = self.now;
-        self.inodes.insert(ino, Inode { kind, content, mode, mtime, ctime, names: BTreeMap::new() });
+        self.inodes
+            .insert(ino, Inode { kind, content, mode, mtime, ctime, names: BTreeMap::new(), synced: true });
         ino
     }
 

@@ -29,6 +29,7 @@ pub mod mutants;
 mod naive;
 mod network;
 mod planned;
+mod power;
 mod prng;
 mod refused;
 pub mod report;

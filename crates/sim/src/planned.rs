@@ -64,8 +64,8 @@ fn plan(site: &Site, todo: &[EntryId]) -> (Plan, Vec<Wait>) {
 
 /// A plan whose records a crash may take back: its steps as they were planned, and the inodes that the first of them made.
 pub struct OpenPlan {
-    steps: Vec<Step>,
-    staged: Vec<Option<Outcome>>,
+    pub steps: Vec<Step>,
+    pub staged: Vec<Option<Outcome>>,
 }
 
 /// Performs a plan and records it. What the steps are is durable before the first of them.
@@ -82,7 +82,7 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
     // Steps move the times of directories to where no state has them.
     disk.now.sec = 1 << 40;
     let mut real = HashMap::new();
-    let mut staged = Vec::new();
+    let (mut staged, mut states) = (Vec::new(), Vec::new());
     site.tx(|tx| {
         for step in &plan.steps {
             let mut step = step.clone();
@@ -98,6 +98,7 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
             step.resolve(&real);
             record(tx, &step, outcome.as_ref())?;
             staged.push(outcome);
+            states.push(disk.clone());
         }
         restore_dir_times(tx, &mut disk)?;
         for id in done {
@@ -106,6 +107,7 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
         Ok(Ok(()))
     })?;
     site.disk = disk;
+    site.note_states(states);
     site.open_plans.push(OpenPlan { steps: plan.steps.clone(), staged });
     Ok(())
 }
@@ -124,7 +126,7 @@ pub fn begin(site: &mut Site, available: &Available, count: usize) -> Result<boo
     let mut disk = site.disk.clone();
     disk.now.sec = 1 << 40;
     let mut real = HashMap::new();
-    let mut staged = Vec::new();
+    let (mut staged, mut states) = (Vec::new(), Vec::new());
     site.read(|tx| {
         for step in &plan.steps[..count] {
             let mut step = step.clone();
@@ -140,10 +142,12 @@ pub fn begin(site: &mut Site, available: &Available, count: usize) -> Result<boo
             step.resolve(&real);
             record(tx, &step, outcome.as_ref())?;
             staged.push(outcome);
+            states.push(disk.clone());
         }
         Ok(Ok(()))
     })?;
     site.disk = disk;
+    site.note_states(states);
     site.open_plans.push(OpenPlan { steps: plan.steps, staged });
     Ok(true)
 }

@@ -50,11 +50,13 @@ pub enum Scene {
     Serial,
     /// Some of what is to be written fails, and is written later.
     FailingWrites,
+    /// The power goes.
+    PowerCuts,
 }
 
 impl Scene {
     /// All worlds.
-    pub const ALL: [Scene; 21] = [
+    pub const ALL: [Scene; 22] = [
         Scene::Mixed,
         Scene::Ring,
         Scene::Mesh,
@@ -76,6 +78,7 @@ impl Scene {
         Scene::Joins,
         Scene::Serial,
         Scene::FailingWrites,
+        Scene::PowerCuts,
     ];
 
     /// The name on the command line.
@@ -114,6 +117,10 @@ impl Scene {
             Scene::FailingWrites => {
                 ("failing-writes", "steps of plans fail (no space, no permission), and succeed later")
             }
+            Scene::PowerCuts => (
+                "power-cuts",
+                "power cuts: names lost in order, contents lost or torn, by what no sync covered",
+            ),
             Scene::Serial => ("serial", "nothing concurrent, or everyone in a directory of his own"),
         }
     }
@@ -223,7 +230,8 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         Scene::Serial => rng.one_in(2),
         _ => false,
     };
-    let crashes = scene == Scene::Crashes || (shaped && rng.one_in(4));
+    let power = scene == Scene::PowerCuts;
+    let crashes = scene == Scene::Crashes || power || (shaped && rng.one_in(4));
     let no_renames = scene == Scene::LostIndex && rng.one_in(3);
     Rules {
         no_renames,
@@ -240,6 +248,7 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         relay_delay_ms: *rng.pick(&[0, 0, 2_000]).unwrap(),
         batch_entries: 1 + rng.below(12),
         crashes,
+        power,
         ..Rules::plain(sites, edges(shape, sites))
     }
 }
@@ -493,6 +502,8 @@ impl Maker {
             // What is still on its way then comes late.
             Scene::Tombstones if self.rng.one_in(12) => Some(Step::Heal),
             Scene::Tombstones if self.rng.one_in(4) => Some(Step::Collect(i)),
+            Scene::PowerCuts if self.rng.one_in(8) => Some(Step::Seal(i)),
+            Scene::PowerCuts if self.rng.one_in(10) => Some(Step::PowerCut(i, self.rng.next())),
             _ if w.rules.crashes => self.crash(w, i),
             _ => None,
         }

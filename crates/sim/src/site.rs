@@ -35,6 +35,14 @@ pub struct Site {
     durable_cursor: u64,
     /// Plans whose records a crash may take back, with what was made by their steps: durable before the first of them.
     pub open_plans: Vec<OpenPlan>,
+    /// What the disk showed after each change since the last sync, in worlds with power cuts; the first is what that covered.
+    pub since_sync: Option<Vec<Disk>>,
+    /// The number of the next row of what paths showed before.
+    pub before_next: u64,
+    /// It starts after a power cut.
+    pub after_cut: bool,
+    /// Contents that cuts tore.
+    pub torn: u64,
     /// Numbers this site's commits, so that each gets a tag of its own.
     commits: u64,
     /// What its disk shows everything of.
@@ -102,6 +110,10 @@ impl Site {
             durable: None,
             durable_cursor: 0,
             open_plans: Vec::new(),
+            since_sync: None,
+            before_next: 1,
+            after_cut: false,
+            torn: 0,
             commits: number as u64 * 1_000_003,
             shown: VersionVector::new(),
             glimpsed: VersionVector::new(),
@@ -218,7 +230,15 @@ impl Site {
             let env = Env { now_ns: self.clock_ns + self.skew_ns, epoch: self.epoch };
             let mut tx = Tx::open(&*snap, env).unwrap();
             let out = f(&mut tx)?;
-            (out, tx.into_batch(Prng::new(self.commits ^ self.clock_ns).next()))
+            let tag = Prng::new(self.commits ^ self.clock_ns).next();
+            match self.since_sync {
+                None => (out, tx.into_batch(tag)),
+                Some(_) => {
+                    let (batch, _, kept) = tx.into_batch_with_before(tag, self.before_next).unwrap();
+                    self.before_next += u64::from(kept);
+                    (out, batch)
+                }
+            }
         };
         self.store.commit(batch);
         Ok(out)
@@ -229,6 +249,11 @@ impl Site {
     /// From now on it is noted what a crash leaves of the index.
     pub fn may_crash(&mut self) {
         self.durable = Some(self.store.fork());
+    }
+
+    /// From now on it is noted what a power cut leaves of the disk.
+    pub fn may_lose_power(&mut self) {
+        self.since_sync = Some(vec![self.disk.clone()]);
     }
 
     /// Makes everything durable that was committed, before it leaves.
@@ -374,7 +399,34 @@ impl Site {
         self.disk.now = time(self.clock_ns);
         let done = self.try_act(op).is_some();
         self.note_dir_times();
+        self.note_state();
         done
+    }
+
+    /// The disk changed: from now on a power cut may leave it like this.
+    pub fn note_state(&mut self) {
+        if let Some(states) = &mut self.since_sync
+            && states.last().is_none_or(|d| d.inodes.version() != self.disk.inodes.version())
+        {
+            states.push(self.disk.clone());
+        }
+    }
+
+    /// As [`Site::note_state`], after each step of a plan.
+    pub fn note_states(&mut self, states: Vec<Disk>) {
+        if let Some(all) = &mut self.since_sync {
+            all.extend(states);
+        }
+        self.note_state();
+    }
+
+    /// Users do not sync what they write.
+    fn note_dirty(&mut self, ino: u64) {
+        if self.since_sync.is_some()
+            && let Some(inode) = self.disk.inodes.get_mut(&ino)
+        {
+            inode.synced = false;
+        }
     }
 
     /// What a user changed in directories changed their times.
@@ -416,6 +468,7 @@ impl Site {
             return None;
         }
         let ino = self.disk.new_inode(kind, content, if kind.is_dir() { 0o755 } else { 0o644 });
+        self.note_dirty(ino);
         self.disk.put(dir, &name, ino);
         let looked = self.disk.looked(ino);
         self.translate(|tx| local::create(tx, (&Disk::key(dir), &name), &looked, Origin::User));
@@ -430,6 +483,7 @@ impl Site {
             return None;
         }
         inode.content = Some(content);
+        self.note_dirty(ino);
         let looked = self.disk.looked(ino);
         self.translate(|tx| local::write(tx, &looked));
         Some(())
@@ -441,6 +495,7 @@ impl Site {
             return None;
         }
         let ino = self.disk.new_inode(Kind::File, Some(file(token, self.clock_ns)), 0o644);
+        self.note_dirty(ino);
         self.disk.take(dir, &name);
         self.disk.put(dir, &name, ino);
         let looked = self.disk.looked(ino);
@@ -455,6 +510,7 @@ impl Site {
             return None;
         }
         let ino = self.disk.new_inode(Kind::File, Some(file(token, self.clock_ns)), 0o644);
+        self.note_dirty(ino);
         self.disk.put(dir, &temp, ino);
         let looked = self.disk.looked(ino);
         let dir_key = Disk::key(dir);

@@ -5,7 +5,8 @@
 //! it; `sync 0 1` only brings states; `show 1` makes a disk show its tree, `showsome 1 2 3` three entries of it after two
 //! others; `send 0 1 3` puts a batch of at most three rows on the wire, `deliver 0` delivers the first message there,
 //! `again 0` too but leaves a duplicate; `collect 0`, `lose 0`, `forget 0` (the index), `blind 0` (no index yet),
-//! `join 0`, `stop 0` (the process is killed) and `start 0`. `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
+//! `join 0`, `stop 0` (the process is killed), `start 0`,
+//! `seal 0` (a sync) and `cut 0 5` (the power goes; 5 says what is left). `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
 
 use crate::disk::Tree;
 use crate::site::{Op, base_of, file};
@@ -31,6 +32,11 @@ fn trace_in(rules: Rules, script: &str, end: &str) {
 /// A world whose processes can be killed.
 fn crashing(sites: usize) -> Rules {
     Rules { crashes: true, ..World::mesh(sites).rules }
+}
+
+/// A world whose power goes.
+fn powered(sites: usize) -> Rules {
+    Rules { power: true, ..crashing(sites) }
 }
 
 fn run(w: &mut World, script: &str) {
@@ -61,6 +67,8 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
         "join" => Step::Join(number(1)),
         "stop" => Step::Stop(number(1)),
         "start" => Step::Start(number(1)),
+        "seal" => Step::Seal(number(1)),
+        "cut" => Step::PowerCut(number(1), number(2) as u64),
         _ => {
             let token = |i: usize| number(i) as u64;
             let path = |i: usize| words[i].to_string();
@@ -662,4 +670,34 @@ fn names_that_go_one_by_one_may_all_go() {
     let script = "0 create x 2; all; 0 ln x l; 1 savetmp x 7; sync 1 0; show 0; sync 0 2; show 2; \
                   1 mv x m; sync 0 1; show 1; 2 savetmp x 9; 2 rm l; 1 rm m";
     trace(3, script, "x=9");
+}
+
+#[test]
+fn a_cut_takes_back_that_a_directory_became_one_with_another() {
+    // Whichever state the cut leaves.
+    for cut in 0..20 {
+        let script = format!(
+            "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; sync 0 2; sync 2 1; 0 mv a/b b/c/b; show 1; 1 mv a b/c; \
+             send 1 0 8; send 0 1 3; deliver 1; show 1; cut 1 {cut}"
+        );
+        trace_in(powered(3), &script, "b/ b/c/ b/c/b/");
+    }
+}
+
+#[test]
+fn a_file_with_two_names_that_a_cut_tore_keeps_both() {
+    for cut in 0..20 {
+        let mut w = World::new(Rules { planner: true, ..powered(2) });
+        run(
+            &mut w,
+            &format!(
+                "0 mkdir b; 0 create x 2; sync 0 1; show 1; seal 1; 1 ln x b/b; 1 write x 6; cut 1 {cut}"
+            ),
+        );
+        w.finish().unwrap_or_else(|why| panic!("cut {cut}: {why}"));
+        assert!(
+            w.sites[0].tree().keys().any(|path| path.len() == 1 && path[0].to_string() == "x"),
+            "cut {cut}"
+        );
+    }
 }

@@ -42,6 +42,10 @@ pub enum Step {
     CrashInShow(usize, usize),
     /// The process is killed, and starts again: what no commit made durable is not in the index.
     Crash(usize),
+    /// The power goes, and comes again: by this number, what is left.
+    PowerCut(usize, u64),
+    /// A sync covers all that a site's disk shows.
+    Seal(usize),
     /// The process is killed; users go on.
     Stop(usize),
     /// It starts again.
@@ -91,6 +95,8 @@ pub struct Rules {
     pub live: bool,
     /// Processes are killed: what is not durable is lost.
     pub crashes: bool,
+    /// The power goes: what no sync covered is lost or torn.
+    pub power: bool,
     /// How long rows of others are held back.
     pub relay_delay_ms: u64,
     /// A batch is full with so many entries.
@@ -113,10 +119,11 @@ pub enum Fault {
     Cloned,
     ClockJump,
     FailedStep,
+    PowerCut,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 13] = [
         Fault::Lost,
         Fault::Duplicated,
         Fault::Reordered,
@@ -129,6 +136,7 @@ impl Fault {
         Fault::Cloned,
         Fault::ClockJump,
         Fault::FailedStep,
+        Fault::PowerCut,
     ];
 
     pub fn name(self) -> &'static str {
@@ -145,6 +153,7 @@ impl Fault {
             Fault::Cloned => "cloned",
             Fault::ClockJump => "clock-jump",
             Fault::FailedStep => "failed-step",
+            Fault::PowerCut => "power-cut",
         }
     }
 }
@@ -201,6 +210,13 @@ pub(crate) struct Sight {
     pub perhaps: VersionVector,
     /// Who it was.
     pub by: ReplicaId,
+}
+
+impl Sight {
+    /// He saw nothing.
+    pub fn none(by: ReplicaId) -> Sight {
+        Sight { surely: VersionVector::new(), perhaps: VersionVector::new(), by }
+    }
 }
 
 /// Contents that are on some disk.
@@ -266,6 +282,9 @@ impl World {
             (0..rules.sites).map(|i| Site::new(i, rules.epochs[i], rules.skews_ns[i])).collect();
         if rules.crashes {
             sites.iter_mut().for_each(Site::may_crash);
+            if rules.power {
+                sites.iter_mut().for_each(Site::may_lose_power);
+            }
         }
         World {
             rules,
@@ -329,6 +348,12 @@ impl World {
             Step::Crash(i) => {
                 self.stop(*i);
                 self.start(*i)?;
+            }
+            Step::PowerCut(i, seed) => self.cut_power(*i, *seed)?,
+            Step::Seal(i) => {
+                if !self.sites[*i].blind {
+                    self.sites[*i].seal();
+                }
             }
             Step::Stop(i) => self.stop(*i),
             Step::Start(i) => self.start(*i)?,
@@ -443,11 +468,7 @@ impl World {
             for d in had.difference(&has) {
                 let token = self.tokens.entry(*d).or_default();
                 token.born += 1;
-                token.dropped.push(Sight {
-                    surely: VersionVector::new(),
-                    perhaps: VersionVector::new(),
-                    by: me,
-                });
+                token.dropped.push(Sight::none(me));
                 token.replaced = true;
             }
         }
@@ -795,7 +816,19 @@ impl World {
         } else {
             self.exchange()?;
         }
-        self.show_all()
+        if !self.rules.power {
+            return self.show_all();
+        }
+        for _ in 0..10 {
+            if !self.give_up_lost() {
+                return self.show_all();
+            }
+            match self.rules.live {
+                true => self.run_links()?,
+                false => self.exchange()?,
+            }
+        }
+        Err("contents are lost again and again".into())
     }
 
     fn exchange(&mut self) -> Verdict {
@@ -877,6 +910,7 @@ impl Rules {
             planner: false,
             live: false,
             crashes: false,
+            power: false,
             relay_delay_ms: 0,
             batch_entries: 64,
         }
