@@ -36,6 +36,7 @@ pub mod report;
 pub mod run;
 mod scene;
 mod site;
+mod stats;
 #[cfg(test)]
 mod traces;
 mod world;

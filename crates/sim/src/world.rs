@@ -6,6 +6,7 @@ use crate::memo::Index;
 use crate::naive;
 use crate::network::{Body, Links, Message};
 use crate::site::{Op, Site, base_of, same, same_at_once};
+pub use crate::stats::{Fault, Stats};
 use driftless_core::link::{Batch, ReceiveError, Receiver, SendLimits, Sender, peer_row};
 use driftless_core::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,85 +102,6 @@ pub struct Rules {
     pub relay_delay_ms: u64,
     /// A batch is full with so many entries.
     pub batch_entries: usize,
-}
-
-/// What goes wrong, for the table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-pub enum Fault {
-    Lost,
-    Duplicated,
-    Reordered,
-    Cut,
-    Crash,
-    TornPlan,
-    LostIndex,
-    RolledBack,
-    Restored,
-    Cloned,
-    ClockJump,
-    FailedStep,
-    PowerCut,
-}
-
-impl Fault {
-    pub const ALL: [Fault; 13] = [
-        Fault::Lost,
-        Fault::Duplicated,
-        Fault::Reordered,
-        Fault::Cut,
-        Fault::Crash,
-        Fault::TornPlan,
-        Fault::LostIndex,
-        Fault::RolledBack,
-        Fault::Restored,
-        Fault::Cloned,
-        Fault::ClockJump,
-        Fault::FailedStep,
-        Fault::PowerCut,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Fault::Lost => "lost",
-            Fault::Duplicated => "duplicated",
-            Fault::Reordered => "reordered",
-            Fault::Cut => "cut",
-            Fault::Crash => "crash",
-            Fault::TornPlan => "torn-plan",
-            Fault::LostIndex => "lost-index",
-            Fault::RolledBack => "rolled-back",
-            Fault::Restored => "restored",
-            Fault::Cloned => "cloned",
-            Fault::ClockJump => "clock-jump",
-            Fault::FailedStep => "failed-step",
-            Fault::PowerCut => "power-cut",
-        }
-    }
-}
-
-/// How much happened.
-#[derive(Clone, Default, Debug)]
-pub struct Stats {
-    pub steps: u64,
-    pub acts: u64,
-    /// Entries that a merge changed.
-    pub merges: u64,
-    /// Conflict names in trees at rest.
-    pub conflicts: u64,
-    pub faults: [u64; Fault::ALL.len()],
-}
-
-impl Stats {
-    pub fn add(&mut self, other: &Stats) {
-        self.steps += other.steps;
-        self.acts += other.acts;
-        self.merges += other.merges;
-        self.conflicts += other.conflicts;
-        for (a, b) in self.faults.iter_mut().zip(other.faults) {
-            *a += b;
-        }
-    }
 }
 
 /// What is known about one content.
