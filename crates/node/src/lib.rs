@@ -9,6 +9,7 @@ mod overlay;
 mod pace;
 pub mod query;
 pub mod remote;
+pub mod replica;
 pub mod roots;
 pub mod session;
 pub mod sites;

@@ -5,7 +5,7 @@
 //! everything else is JSON in control frames.
 
 use crate::api::{Counts, Event, SessionError, Shared, Side, SyncOptions};
-use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
+use crate::engine::{self, EngineOptions, FromEngine, LinkId, Status, ToEngine};
 use crate::roots;
 use crate::session::{End, guard_state, state_dir};
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, select, unbounded};
@@ -98,8 +98,10 @@ fn pass_on(target: &str, session: Session, commands: &Channel<ToEngine>, out: &C
             for command in commands {
                 let stop = matches!(command, ToEngine::Stop);
                 let frame = match command {
-                    ToEngine::Link(m) => Ok(Frame::Message(m)),
-                    ToEngine::LinkDown => encode(&Command::LinkDown),
+                    ToEngine::Link(_, m) => Ok(Frame::Message(m)),
+                    // The engine over there has one link, from its start to its end.
+                    ToEngine::LinkUp(_) => continue,
+                    ToEngine::LinkDown(_) => encode(&Command::LinkDown),
                     ToEngine::Stop => encode(&Command::Stop),
                 };
                 // A broken pipe is told by the reader, with what ssh said.
@@ -132,7 +134,7 @@ fn read_reports(
             }
         };
         let message = match frame {
-            Frame::Message(m) => FromEngine::Link(m),
+            Frame::Message(m) => FromEngine::Link(LinkId::ONLY, m),
             Frame::Control(body) => match decode(&body)? {
                 Report::Event(e) => FromEngine::Event(e),
                 Report::Status(s) => FromEngine::Status(s),
@@ -206,9 +208,11 @@ fn serve(carrier: &Carrier, state: Option<PathBuf>) -> Result<Counts, SessionErr
     guard_state(&root, state.path())?;
     let (to, inbox) = engine::inbox();
     let (out, from) = unbounded();
-    let options = EngineOptions { side, root, state, shared, peer_in_process: false };
+    let options = EngineOptions { side, root, state, shared, peer_in_process: false, service: None };
     let join = engine::start(options, inbox, out)
         .map_err(|e| SessionError::new(format!("cannot start a thread: {e}"), ""))?;
+    // An engine that has ended already says why.
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY));
     let result = exchange(carrier, &incoming, &to, &from);
     // The engine has ended, or ends now.
     let _ = to.send(ToEngine::Stop);
@@ -255,9 +259,9 @@ fn exchange(
 fn command_of(item: Incoming) -> ToEngine {
     match item {
         Incoming::Frame(f) => match f.into_frame() {
-            Frame::Message(m) => ToEngine::Link(m),
+            Frame::Message(m) => ToEngine::Link(LinkId::ONLY, m),
             Frame::Control(body) => match decode::<Command>(&body) {
-                Ok(Command::LinkDown) => ToEngine::LinkDown,
+                Ok(Command::LinkDown) => ToEngine::LinkDown(LinkId::ONLY),
                 _ => ToEngine::Stop,
             },
             Frame::Close(_) => ToEngine::Stop,
@@ -269,7 +273,9 @@ fn command_of(item: Incoming) -> ToEngine {
 fn write_reports(carrier: &Carrier, from: &Channel<FromEngine>) -> Result<Counts, SessionError> {
     loop {
         let frame = match from.recv() {
-            Ok(FromEngine::Link(m)) => Frame::Message(m),
+            Ok(FromEngine::Link(_, m)) => Frame::Message(m),
+            // The only link ends with its engine, and tells by its status how the peer stands.
+            Ok(FromEngine::LinkEnded(..) | FromEngine::Peers(_)) => continue,
             Ok(FromEngine::Event(e)) => encode(&Report::Event(e))?,
             Ok(FromEngine::Status(s)) => encode(&Report::Status(s))?,
             Ok(FromEngine::Ended(result)) => return result,

@@ -5,7 +5,7 @@
 //! brought held by the other (on its disk for good, but for what waits), and no message on its way.
 
 use crate::api::{Endpoint, Event, Level, Outcome, SessionError, Side, SyncOptions};
-use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
+use crate::engine::{self, EngineOptions, FromEngine, LinkId, Status, ToEngine};
 use crate::filter::Filter;
 use crate::pace::Pacer;
 use crate::remote;
@@ -161,10 +161,13 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
     let (out, from) = unbounded();
     let local = |end: &Endpoint| matches!(end, Endpoint::Local(_));
     let peer_in_process = local(&options.a) && local(&options.b);
-    let engine = EngineOptions { side, root, state, shared: options.shared.clone(), peer_in_process };
+    let engine =
+        EngineOptions { side, root, state, shared: options.shared.clone(), peer_in_process, service: None };
     let join = engine::start(engine, inbox, out).map_err(|e| {
         SessionError::new(format!("cannot start a thread: {e}"), "raise the limit of processes (ulimit -u)")
     })?;
+    // An engine that has ended already says why.
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY));
     Ok(End::new(to, from, Some(join)))
 }
 
@@ -250,7 +253,7 @@ impl Coordinator {
         for (pacer, end) in [(&mut self.to_a, &self.a), (&mut self.to_b, &self.b)] {
             while let Some(message) = pacer.poll(now) {
                 // An engine that is gone takes nothing more; its end has been or will be told.
-                let _ = end.to.send(ToEngine::Link(message));
+                let _ = end.to.send(ToEngine::Link(LinkId::ONLY, message));
             }
         }
     }
@@ -264,7 +267,7 @@ impl Coordinator {
 
     fn take(&mut self, side: Side, m: Option<FromEngine>) {
         match m {
-            Some(FromEngine::Link(message)) => match side {
+            Some(FromEngine::Link(_, message)) => match side {
                 Side::A => self.to_b.push(message),
                 Side::B => self.to_a.push(message),
             },
@@ -272,6 +275,8 @@ impl Coordinator {
                 // Nobody listens any more: the session goes on all the same.
                 let _ = self.events.send(e);
             }
+            // The only link ends with its engine, and tells by its status how the peer stands.
+            Some(FromEngine::LinkEnded(..) | FromEngine::Peers(_)) => {}
             Some(FromEngine::Status(s)) => self.end_of(side).status = s,
             Some(FromEngine::Ended(result)) => self.ended(side, result),
             None => {

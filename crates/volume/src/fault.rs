@@ -5,7 +5,7 @@
 #[cfg(feature = "faults")]
 use std::sync::Mutex;
 #[cfg(feature = "faults")]
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[cfg(feature = "faults")]
 static SYNCS_TO_FAIL: AtomicU32 = AtomicU32::new(0);
@@ -28,6 +28,27 @@ pub fn fail_syncs(n: u32) {
 #[cfg(feature = "faults")]
 pub fn syncs_to_fail() -> u32 {
     SYNCS_TO_FAIL.load(Ordering::SeqCst)
+}
+
+#[cfg(feature = "faults")]
+static USERS_WITHIN: AtomicBool = AtomicBool::new(false);
+
+/// From now on, watchers also tell what this process does: a test is a user of the trees that it has replicas of.
+#[cfg(feature = "faults")]
+pub fn users_within_this_process() {
+    USERS_WITHIN.store(true, Ordering::SeqCst);
+}
+
+/// True if users of the trees are in this process.
+#[cfg(feature = "faults")]
+pub(crate) fn users_within() -> bool {
+    USERS_WITHIN.load(Ordering::SeqCst)
+}
+
+/// True if users of the trees are in this process.
+#[cfg(not(feature = "faults"))]
+pub(crate) fn users_within() -> bool {
+    false
 }
 
 #[cfg(feature = "faults")]

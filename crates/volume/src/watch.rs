@@ -11,6 +11,7 @@
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, VolumeError};
+use crate::fault;
 use crate::key::{self, Identity};
 use crate::sys;
 use crossbeam_channel::{Sender, TrySendError};
@@ -104,7 +105,8 @@ impl Watcher {
     /// # Errors
     /// If the kernel has no fanotify with names (before Linux 5.17), or no identities can be had.
     pub fn start(volume: &Directory, sender: Sender<Vec<Hint>>) -> Result<Watcher, VolumeError> {
-        Watcher::start_with(volume, WatchOptions::default(), move |batch| match sender.try_send(batch) {
+        let options = WatchOptions { own_process: fault::users_within(), ..WatchOptions::default() };
+        Watcher::start_with(volume, options, move |batch| match sender.try_send(batch) {
             Ok(()) => Delivery::Taken,
             Err(TrySendError::Full(_)) => Delivery::Full,
             Err(TrySendError::Disconnected(_)) => Delivery::Closed,

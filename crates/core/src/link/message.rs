@@ -192,6 +192,12 @@ impl NotHere {
     /// Reason: it is lost, and a person has given it up: who has an earlier version publishes that again.
     pub const GIVEN_UP: &str = "given-up";
 
+    /// True if a reason says that the version does not come there by itself soon.
+    pub fn is_final(reason: &str) -> bool {
+        let word = reason.split_once(": ").map_or(reason, |(word, _)| word);
+        [Self::ABSENT, Self::UNREADABLE, Self::DAMAGED, Self::GIVEN_UP].contains(&word)
+    }
+
     /// The reason's word, and what the system said.
     pub fn parts(&self) -> (&str, &str) {
         self.reason.split_once(": ").unwrap_or((&self.reason, ""))

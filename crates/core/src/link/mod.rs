@@ -13,6 +13,7 @@
 
 mod fetch;
 mod hello;
+mod lag;
 mod message;
 mod peer;
 mod receiver;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
 pub use hello::{HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, check_hello, hello, tag_at};
+pub use lag::Lag;
 pub use message::{Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want};
 pub use peer::{PeerRow, peer_row, peer_rows, put_peer_row};
 pub use receiver::{

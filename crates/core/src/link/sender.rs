@@ -152,6 +152,8 @@ pub struct Sender {
     limits: SendLimits,
     peer_knowledge: VersionVector,
     distrusted: BTreeSet<ReplicaId>,
+    /// Replicas that the peer hears itself; `None`: all.
+    heard: Option<BTreeSet<ReplicaId>>,
     /// See the module's text.
     walked: u64,
     held: BTreeMap<u64, (EntryId, u64)>,
@@ -208,6 +210,7 @@ impl Sender {
             limits,
             peer_knowledge,
             distrusted: BTreeSet::new(),
+            heard: None,
             walked: start_cursor,
             held: BTreeMap::new(),
             ahead: BTreeSet::new(),
@@ -235,6 +238,12 @@ impl Sender {
         self.distrusted.extend(replicas);
     }
 
+    /// The replicas, besides this one, from which the peer hears directly: only what these changed waits before it is
+    /// relayed. A peer that hears no others gets small contents with it.
+    pub fn hears_itself(&mut self, replicas: impl IntoIterator<Item = ReplicaId>) {
+        self.heard = Some(replicas.into_iter().collect());
+    }
+
     // ----- input
 
     /// The next batch, if one should leave now. `tx` must be a fresh transaction without changes: what
@@ -259,6 +268,7 @@ impl Sender {
 
     /// Takes a receipt. Returns what cannot be brought to the peer.
     pub fn handle_receipt(&mut self, receipt: &Receipt) -> Vec<SendFailure> {
+        self.note_heard(&receipt.knowledge);
         self.peer_knowledge.join(&receipt.knowledge);
         self.acked = self.acked.max(receipt.cursor.min(self.sent_to_max));
         let Some(i) = self.in_flight.iter().position(|f| f.seq == receipt.seq) else {
@@ -286,6 +296,7 @@ impl Sender {
     /// next poll that can see it.
     pub fn handle_merged(&mut self, echoes: &Echoes) {
         if let Some(knowledge) = &echoes.knowledge {
+            self.note_heard(knowledge);
             self.peer_knowledge.join(knowledge);
         }
         self.echoes.extend(echoes.positions.iter().filter(|n| **n > self.walked));
@@ -537,7 +548,7 @@ impl Sender {
         }
         let me = tx.me();
         let relayed = self.peer_has(Dot::new(me, ctx.get(me)));
-        if relayed && self.limits.relay_delay_ms > 0 {
+        if relayed && self.limits.relay_delay_ms > 0 && self.may_hear_elsewhere(ctx) {
             if self.held.len() >= HELD_MAX {
                 return Ok(false);
             }
@@ -547,9 +558,25 @@ impl Sender {
         if self.ahead.len() + stack.positions.len() >= HELD_MAX && !self.held.is_empty() {
             return Ok(false);
         }
-        // Contents go along with what is relayed without delay: nobody else brings it to the peer.
-        self.push(tx, stack, row, self.limits.inline)?;
+        // Contents go along with what is relayed only if nobody else brings it to the peer.
+        let others =
+            relayed && self.limits.relay_delay_ms > 0 && self.heard.as_ref().is_some_and(|h| !h.is_empty());
+        self.push(tx, stack, row, self.limits.inline && !others)?;
         Ok(true)
+    }
+
+    /// What the peer knows and was not told here it has heard elsewhere.
+    fn note_heard(&mut self, knowledge: &VersionVector) {
+        let Some(heard) = &mut self.heard else { return };
+        let known = |r: ReplicaId| self.peer_knowledge.get(r).max(self.told.get(r));
+        let elsewhere = knowledge.iter().filter(|(r, n)| *r != self.peer && *n > known(*r));
+        heard.extend(elsewhere.map(|(r, _)| r));
+    }
+
+    /// True if somebody whom the peer hears itself made what it lacks of a row.
+    fn may_hear_elsewhere(&self, ctx: &VersionVector) -> bool {
+        let Some(heard) = &self.heard else { return true };
+        ctx.iter().any(|(r, n)| heard.contains(&r) && !self.peer_has(Dot::new(r, n)))
     }
 
     fn is_full(&self, stack: &Stack) -> bool {

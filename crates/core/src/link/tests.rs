@@ -449,6 +449,35 @@ fn what_the_peer_hears_meanwhile_is_not_relayed() {
 }
 
 #[test]
+fn what_nobody_else_can_bring_is_relayed_at_once() {
+    let (mut a, mut b, c) = (Site::new(1), Site::new(2), Site::new(3));
+    a.create(Kind::File, EntryId::ROOT, "f");
+    bring(&a, &mut a.sender_to(&b, eager()), &mut b, 0);
+    let to_one_that_hears = |heard: &[ReplicaId]| {
+        let mut bc = b.sender_to(&c, SendLimits::default());
+        bc.hears_itself(heard.iter().copied());
+        bc
+    };
+    // The end of a chain: with the content, since it has nobody else to ask.
+    let out = b.poll(&mut to_one_that_hears(&[]), 0).unwrap();
+    assert_eq!((out.batch.entries.len(), out.inline.len()), (1, 1));
+    // It hears another, who may bring it too.
+    let out = b.poll(&mut to_one_that_hears(&[ReplicaId(9)]), 0).unwrap();
+    assert_eq!((out.batch.entries.len(), out.inline.len()), (1, 0));
+    // It hears the maker.
+    let mut bc = to_one_that_hears(&[a.me]);
+    assert_eq!(b.poll(&mut bc, 0), None);
+    assert!(b.poll(&mut bc, 2_000).unwrap().inline.is_empty());
+    // What it knows without having been told here it has heard elsewhere.
+    let mut bc = to_one_that_hears(&[]);
+    bc.handle_receipt(&Receipt { knowledge: vv(&[(1, 1)]), ..Receipt::default() });
+    a.create(Kind::File, EntryId::ROOT, "g");
+    bring(&a, &mut a.sender_to(&b, eager()), &mut b, 0);
+    assert_eq!(b.poll(&mut bc, 0), None);
+    assert!(b.poll(&mut bc, 2_000).is_some());
+}
+
+#[test]
 fn what_came_from_the_peer_does_not_go_back() {
     let (mut c, mut a, mut b) = (Site::new(3), Site::new(1), Site::new(2));
     for n in ["x", "y", "z"] {

@@ -1,14 +1,17 @@
-//! Bytes of files: kept a moment, read for the peer, asked of the peer.
+//! Bytes of files: kept a moment, read for peers, asked of peers.
 //!
 //! Small contents come inside batches and wait in memory until they are staged; what is larger is asked for by
 //! ranges and written into a staged file as it comes. A file's staged name follows from its entry and version, so
 //! that a transfer goes on where an earlier process left it. Nothing is published before its digest was checked.
 
+use super::link::LinkId;
 use super::{Engine, Fail};
-use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want};
+use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want, peer_rows};
 use driftless_core::local;
 use driftless_core::meta::Digest;
-use driftless_core::{Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, Node, NodeKey, Time, Tx};
+use driftless_core::{
+    Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, Node, NodeKey, ReplicaId, Time, Tx,
+};
 use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,6 +27,9 @@ const CACHE_OVERHEAD_BYTES: usize = 160;
 const SERVED_MAX: usize = 8;
 /// Staged names of transfers have this bit; others count up from a small number.
 const TRANSFER_BIT: u64 = 1 << 63;
+
+/// Entries planned again at once because there is room to ask for them.
+const ROOM_STEP: usize = 1024;
 
 type Key = (EntryId, Dot);
 
@@ -61,8 +67,16 @@ enum Sink {
 }
 
 struct Fetch {
+    /// Who is asked.
+    from: LinkId,
     lack: Lack,
     sink: Sink,
+}
+
+/// A peer's answer that a version cannot be had there.
+pub(super) struct SaidNo {
+    pub(super) link: LinkId,
+    pub(super) reason: String,
 }
 
 /// See the module.
@@ -79,7 +93,10 @@ pub(super) struct Contents {
     /// What came of them was something else.
     wrong: HashSet<Key>,
     wanted: HashMap<EntryId, usize>,
-    no_room: VecDeque<EntryId>,
+    /// Entries of which something is wanted while there is nobody to ask.
+    no_source: VecDeque<EntryId>,
+    /// Who has answered that a version is not there, since all were asked the last time.
+    said_no: HashMap<Key, Vec<SaidNo>>,
     served: LruCache<Key, ReadHandle>,
 }
 
@@ -95,7 +112,8 @@ impl Contents {
             given_up: HashSet::new(),
             wrong: HashSet::new(),
             wanted: HashMap::new(),
-            no_room: VecDeque::new(),
+            no_source: VecDeque::new(),
+            said_no: HashMap::new(),
             served: LruCache::new(NonZeroUsize::new(SERVED_MAX).unwrap_or(NonZeroUsize::MIN)),
         }
     }
@@ -117,6 +135,24 @@ impl Contents {
     /// Entries of which something is being fetched, or waits to be.
     pub(super) fn wanted_entries(&self) -> impl Iterator<Item = &EntryId> {
         self.wanted.keys()
+    }
+
+    /// Who has said that the version is not there.
+    pub(super) fn said_no(&self, key: Key) -> &[SaidNo] {
+        if self.said_no.is_empty() {
+            return &[];
+        }
+        self.said_no.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who is being asked for the version.
+    pub(super) fn asked_of(&self, key: Key) -> Option<LinkId> {
+        self.fetching.get(&key).map(|fetch| fetch.from)
+    }
+
+    /// True if the version's bytes have come and are not on the disk yet.
+    pub(super) fn has_come(&self, key: Key) -> bool {
+        self.inline.contains_key(&key) || self.fetched.contains_key(&key)
     }
 
     fn unwant(&mut self, entry: EntryId) {
@@ -157,7 +193,8 @@ impl Engine {
 
     /// How long a content may be to be kept after hashing; 0 if there is no room or no use.
     pub(super) fn cache_room(&self) -> usize {
-        let useful = self.peer.as_ref().is_some_and(|p| p.inline);
+        // With several peers each would have to be in step with the others.
+        let useful = self.only_peer().is_some_and(|p| p.inline);
         if useful { CACHE_BYTES_MAX.saturating_sub(self.contents.by_digest_bytes) } else { 0 }
     }
 
@@ -224,7 +261,7 @@ impl Engine {
     }
 
     /// Answers a want with a piece, or says that it cannot.
-    pub(super) fn serve(&mut self, want: &Want) -> Result<(), Fail> {
+    pub(super) fn serve(&mut self, link: LinkId, want: &Want) -> Result<(), Fail> {
         let key = (want.entry, want.version);
         // None is asked for by who got something else.
         let doubted = want.len == 0;
@@ -244,11 +281,11 @@ impl Engine {
         let (entry, version) = key;
         match read {
             Ok(Some(bytes)) if !bytes.is_empty() => {
-                self.send(Message::Piece(Piece { entry, version, offset: want.offset, bytes }))
+                self.send_to(link, Message::Piece(Piece { entry, version, offset: want.offset, bytes }))
             }
             other => {
                 self.contents.served.pop(&key);
-                self.answer_not_here(want, other.err())
+                self.answer_not_here(link, want, other.err())
             }
         }
     }
@@ -308,13 +345,19 @@ impl Engine {
         if self.contents.fetching.contains_key(&key) {
             return Ok(());
         }
-        if self.peer.is_some() && self.contents.wrong.remove(&key) {
+        let Some(from) = self.source_of(key) else {
+            *self.contents.wanted.entry(entry).or_default() += 1;
+            self.contents.no_source.push_back(entry);
+            return Ok(());
+        };
+        if self.contents.wrong.remove(&key) {
             let Lack { version, digest, .. } = lack;
-            return self.send(Message::Want(Want { entry, version, digest, offset: 0, len: 0 }));
+            return self.send_to(from, Message::Want(Want { entry, version, digest, offset: 0, len: 0 }));
         }
         *self.contents.wanted.entry(entry).or_default() += 1;
-        if !self.fetcher.has_room() {
-            self.contents.no_room.push_back(entry);
+        let Some(link) = self.links.get_mut(from) else { return Ok(()) };
+        if !link.fetcher.has_room() {
+            link.no_room.push_back(entry);
             return Ok(());
         }
         let (sink, have) = if lack.size <= SMALL_LEN_MAX {
@@ -336,11 +379,11 @@ impl Engine {
         self.counts.to_apply_bytes += lack.size;
         let whole = file.have.iter().any(|r| r.start == 0 && r.end >= lack.size);
         self.contents.given_up.remove(&key);
-        self.contents.fetching.insert(key, Fetch { lack, sink });
+        self.contents.fetching.insert(key, Fetch { from, lack, sink });
         if whole {
             self.fetched_all(key);
-        } else {
-            self.fetcher.want(&file);
+        } else if let Some(fetcher) = self.links.fetcher_mut(from) {
+            fetcher.want(&file);
         }
         Ok(())
     }
@@ -358,27 +401,56 @@ impl Engine {
         }
     }
 
-    /// Sends what the fetcher asks for next.
+    /// Sends what the fetchers ask for next.
     pub(super) fn pump_wants(&mut self) -> Result<bool, Fail> {
-        if self.peer.is_none() {
-            return Ok(false);
-        }
-        while self.fetcher.has_room()
-            && let Some(entry) = self.contents.no_room.pop_front()
-        {
-            self.contents.unwant(entry);
-            self.enqueue(entry);
-        }
-        let wants = self.fetcher.poll();
-        let any = !wants.is_empty();
-        for w in wants {
-            self.send(Message::Want(w))?;
+        let mut any = false;
+        for id in self.links.ids() {
+            let Some(link) = self.links.get_mut(id).filter(|link| link.peer.is_some()) else { continue };
+            let room = if link.fetcher.has_room() { link.no_room.len().min(ROOM_STEP) } else { 0 };
+            let entries: Vec<EntryId> = link.no_room.drain(..room).collect();
+            let wants = link.fetcher.poll();
+            for entry in entries {
+                self.contents.unwant(entry);
+                self.enqueue(entry);
+            }
+            any |= !wants.is_empty();
+            for w in wants {
+                self.send_to(id, Message::Want(w))?;
+            }
         }
         Ok(any)
     }
 
-    pub(super) fn take_piece(&mut self, piece: Piece) -> Result<(), Fail> {
-        let PieceVerdict::Write { complete } = self.fetcher.piece(&piece) else { return Ok(()) };
+    /// There is somebody (else) to ask.
+    pub(super) fn ask_new_source(&mut self) {
+        for entry in std::mem::take(&mut self.contents.no_source) {
+            self.contents.unwant(entry);
+            self.enqueue(entry);
+        }
+    }
+
+    /// A connection ended: what was asked of it, or was to be, is asked of others. What came stays in staging.
+    pub(super) fn fetches_move(&mut self, from: LinkId, no_room: VecDeque<EntryId>) -> Result<(), Fail> {
+        let keys: Vec<Key> =
+            self.contents.fetching.iter().filter(|(_, f)| f.from == from).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.give_up_fetch(key);
+            self.enqueue(key.0);
+        }
+        for entry in no_room {
+            self.contents.unwant(entry);
+            self.enqueue(entry);
+        }
+        self.contents.said_no.retain(|_, said| {
+            said.retain(|no| no.link != from);
+            !said.is_empty()
+        });
+        Ok(())
+    }
+
+    pub(super) fn take_piece(&mut self, link: LinkId, piece: Piece) -> Result<(), Fail> {
+        let Some(fetcher) = self.links.fetcher_mut(link) else { return Ok(()) };
+        let PieceVerdict::Write { complete } = fetcher.piece(&piece) else { return Ok(()) };
         let key = (piece.entry, piece.version);
         let Some(fetch) = self.contents.fetching.get_mut(&key) else { return Ok(()) };
         let written = match &mut fetch.sink {
@@ -402,6 +474,7 @@ impl Engine {
         let Some(fetch) = self.contents.fetching.remove(&key) else { return };
         self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(fetch.lack.size);
         self.contents.unwant(key.0);
+        self.contents.said_no.remove(&key);
         match fetch.sink {
             Sink::Memory(bytes) => {
                 self.contents.inline.insert(key, bytes);
@@ -418,7 +491,9 @@ impl Engine {
         if let Some(f) = self.contents.fetching.remove(&key) {
             self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(f.lack.size);
             self.contents.unwant(key.0);
-            self.fetcher.cancel(key.0, key.1);
+            if let Some(fetcher) = self.links.fetcher_mut(f.from) {
+                fetcher.cancel(key.0, key.1);
+            }
             if let Sink::Disk(writer) = f.sink {
                 self.contents.given_up.insert(key);
                 return Some(*writer);
@@ -481,21 +556,43 @@ impl Engine {
         Ok(())
     }
 
-    /// It cannot be had from the peer.
-    pub(super) fn stop_fetching(&mut self, answer: &NotHere) {
-        self.fetcher.not_here(answer);
-        self.give_up_fetch((answer.entry, answer.version));
+    /// It cannot be had from that peer. Somebody else is asked if there is one; else the answer that leaves most hope, if it
+    /// is over now.
+    pub(super) fn stop_fetching(&mut self, link: LinkId, answer: NotHere) -> Option<NotHere> {
+        let key = (answer.entry, answer.version);
+        if let Some(fetcher) = self.links.fetcher_mut(link) {
+            fetcher.not_here(&answer);
+        }
+        // Who is not asked (any more) tells nothing new.
+        if self.contents.fetching.get(&key).is_some_and(|f| f.from != link) {
+            return None;
+        }
+        self.give_up_fetch(key);
+        if self.links.len() < 2 {
+            return Some(answer);
+        }
+        let said = self.contents.said_no.entry(key).or_default();
+        said.push(SaidNo { link, reason: answer.reason.clone() });
+        if self.source_of(key).is_some() {
+            self.enqueue(key.0);
+            return None;
+        }
+        let said = self.contents.said_no.remove(&key).unwrap_or_default();
+        let hopeful = |no: &SaidNo| !NotHere::is_final(&no.reason);
+        let reason = said.into_iter().find(hopeful).map_or(answer.reason, |no| no.reason);
+        Some(NotHere { reason, ..answer })
     }
 
     /// A version that neither side has any more is taken back. False if it is none.
-    pub(super) fn take_back(&mut self, entry: EntryId, version: Dot) -> Result<bool, Fail> {
-        let Some(peer) = self.peer.as_ref().map(|p| p.id) else { return Ok(false) };
+    pub(super) fn take_back(&mut self, link: LinkId, entry: EntryId, version: Dot) -> Result<bool, Fail> {
+        let Some(peer) = self.links.peer(link).map(|p| p.id) else { return Ok(false) };
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let lacking = self.lacking(&mut tx, entry)?;
         if self.follows()
             || !lacking.iter().any(|lack| lack.version == version)
+            || !self.only_two(&tx, peer)?
             || !local::may_withdraw(&mut tx, entry, version, peer)?
         {
             return Ok(false);
@@ -512,6 +609,11 @@ impl Engine {
         self.commit(tx)?;
         self.enqueue(entry);
         Ok(true)
+    }
+
+    /// True if nobody else can have been told of anything: what others know is written down only now and then.
+    fn only_two(&self, tx: &Tx<'_>, peer: ReplicaId) -> Result<bool, Fail> {
+        Ok(self.service.is_none() || peer_rows(tx)?.iter().all(|(r, _)| *r == peer))
     }
 
     pub(super) fn fetch_waits(

@@ -1,37 +1,43 @@
-//! Telling the peer what is on this disk for good, and keeping what it tells of its own: *held*, where knowledge only says
+//! Telling peers what is on this disk for good, and keeping what they tell of their own: *held*, where knowledge only says
 //! what was heard of.
 //!
 //! One message speaks of everything that was merged before it, so it costs nothing per file: it leaves when moves have been
 //! covered by a sync and nothing is left to be planned, and only if it says something new. A session that is to end asks
 //! the disk for that sync as soon as both feeds are read, since it would have to at its end anyway.
 
+use super::link::{LinkId, Peer};
 use super::{Engine, Fail};
 use crate::needs::Waiter;
 use driftless_core::Tx;
 use driftless_core::link::{self, Held, Message};
 
 impl Engine {
-    /// Tells the peer what is held here, if that is more than it was told.
+    /// Tells each peer what is held here, if that is more than it was told.
     pub(super) fn tell_held(&mut self) -> Result<(), Fail> {
         let planned = self.queue.is_empty() && self.backlog_from.is_none() && self.may_plan();
         if !planned || !self.open_plans.is_empty() || self.shared.dry_run {
             return Ok(());
         }
         let waiting = self.entries_waiting();
-        // The cursor moves by messages only.
-        let state = (self.messages_in, waiting);
-        let Some(peer) = self.peer.as_mut().filter(|p| p.held_looked_at != Some(state)) else {
+        self.links.ids().into_iter().try_for_each(|id| self.tell_held_to(id, waiting))
+    }
+
+    fn tell_held_to(&mut self, id: LinkId, waiting: u64) -> Result<(), Fail> {
+        // The cursor moves by its messages only.
+        let Some(link) = self.links.get_mut(id) else { return Ok(()) };
+        let state = (link.messages_in, waiting);
+        let Some(peer) = link.peer.as_mut().filter(|p| p.held_looked_at != Some(state)) else {
             return Ok(());
         };
         peer.held_looked_at = Some(state);
-        let id = peer.id;
+        let replica = peer.id;
         let snapshot = self.store.snapshot()?;
         let tx = Tx::open(&*snapshot, self.env())?;
-        let held = Held { cursor: link::peer_row(&tx, id)?.cursor, waiting };
-        match self.peer.as_mut().filter(|p| p.held_told != Some(held)) {
+        let held = Held { cursor: link::peer_row(&tx, replica)?.cursor, waiting };
+        match self.links.peer_mut(id).filter(|p| p.held_told != Some(held)) {
             Some(peer) => {
                 peer.held_told = Some(held);
-                self.send(Message::Held(held))
+                self.send_to(id, Message::Held(held))
             }
             None => Ok(()),
         }
@@ -47,38 +53,46 @@ impl Engine {
     /// In a session that is to end: once both feeds are read, what was done is sealed at once, not after a quiet time.
     pub(super) fn seal_to_end(&mut self) -> Result<(), Fail> {
         let open = !self.open_plans.is_empty() || !self.before.is_empty();
-        if !self.shared.once || self.shared.dry_run || !open || !self.status.sent_all {
+        if !self.shared.once || self.shared.dry_run || !open || !self.links.sent_all() {
             return Ok(());
         }
-        let Some(peer) = self.peer.as_ref().filter(|p| p.scanned) else { return Ok(()) };
         let snapshot = self.store.snapshot()?;
         let tx = Tx::open(&*snapshot, self.env())?;
-        if link::peer_row(&tx, peer.id)?.cursor < peer.head {
-            return Ok(());
+        for (_, peer) in self.links.peers() {
+            if !peer.scanned || link::peer_row(&tx, peer.id)?.cursor < peer.head {
+                return Ok(());
+            }
         }
         drop(tx);
         self.seal()
     }
 
-    /// True if the peer has said that it holds all that it was brought.
+    /// True if every peer has said that it holds all that it was brought.
     pub(super) fn peer_holds(&self) -> Option<bool> {
         // What a dry run brings nowhere is held by nobody.
-        (!self.shared.dry_run).then(|| self.peer.as_ref().is_some_and(|p| p.sender.is_held()))
+        let mut peers = self.links.peers().map(|(_, p)| p.sender.is_held()).peekable();
+        (!self.shared.dry_run).then(|| peers.peek().is_some() && peers.all(|held| held))
     }
 
-    /// Writes down what the peer has told of itself, for when it cannot be reached.
-    pub(super) fn save_peer(&mut self) -> Result<(), Fail> {
+    /// Writes down what the peers have told of themselves, for when they cannot be reached.
+    pub(super) fn save_peers(&mut self) -> Result<(), Fail> {
+        for id in self.links.ids() {
+            let Some(link) = self.links.take(id) else { continue };
+            let saved = link.peer.as_ref().map_or(Ok(()), |peer| self.save_peer(peer));
+            self.links.put(id, link);
+            saved?;
+        }
+        Ok(())
+    }
+
+    /// The same of one.
+    pub(super) fn save_peer(&mut self, peer: &Peer) -> Result<(), Fail> {
         if self.shared.dry_run {
             return Ok(());
         }
-        let Some(peer) = self.peer.take() else { return Ok(()) };
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
-        let saved = self.open_tx(&*snapshot).and_then(|mut tx| Ok((peer.sender.save(&mut tx)?, tx)));
-        self.peer = Some(peer);
-        match saved? {
-            (true, tx) => self.commit_sealed_lazily(tx),
-            _ => Ok(()),
-        }
+        let mut tx = self.open_tx(&*snapshot)?;
+        if peer.sender.save(&mut tx)? { self.commit_sealed_lazily(tx) } else { Ok(()) }
     }
 }

@@ -1,6 +1,6 @@
-//! The engine of one replica: the only owner of its index, its tree's records and its link.
+//! The engine of one replica: the only owner of its index, its tree's records and its links.
 //!
-//! One thread. It takes messages of the peer, hints of the watcher and commands of the session, does one bounded
+//! One thread. It takes messages of its peers, hints of the watcher and commands of the session, does one bounded
 //! piece of work at a time (merge a batch, judge a handful of hints, compare a part of a directory, apply a part of a plan, fill a
 //! batch), commits it, and waits only when there is nothing to do. Everything it decides is decided by
 //! `core`; this module and its parts do the I/O.
@@ -12,6 +12,8 @@
 //! - [`held`]: telling the peer what is on this disk for good.
 //! - [`limbo`]: what was replaced or removed, until nobody can write to it any more.
 //! - [`recover`]: judging what a crash left.
+//! - [`lags`]: how far peers are behind.
+//! - [`link`]: the peers that are connected.
 //! - [`lost`]: going on after an index was lost.
 //! - [`rollback`]: asking before a tree that was put back to an earlier state is taken for users' edits.
 //! - [`stager`]: staging small contents on another core.
@@ -30,7 +32,9 @@ mod content;
 mod hasher;
 mod held;
 mod judge;
+mod lags;
 mod limbo;
+mod link;
 mod lost;
 mod no_room;
 mod nowhere;
@@ -56,14 +60,16 @@ use causes::Causes;
 use content::Contents;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
-use driftless_core::link::{self, Fetcher, Message, OwnHello, Receiver, Role, Sender};
+use driftless_core::link::{Message, OwnHello, Role, peer_row};
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
 use hasher::Hasher;
 use judge::removal_limit;
+use lags::Lags;
 use limbo::Limbos;
+use link::{Links, Peer};
 use lru::LruCache;
 use nowhere::{AcceptCommand, Nowhere};
 use observe::{Pass, Taking};
@@ -79,7 +85,10 @@ use suspect::{BeforeRows, LastMoments};
 use verify::FailedSyncs;
 use waiters::Waiters;
 
+pub use lags::PeerStatus;
+pub use link::LinkId;
 pub use nowhere::accept_lost;
+pub use open::Service;
 pub(crate) use open::{EngineOptions, inbox, start};
 
 /// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
@@ -183,22 +192,28 @@ impl Fail {
 
 /// What a session tells an engine.
 pub(crate) enum ToEngine {
-    /// From the peer.
-    Link(Message),
-    /// The connection to the peer ended.
-    LinkDown,
+    /// There is a connection to a peer.
+    LinkUp(LinkId),
+    /// From the peer at its other end.
+    Link(LinkId, Message),
+    /// It ended.
+    LinkDown(LinkId),
     /// Finish what is begun, seal, and end.
     Stop,
 }
 
 /// What an engine tells its session.
 pub(crate) enum FromEngine {
-    /// For the peer.
-    Link(Message),
+    /// For the peer at the other end.
+    Link(LinkId, Message),
+    /// Nothing more is taken from or given to that peer, for this reason. Not in a session of two, which ends instead.
+    LinkEnded(LinkId, SessionError),
     /// For people.
     Event(Event),
     /// How it stands; sent before any message that builds on it.
     Status(Status),
+    /// How its peers stand. Not in a session of two.
+    Peers(Vec<PeerStatus>),
     /// It has ended.
     Ended(Result<Counts, SessionError>),
 }
@@ -229,21 +244,6 @@ struct JoinSeen {
     different: u64,
 }
 
-struct Peer {
-    id: ReplicaId,
-    sender: Sender,
-    receiver: Receiver,
-    /// Its whole tree has been looked at since its start.
-    scanned: bool,
-    /// Its tree was taken in as a whole before this session.
-    has_tree: bool,
-    head: u64,
-    inline: bool,
-    /// What it was told of this disk, and what was looked at then.
-    held_told: Option<link::Held>,
-    held_looked_at: Option<(u64, u64)>,
-}
-
 /// See the module.
 pub(crate) struct Engine {
     side: Side,
@@ -262,7 +262,10 @@ pub(crate) struct Engine {
     hints_in: Channel<Vec<Hint>>,
     watcher: Option<Watcher>,
     watch_dirs: bool,
-    peer: Option<Peer>,
+    links: Links,
+    lags: Lags,
+    /// What a daemon's engine is told; `None` in a session of two.
+    service: Option<Service>,
 
     // what is to be done
     hints: BTreeSet<(NodeKey, Name)>,
@@ -307,7 +310,8 @@ pub(crate) struct Engine {
     provisional: u64,
     new_dirs: Vec<NodeKey>,
     contents: Contents,
-    fetcher: Fetcher,
+    /// Who brought what is being merged.
+    merging_from: Option<LinkId>,
     left: Left,
     /// Plans of the last process are being done again.
     redoing: bool,
@@ -347,9 +351,6 @@ pub(crate) struct Engine {
     said_counts: (Counts, Instant),
     last_work: Instant,
     last_beat: Instant,
-    send_blocked_at: Option<(u64, u64)>,
-    messages_in: u64,
-    messages_out: u64,
     stopping: bool,
     /// What ends it, met where it could not be returned.
     failed: Option<Fail>,
@@ -370,6 +371,7 @@ impl Engine {
             if self.work()? {
                 self.last_work = Instant::now();
                 self.tell_progress(false);
+                self.tell_peers(false)?;
             } else {
                 self.tell_status()?;
                 self.wait();
@@ -394,10 +396,10 @@ impl Engine {
             self.waiting.insert(w, n);
         }
         self.load_nowhere(&mut tx)?;
+        self.load_lags(&mut tx)?;
         let own = self.own_hello();
         let me = tx.me();
         sites::set_name(&mut tx, me, &own.site)?;
-        let hello = link::hello(&mut tx, &own)?;
         let unplanned = tx.feed_after(self.planned, QUEUE_MAX + 1)?;
         if unplanned.len() > QUEUE_MAX {
             self.backlog_from = Some(self.planned);
@@ -411,7 +413,7 @@ impl Engine {
         self.commit(tx)?;
         self.redo_intents()?;
         self.verify_at_start()?;
-        self.send(Message::Hello(hello))?;
+        self.begin_alone()?;
         if self.scanned && !self.crawled {
             self.start_crawl();
         }
@@ -443,6 +445,17 @@ impl Engine {
             inline: self.scanned && !self.shared.dry_run,
             scanned: self.scanned,
         }
+    }
+
+    /// The peer, if there is but one: what only helps one is done for no more.
+    fn only_peer(&self) -> Option<&Peer> {
+        let mut peers = self.links.peers();
+        peers.next().filter(|_| peers.next().is_none()).map(|(_, peer)| peer)
+    }
+
+    /// What messages call this replica.
+    fn volume_name(&self) -> String {
+        self.volume.root_path().map_or_else(|_| self.site_name(), |p| p.display().to_string())
     }
 
     fn site_name(&self) -> String {
@@ -547,7 +560,10 @@ impl Engine {
         if let Some(due_ns) = self.waiting.next_due_ns() {
             at = at.min(now + Duration::from_nanos(due_ns.saturating_sub(now_ns)));
         }
-        if let Some(ms) = self.peer.as_ref().and_then(|p| p.sender.poll_at_ms()) {
+        if let Some(coming) = self.next_coming() {
+            at = at.min(coming);
+        }
+        if let Some(ms) = self.links.poll_at_ms() {
             at = at.min(now + Duration::from_millis(ms.saturating_sub(now_ns / 1_000_000)));
         }
         at.max(now + Duration::from_micros(100))
@@ -559,17 +575,9 @@ impl Engine {
                 self.stopping = true;
                 Ok(())
             }
-            ToEngine::LinkDown => {
-                self.peer = None;
-                self.forget_deferred();
-                self.fetcher.reset_connection();
-                Ok(())
-            }
-            ToEngine::Link(message) => {
-                self.messages_in += weight(&message);
-                self.send_blocked_at = None;
-                self.handle_message(message)
-            }
+            ToEngine::LinkUp(id) => self.link_up(id),
+            ToEngine::LinkDown(id) => self.link_down(id),
+            ToEngine::Link(id, message) => self.take_from_link(id, message),
         }
     }
 
@@ -603,8 +611,8 @@ impl Engine {
 
     fn work(&mut self) -> Result<bool, Fail> {
         self.seal_if_overdue()?;
-        if self.peer.is_none() && self.messages_in == 0 {
-            return Ok(false); // not introduced yet
+        if self.service.is_none() && !self.links.met {
+            return Ok(false); // nobody has been introduced yet
         }
         if self.index_is_full()? {
             return Ok(false);
@@ -622,6 +630,7 @@ impl Engine {
             return Ok(true);
         }
         worked |= self.retry_due()?;
+        self.answer_coming()?;
         if self.crawl_some()? {
             return Ok(true);
         }
@@ -778,7 +787,7 @@ impl Engine {
     fn crawl_is_ahead(&self) -> bool {
         self.taking == Taking::Import
             && self.cache_room() < CACHE_ROOM_MIN
-            && self.peer.as_ref().is_some_and(|p| p.inline && p.sender.backlog(self.head).in_flight_bytes > 0)
+            && self.only_peer().is_some_and(|p| p.inline && p.sender.backlog(self.head).in_flight_bytes > 0)
     }
 
     fn crawl_some(&mut self) -> Result<bool, Fail> {
@@ -875,11 +884,15 @@ impl Engine {
             return Ok(false);
         }
         // A peer that has no whole tree itself waits for ours: one of two must go first.
-        let goes_first = |p: &&Peer| self.side == Side::A && !p.has_tree;
-        let Some(peer) = self.peer.as_ref().filter(|p| p.scanned || goes_first(p)) else { return Ok(false) };
+        let goes_first = |p: &Peer| self.service.is_none() && self.side == Side::A && !p.has_tree;
         let snapshot = self.store.snapshot()?;
         let tx = Tx::open(&*snapshot, self.env())?;
-        Ok(link::peer_row(&tx, peer.id)?.cursor >= peer.head)
+        for (_, peer) in self.links.peers().filter(|(_, p)| p.scanned || goes_first(p)) {
+            if peer_row(&tx, peer.id)?.cursor >= peer.head {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn start_adoption(&mut self) -> Result<(), Fail> {
@@ -991,7 +1004,7 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        self.peer.is_some()
+        (self.service.is_some() || self.links.peers().next().is_some())
             && self.scanned
             && self.crawled
             && self.pass.is_none()
@@ -1001,7 +1014,7 @@ impl Engine {
             && self.staging == 0
             && self.queue.is_empty()
             && self.backlog_from.is_none()
-            && self.fetcher.is_empty()
+            && self.links.ask_nothing()
             && self.later.is_empty()
             && !self.want_crawl
             && self.waiting.all_tried()
@@ -1022,8 +1035,9 @@ impl Engine {
     fn tell_status_now(&mut self) -> Result<(), Fail> {
         let new = Status {
             scanned: self.scanned && self.crawled,
-            messages_in: self.messages_in,
-            messages_out: self.messages_out,
+            sent_all: self.links.sent_all(),
+            messages_in: self.links.messages_in(),
+            messages_out: self.links.messages_out(),
             waiting: self.waiting.len() as u64,
             peer_holds: self.peer_holds(),
             ..self.status
@@ -1032,6 +1046,7 @@ impl Engine {
             self.tell_progress(true);
         }
         self.status = new;
+        self.tell_peers(new.idle)?;
         self.post(FromEngine::Status(new))
     }
 }

@@ -83,7 +83,7 @@ fn wait(inbox: &Channel<ToEngine>, early: &mut VecDeque<ToEngine>, until: Instan
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) | Ok(ToEngine::Stop) => return false,
             // They tell that the other end lives, for as long as this one waits.
-            Ok(ToEngine::Link(Message::Heartbeat { .. })) => {}
+            Ok(ToEngine::Link(_, Message::Heartbeat { .. })) => {}
             Ok(other) => early.push_back(other),
         }
     }

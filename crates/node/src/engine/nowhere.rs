@@ -1,9 +1,10 @@
 //! Versions that nobody holds who could be asked ([`driftless_core::lost`]): saying so to a peer that asks, hearing so from
-//! one that was asked, and giving them up when a person says so.
+//! those that were asked, and giving them up when a person says so.
 //!
 //! A file that is only being changed, or may not be read, or is not here yet, is not lost; neither is one that nobody has
 //! looked for since the start.
 
+use super::link::LinkId;
 use super::{Engine, Fail, random_u64, wall_ns};
 use crate::api::{Level, Reason};
 use crate::query::{self, AcceptRow, Response};
@@ -12,10 +13,10 @@ use driftless_core::link::{Held, Message, NotHere, Want};
 use driftless_core::lost::{self, AcceptOptions, Accepted, Key, LostRow, Why};
 use driftless_core::rows::Store;
 use driftless_core::tx::Env;
-use driftless_core::{Bind, Dot, EntryId, Fingerprint, NodeKey, Tx, local};
+use driftless_core::{Bind, Dot, EntryId, Fingerprint, NodeKey, ReplicaId, Tx, local};
 use driftless_volume::{Reason as Volume, VolumeError};
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rows of the index read at once.
 const PAGE: usize = 1024;
@@ -28,6 +29,8 @@ pub(crate) struct AcceptCommand {
 
 /// Wants that wait for this disk to be looked at. Beyond it they are told to come again.
 const DEFERRED_MAX: usize = 4096;
+/// How long a want waits for content that is on its way here.
+const COMING_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the command line waits for an engine that is busy.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -66,7 +69,10 @@ pub(super) struct Nowhere {
     /// Files whose content was found to be something else, as they were then: they need not be read again.
     damaged: HashMap<NodeKey, Fingerprint>,
     /// Wants that are answered when this disk has been looked at since the start.
-    deferred: Vec<Want>,
+    deferred: Vec<(LinkId, Want)>,
+    /// Wants of versions that are on their way to this disk, and when they are answered at the latest: two that wait for each
+    /// other would wait for ever.
+    coming: Vec<(Instant, LinkId, Want)>,
 }
 
 impl Nowhere {
@@ -120,15 +126,28 @@ impl Engine {
     // ----- asked by the peer
 
     /// Answers a want that cannot be served. `error`: what came of reading the file, if it was open.
-    pub(super) fn answer_not_here(&mut self, want: &Want, error: Option<VolumeError>) -> Result<(), Fail> {
+    pub(super) fn answer_not_here(
+        &mut self,
+        link: LinkId,
+        want: &Want,
+        error: Option<VolumeError>,
+    ) -> Result<(), Fail> {
         let key = (want.entry, want.version);
         if !self.may_plan() && self.nowhere.deferred.len() < DEFERRED_MAX {
-            self.nowhere.deferred.push(want.clone());
+            self.nowhere.deferred.push((link, want.clone()));
             return Ok(());
         }
         let found = self.look_for(want, error)?;
         let given_up = self.nowhere.rows.get(&key).is_some_and(|row| row.accepted);
-        let maker_asks = self.peer.as_ref().is_some_and(|p| p.id == want.version.replica);
+        let Some(peer) = self.links.peer(link).map(|p| p.id) else { return Ok(()) };
+        let maker_asks = peer == want.version.replica;
+        if matches!(found, Found::Absent) && self.comes_from_another(link, key) {
+            if self.nowhere.coming.len() < DEFERRED_MAX {
+                self.nowhere.coming.push((Instant::now() + COMING_WAIT_MAX, link, want.clone()));
+                return Ok(());
+            }
+            return self.say_not_here(link, key, NotHere::CHANGED.to_owned());
+        }
         let reason = match found {
             Found::Changed => NotHere::CHANGED.to_owned(),
             Found::Denied(why) => format!("{}: {why}", NotHere::DENIED),
@@ -136,30 +155,66 @@ impl Engine {
             Found::Absent => {
                 if maker_asks {
                     // What this disk has of it comes again before anything takes its place.
-                    self.take_back(want.entry, want.version)?;
+                    self.take_back(link, want.entry, want.version)?;
                 }
                 NotHere::ABSENT.to_owned()
             }
             Found::Lost(why, detail) => {
                 let word = if why == Why::Damaged { NotHere::DAMAGED } else { NotHere::UNREADABLE };
                 let reason = format!("{word}: {detail}");
-                self.write_down(key, why, true, detail)?;
+                self.write_down(key, peer, why, true, detail)?;
                 reason
             }
         };
-        let (entry, version) = key;
-        self.send(Message::NotHere(NotHere { entry, version, reason }))
+        self.say_not_here(link, key, reason)
+    }
+
+    fn say_not_here(&mut self, link: LinkId, (entry, version): Key, reason: String) -> Result<(), Fail> {
+        self.send_to(link, Message::NotHere(NotHere { entry, version, reason }))
+    }
+
+    /// True if the version is asked for elsewhere, or has come and is not on the disk yet.
+    fn comes_from_another(&self, asking: LinkId, key: Key) -> bool {
+        match self.contents.asked_of(key) {
+            Some(from) => from != asking,
+            None => self.contents.has_come(key) || (self.links.len() > 1 && self.contents.is_wanted(key.0)),
+        }
+    }
+
+    /// Answers what waited for content that has come, or does not come soon.
+    pub(super) fn answer_coming(&mut self) -> Result<(), Fail> {
+        if self.nowhere.coming.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        for (until, link, want) in std::mem::take(&mut self.nowhere.coming) {
+            let key = (want.entry, want.version);
+            if until <= now {
+                self.say_not_here(link, key, NotHere::CHANGED.to_owned())?;
+            } else if self.comes_from_another(link, key) || self.queued.contains(&want.entry) {
+                self.nowhere.coming.push((until, link, want));
+            } else {
+                self.serve(link, &want)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// When [`Engine::answer_coming`] has something to do at the latest.
+    pub(super) fn next_coming(&self) -> Option<Instant> {
+        self.nowhere.coming.iter().map(|(until, ..)| *until).min()
     }
 
     /// The tree has been looked at: what was asked for before can be answered.
     pub(super) fn answer_deferred(&mut self) -> Result<(), Fail> {
         let wants = std::mem::take(&mut self.nowhere.deferred);
-        wants.iter().try_for_each(|want| self.serve(want))
+        wants.iter().try_for_each(|(link, want)| self.serve(*link, want))
     }
 
-    /// The connection ended: nobody waits for answers.
-    pub(super) fn forget_deferred(&mut self) {
-        self.nowhere.deferred.clear();
+    /// The connection ended: nobody waits for answers there.
+    pub(super) fn forget_deferred(&mut self, link: LinkId) {
+        self.nowhere.deferred.retain(|(asking, _)| *asking != link);
+        self.nowhere.coming.retain(|(_, asking, _)| *asking != link);
     }
 
     fn look_for(&mut self, want: &Want, error: Option<VolumeError>) -> Result<Found, Fail> {
@@ -202,13 +257,16 @@ impl Engine {
                 Ok(handle) => handle,
                 Err(e) => {
                     found = found_by(&e).unwrap_or(found);
+                    self.look_soon(dir.clone(), name.clone());
                     continue;
                 }
             };
             let now = *handle.fingerprint();
             let same = (now.size, now.mtime) == (node.fingerprint.size, node.fingerprint.mtime);
             if !same || node.racy {
-                return Ok(Found::Changed); // it is looked at, and newer state follows
+                // It is looked at, whether an event tells of it or not, and newer state follows.
+                self.look_soon(dir.clone(), name.clone());
+                return Ok(Found::Changed);
             }
             let known = self.nowhere.damaged.get(key) == Some(&now);
             if want.len > 0 && !known {
@@ -236,13 +294,15 @@ impl Engine {
 
     // ----- asking the peer
 
-    pub(super) fn take_not_here(&mut self, answer: &NotHere) -> Result<(), Fail> {
-        self.stop_fetching(answer);
+    pub(super) fn take_not_here(&mut self, link: LinkId, answer: NotHere) -> Result<(), Fail> {
+        let Some(peer) = self.links.peer(link).map(|p| p.id) else { return Ok(()) };
         let key = (answer.entry, answer.version);
+        // What one lacks another may have; but that it lacks it is worth knowing if the others do too.
+        let Some(answer) = self.stop_fetching(link, answer) else { return Ok(()) };
         let (word, detail) = answer.parts();
         let detail = detail.to_owned();
         let why = match word {
-            NotHere::ABSENT if self.take_back(key.0, key.1)? => return Ok(()),
+            NotHere::ABSENT if self.take_back(link, key.0, key.1)? => return Ok(()),
             NotHere::ABSENT => Why::Absent,
             NotHere::UNREADABLE => Why::Unreadable,
             NotHere::DAMAGED => Why::Damaged,
@@ -253,8 +313,18 @@ impl Engine {
             NotHere::GIVEN_UP => Why::Absent,
             _ => return self.fetch_waits(key.0, Reason::ContentMissing, answer.reason.clone()),
         };
-        self.write_down(key, why, false, detail.clone())?;
+        for lacks_it in self.lacking_peers(peer) {
+            self.write_down(key, lacks_it, why, false, detail.clone())?;
+        }
         self.fetch_waits(key.0, Reason::ContentNowhere, detail)
+    }
+
+    /// All who were asked for a version that nobody has: everybody who is connected.
+    fn lacking_peers(&self, last: ReplicaId) -> Vec<ReplicaId> {
+        let mut all: Vec<ReplicaId> = self.links.peers().map(|(_, p)| p.id).chain([last]).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// A person has given the version up where no earlier one is: here one may be. False if it is not lacking here, or
@@ -278,18 +348,27 @@ impl Engine {
     }
 
     /// What the peer's disk has: if nothing waits there, what it asked for has been found.
-    pub(super) fn found_there(&mut self, held: &Held) -> Result<(), Fail> {
+    pub(super) fn found_there(&mut self, link: LinkId, held: &Held) -> Result<(), Fail> {
         if held.waiting > 0 || self.nowhere.here() == 0 {
             return Ok(());
         }
-        let found: Vec<Key> = self.nowhere.rows.iter().filter(|(_, r)| r.here).map(|(k, _)| *k).collect();
+        let Some(peer) = self.links.peer(link).map(|p| p.id) else { return Ok(()) };
+        let only_here = |row: &LostRow| row.here && row.lacked_by.iter().all(|r| *r == peer);
+        let found: Vec<Key> =
+            self.nowhere.rows.iter().filter(|(_, row)| only_here(row)).map(|(k, _)| *k).collect();
         self.strike_out(&found)
     }
 
     // ----- the list
 
-    fn write_down(&mut self, key: Key, why: Why, here: bool, detail: String) -> Result<(), Fail> {
-        let Some(peer) = self.peer.as_ref().map(|p| p.id) else { return Ok(()) };
+    fn write_down(
+        &mut self,
+        key: Key,
+        peer: ReplicaId,
+        why: Why,
+        here: bool,
+        detail: String,
+    ) -> Result<(), Fail> {
         let before = self.nowhere.rows.get(&key);
         let mut row = LostRow {
             why,

@@ -20,7 +20,7 @@ use crate::overlay::OverlayStore;
 use crate::query;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, never, unbounded};
 use driftless_core::fitness::{self, Weight};
-use driftless_core::link::{FetchLimits, Fetcher, Role};
+use driftless_core::link::Role;
 use driftless_core::local;
 use driftless_core::rows::{MemStore, Store, Table};
 use driftless_core::tx::{self, Env};
@@ -64,6 +64,19 @@ pub(crate) struct EngineOptions {
     pub(crate) shared: Shared,
     /// The other end is a thread of this process: its bytes were hashed by this program and went through no wire.
     pub(crate) peer_in_process: bool,
+    /// For an engine of a daemon.
+    pub(crate) service: Option<Service>,
+}
+
+/// What a daemon tells the engine of a volume, which in a session of two ends follows from their sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// The volume's id.
+    pub volume: u128,
+    /// The volume began with this replica: it takes in its tree without asking anybody.
+    pub first: bool,
+    /// Whether it makes changes.
+    pub role: Role,
 }
 
 /// Starts the engine on a thread of its own. It ends by [`FromEngine::Ended`], whatever happens.
@@ -100,7 +113,7 @@ impl Engine {
         inbox: Channel<ToEngine>,
         out: ChannelSender<FromEngine>,
     ) -> Result<(Engine, Option<Held>), Fail> {
-        let EngineOptions { side, root, state, shared, peer_in_process } = options;
+        let EngineOptions { side, root, state, shared, peer_in_process, service } = options;
         let create_private = !shared.dry_run;
         refuse_unsafe_kind(&root, &shared)?;
         let volume =
@@ -115,6 +128,10 @@ impl Engine {
         }
         let Opened { store, commands, held, kept_as } = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
+        let volume_id = match service {
+            Some(service) => agreed_volume(volume_id, service.volume, &root)?,
+            None => volume_id,
+        };
         let snapshot = store.snapshot()?;
         let scanned = snapshot.get(Table::Settings, SETTING_SCANNED)?.is_some();
         // A volume gets its id, and with it the marker, when the peer is met for the first time.
@@ -131,8 +148,9 @@ impl Engine {
             None => 0,
         };
         drop(snapshot);
-        let role = match side {
-            Side::B if shared.active_passive => Role::Follower,
+        let role = match (service, side) {
+            (Some(service), _) => service.role,
+            (None, Side::B) if shared.active_passive => Role::Follower,
             _ => Role::Writer,
         };
         let (hints_out, hints_in) = bounded(HINT_BATCHES_MAX);
@@ -165,7 +183,9 @@ impl Engine {
             hints_in,
             watch_dirs: watcher.as_ref().is_some_and(|w| w.mode() == WatchMode::Directories),
             watcher,
-            peer: None,
+            links: Default::default(),
+            lags: Default::default(),
+            service,
             hints: BTreeSet::new(),
             stager,
             staging: 0,
@@ -206,7 +226,7 @@ impl Engine {
             provisional: 0,
             new_dirs: Vec::new(),
             contents: Contents::new(),
-            fetcher: Fetcher::new(FetchLimits::default()),
+            merging_from: None,
             left: Left::default(),
             redoing: false,
             limbos: Limbos::default(),
@@ -236,9 +256,6 @@ impl Engine {
             said_counts: (Counts::default(), now),
             last_work: now,
             last_beat: now,
-            send_blocked_at: None,
-            messages_in: 0,
-            messages_out: 0,
             stopping: false,
             failed: None,
             shared,
@@ -259,6 +276,9 @@ impl Engine {
         local::init_root(&mut tx, &looked)?;
         if lost {
             tx.put(Table::Settings, SETTING_LOST.to_vec(), Some(vec![1]));
+        }
+        if self.service.is_some() {
+            tx.put(Table::Settings, SETTING_VOLUME.to_vec(), Some(self.volume_id.to_be_bytes().to_vec()));
         }
         self.commit(tx)?;
         if !self.shared.dry_run {
@@ -498,6 +518,19 @@ fn introduce(store: &dyn Store, marker: Option<Marker>) -> Result<(u128, Replica
     let me = ReplicaId(random_u64()?.max(1));
     store.commit(Tx::create(me))?;
     Ok((marker.map_or(0, |m| m.volume), me, marker.is_some()))
+}
+
+/// A daemon knows which volume a directory is of before anybody is met.
+fn agreed_volume(recorded: u128, named: u128, root: &std::path::Path) -> Result<u128, Fail> {
+    if recorded == 0 || recorded == named {
+        return Ok(named);
+    }
+    Err(Fail::Refused {
+        what: format!("{} was kept in sync as another volume", root.display()),
+        advice: "name another directory; or, to join this one to the volume, remove `.driftless` in it and its state \
+                 directory: it is then taken as a copy that joins, and no file is touched by that"
+            .into(),
+    })
 }
 
 fn start_watcher(

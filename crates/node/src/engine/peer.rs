@@ -1,38 +1,45 @@
-//! The engine's end of the link: introducing itself, merging what comes, sending what is new.
+//! The engine's end of a link: judging who introduces itself, merging what comes, sending what is new.
 
+use super::link::{Link, LinkId, Peer};
 use super::observe::Taking;
 use super::open::SETTING_LOST;
-use super::stager::{self, Ready};
-use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, Peer, QUEUE_MAX, apply, steady_ns, weight};
+use super::stager::{self, Early, Ready};
+use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, QUEUE_MAX, apply, steady_ns};
 use crate::api::{Level, Phase, Side};
 use crate::sites;
 use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Sender};
 use driftless_core::rows::Table;
-use driftless_core::{EntryId, Tx, local, tx};
+use driftless_core::{Dot, EntryId, Tx, local, tx};
 use driftless_volume::crash::{self, Point};
-use std::collections::HashSet;
-use std::time::Instant;
+use std::collections::{HashMap, HashSet};
+
+/// Batches on their way to a peer without a receipt. Small ones overlap better: while one is synced, the next ones are staged.
+pub(super) const BATCH_WINDOW: usize = 4;
+/// How long what third replicas changed waits for the peer to hear it from them, if it hears them: a mesh would send all
+/// of it several times else.
+const RELAY_DELAY_MS: u64 = 2000;
 
 impl Engine {
-    pub(super) fn handle_message(&mut self, message: Message) -> Result<(), Fail> {
+    pub(super) fn handle_message(&mut self, id: LinkId, message: Message) -> Result<(), Fail> {
         match message {
-            Message::Hello(hello) => self.handle_hello(&hello),
+            Message::Hello(hello) => self.handle_hello(id, &hello),
             Message::Batch(batch) => {
+                self.count_batch(id)?;
                 // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
                 let useful = self.may_plan() || self.staging > 0;
                 if useful && self.stager.is_some() {
                     let new_dirs = self.new_dirs_of(&batch)?;
                     if let Some(stager) = &mut self.stager {
-                        stager.give(batch, new_dirs);
+                        stager.give(id, batch, new_dirs);
                         self.staging += 1;
                     }
                 } else {
-                    self.batches.push_back(Ready::plain(batch));
+                    self.batches.push_back(Ready::plain(id, batch));
                 }
                 Ok(())
             }
             Message::Receipt(receipt) => {
-                let Some(peer) = &mut self.peer else { return Ok(()) };
+                let Some(peer) = self.links.peer_mut(id) else { return Ok(()) };
                 let failures = peer.sender.handle_receipt(&receipt);
                 for f in failures {
                     self.log(
@@ -43,16 +50,16 @@ impl Engine {
                 Ok(())
             }
             Message::Held(held) => {
-                if let Some(peer) = &mut self.peer {
+                if let Some(peer) = self.links.peer_mut(id) {
                     peer.sender.handle_held(&held);
                 }
-                self.found_there(&held)
+                self.found_there(id, &held)
             }
-            Message::Want(want) => self.serve(&want),
-            Message::Piece(piece) => self.take_piece(piece),
-            Message::NotHere(answer) => self.take_not_here(&answer),
+            Message::Want(want) => self.serve(id, &want),
+            Message::Piece(piece) => self.take_piece(id, piece),
+            Message::NotHere(answer) => self.take_not_here(id, answer),
             Message::Heartbeat { head, scanned } => {
-                if let Some(peer) = &mut self.peer {
+                if let Some(peer) = self.links.peer_mut(id) {
                     peer.head = head;
                     peer.scanned = scanned;
                 }
@@ -62,7 +69,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn handle_hello(&mut self, hello: &link::Hello) -> Result<(), Fail> {
+    pub(super) fn handle_hello(&mut self, id: LinkId, hello: &link::Hello) -> Result<(), Fail> {
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let refused =
@@ -74,21 +81,21 @@ impl Engine {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
                 }
                 let limits = SendLimits {
-                    // What a session keeps of contents in memory. Small batches overlap better: while one is synced,
-                    // the next ones are staged.
+                    // What a session keeps of contents in memory.
                     batch_bytes: 8 << 20,
-                    window: 4,
+                    window: BATCH_WINDOW,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: 1 << 20,
                     fill_rows: 2048,
-                    relay_delay_ms: 0,
+                    relay_delay_ms: if self.service.is_some() { RELAY_DELAY_MS } else { 0 },
                     inline: hello.inline,
                     ..SendLimits::default()
                 };
                 let mut sender =
                     Sender::new(hello.replica, start_cursor, tx::knowledge_vv(&hello.knowledge), limits);
                 sender.distrust(distrusted);
-                self.peer = Some(Peer {
+                sender.hears_itself(hello.cursors.iter().map(|c| c.replica).filter(|r| *r != me));
+                let peer = Peer {
                     id: hello.replica,
                     sender,
                     receiver: Receiver::new(hello.replica),
@@ -98,7 +105,9 @@ impl Engine {
                     has_tree: hello.scanned,
                     held_told: None,
                     held_looked_at: None,
-                });
+                };
+                self.note_peer(peer.id, &hello.site);
+                self.introduced(id, peer)?;
                 sites::set_name(&mut tx, hello.replica, &hello.site)?;
                 self.decide_first_scan(tx, hello)?;
                 // The peer may be waiting for a scan that is over already.
@@ -123,6 +132,25 @@ impl Engine {
         }
     }
 
+    /// The peer is known now. An older connection to it has ended, though nobody has noticed.
+    fn introduced(&mut self, id: LinkId, peer: Peer) -> Result<(), Fail> {
+        let same: Vec<LinkId> = self
+            .links
+            .peers()
+            .filter(|(other, p)| *other != id && p.id == peer.id)
+            .map(|(id, _)| id)
+            .collect();
+        for other in same {
+            let replaced = Err(Fail::Peer("it has connected again".into()));
+            self.contain(other, replaced)?;
+        }
+        if let Some(link) = self.links.get_mut(id) {
+            link.peer = Some(peer);
+        }
+        self.ask_new_source();
+        Ok(())
+    }
+
     /// The first replica of a volume imports its tree; all others receive before they scan.
     pub(super) fn decide_first_scan(&mut self, mut tx: Tx<'_>, hello: &link::Hello) -> Result<(), Fail> {
         if self.scanned {
@@ -135,22 +163,42 @@ impl Engine {
             // Nobody knows what was removed: two trees meet as if for the first time.
             tx.put(Table::Settings, SETTING_LOST.to_vec(), None);
         }
-        let import = self.side == Side::A && !peer_has_states;
-        if import {
-            self.taking = Taking::Import;
-            let planned = self.is_planned();
-            local::import_root(&mut tx)?;
-            self.commit(tx)?;
-            if planned {
-                self.planned = self.head;
-            }
-            self.start_crawl();
+        let import = self.service.is_none() && self.side == Side::A && !peer_has_states;
+        if self.taking != Taking::Watch {
+            self.commit(tx)?; // begun already, with another peer
+        } else if import {
+            self.import(tx)?;
         } else {
             self.taking = Taking::Adopt;
             self.commit(tx)?;
             self.set_phase(Phase::Receiving);
         }
         Ok(())
+    }
+
+    /// What this tree has is the volume.
+    fn import(&mut self, mut tx: Tx<'_>) -> Result<(), Fail> {
+        self.taking = Taking::Import;
+        let planned = self.is_planned();
+        local::import_root(&mut tx)?;
+        self.commit(tx)?;
+        if planned {
+            self.planned = self.head;
+        }
+        self.start_crawl();
+        Ok(())
+    }
+
+    /// A daemon's engine needs no peer to look at its tree, if it is the first of its volume.
+    pub(super) fn begin_alone(&mut self) -> Result<(), Fail> {
+        let Some(service) = &self.service else { return Ok(()) };
+        if self.scanned || !service.first || self.lost_index()? {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let tx = Tx::open(&*snapshot, self.env())?;
+        self.import(tx)
     }
 
     /// Directories that can be staged with their files, since nobody has them here.
@@ -174,85 +222,137 @@ impl Engine {
         Ok(new)
     }
 
-    /// Merges and applies the batches that have come, as one: one sync of the disk serves them all.
+    /// Merges and applies the batches that have come from one peer, as one: one sync of the disk serves them all.
     pub(super) fn merge_batches(&mut self) -> Result<(), Fail> {
-        let Some(mut peer) = self.peer.take() else {
-            self.batches.clear();
+        let Some(id) = self.batches.front().map(|ready| ready.link) else { return Ok(()) };
+        let Some(link) = self.links.take(id) else { return self.drop_batch() };
+        self.merging_from = Some(id);
+        let result = self.merge_group(id, link).and_then(|group| self.take_group(id, group));
+        self.merging_from = None;
+        // What was staged for a group that was refused is not needed.
+        self.drop_early()?;
+        self.contain(id, result)
+    }
+
+    /// The connection that it came by has ended: it comes again by the next.
+    fn drop_batch(&mut self) -> Result<(), Fail> {
+        if let Some(Ready { early, dirs, .. }) = self.batches.pop_front() {
+            self.keep_early(early)?;
+            self.early_dirs.extend(dirs);
+            self.drop_early()?;
+        }
+        Ok(())
+    }
+
+    fn keep_early(&mut self, early: HashMap<(EntryId, Dot), Early>) -> Result<(), Fail> {
+        if self.early.is_empty() {
+            self.early = early;
             return Ok(());
-        };
+        }
+        for (key, staged) in early {
+            // Two batches may bring the same.
+            if let Some(other) = self.early.insert(key, staged) {
+                self.volume.unstage(&other.staged).map_err(Fail::Volume)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_group(&mut self, id: LinkId, mut link: Link) -> Result<Group, Fail> {
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
-        let (mut changed, mut receipts, mut told) = (Vec::new(), Vec::new(), false);
-        while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(changed.len()) {
-            self.early.extend(early);
+        let merged = self.merge_rows((id, &mut link), &mut tx);
+        self.links.put(id, link);
+        let mut group = merged?;
+        self.commit_merged(tx, &mut group)?;
+        Ok(group)
+    }
+
+    fn merge_rows(&mut self, (id, link): (LinkId, &mut Link), tx: &mut Tx<'_>) -> Result<Group, Fail> {
+        let Some(peer) = &mut link.peer else {
+            return Err(Fail::Peer("it sent entries before it introduced itself".into()));
+        };
+        let mut group = Group::default();
+        while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(id, group.changed.len()) {
+            link.batches = link.batches.saturating_sub(1);
+            self.keep_early(early)?;
             self.early_dirs.extend(dirs);
-            let merged = match peer.receiver.handle_batch(&mut tx, &batch) {
+            let merged = match peer.receiver.handle_batch(tx, &batch) {
                 Ok(m) => m,
                 Err(link::ReceiveError::Index(e)) => return Err(e.into()),
-                Err(link::ReceiveError::WeAreRolledBack { .. }) => return self.rebuild(),
+                Err(link::ReceiveError::WeAreRolledBack { .. }) => {
+                    return self.rebuild().map(|()| Group::default());
+                }
                 Err(e) => return Err(Fail::Peer(e.to_string())),
             };
             peer.sender.handle_merged(&merged.echoes);
             self.counts.received += batch.entries.len() as u64;
-            told |= batch.knowledge.is_some() || batch.to > batch.from;
+            group.told |= batch.knowledge.is_some() || batch.to > batch.from;
             for inline in batch.inline {
                 self.contents.put_inline(inline.entry, inline.version, inline.bytes);
             }
             for a in merged.anomalies {
                 self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
             }
-            changed.extend(merged.changed);
-            receipts.push(merged.receipt);
+            group.changed.extend(merged.changed);
+            group.receipts.push(merged.receipt);
         }
-        self.peer = Some(peer);
-        changed.sort_unstable();
-        changed.dedup();
-        self.take_merged(tx, &changed, told)?;
+        group.changed.sort_unstable();
+        group.changed.dedup();
+        Ok(group)
+    }
+
+    /// Brings to the disk what was merged, and acknowledges it.
+    fn take_group(&mut self, id: LinkId, group: Group) -> Result<(), Fail> {
+        // The others may lack what this peer brought.
+        self.links.look_again();
+        self.plan_merged(&group)?;
         self.drop_early()?;
         self.status.idle = false;
         self.tell_status_now()?;
         // A receipt promises that what was merged is durable.
         self.harden_merges()?;
         crash::at(Point::ReceiptDue);
-        receipts.into_iter().try_for_each(|receipt| self.send(Message::Receipt(receipt)))
+        group.receipts.into_iter().try_for_each(|receipt| self.send_to(id, Message::Receipt(receipt)))
     }
 
-    /// The next batch that is there, while a group has room for it.
-    pub(super) fn next_of_group(&mut self, entries: usize) -> Option<Ready> {
-        let fits =
-            |next: &Ready| entries == 0 || entries + next.batch.entries.len() <= apply::ENTRIES_PER_PLAN;
+    /// The next batch that is there, while a group has room for it. A group is of one peer: what is wrong with it is
+    /// nobody else's trouble.
+    fn next_of_group(&mut self, id: LinkId, entries: usize) -> Option<Ready> {
+        let fits = |next: &Ready| {
+            next.link == id && (entries == 0 || entries + next.batch.entries.len() <= apply::ENTRIES_PER_PLAN)
+        };
         if self.batches.front().is_some_and(fits) { self.batches.pop_front() } else { None }
     }
 
-    /// Commits what was merged and brings it to the disk, or remembers it until that may be done.
-    pub(super) fn take_merged(
-        &mut self,
-        mut tx: Tx<'_>,
-        changed: &[EntryId],
-        told: bool,
-    ) -> Result<(), Fail> {
+    fn commit_merged(&mut self, mut tx: Tx<'_>, group: &mut Group) -> Result<(), Fail> {
         // Few that cannot be planned yet are remembered one by one, so that what the crawl records meanwhile need
         // not be planned with them.
-        let few = changed.len() + self.queue.len() <= QUEUE_MAX;
-        let remember = !self.may_plan() && few && self.is_planned();
-        if remember {
-            changed.iter().for_each(|id| tx.add_pending(*id));
+        let few = group.changed.len() + self.queue.len() <= QUEUE_MAX;
+        group.remembered = !self.may_plan() && few && self.is_planned();
+        if group.remembered {
+            group.changed.iter().for_each(|id| tx.add_pending(*id));
             self.planned = tx.head();
         }
-        if tx.head() != self.head || !changed.is_empty() || told {
-            self.drop_overtaken(&mut tx, changed)?;
+        if tx.head() != self.head || !group.changed.is_empty() || group.told {
+            self.drop_overtaken(&mut tx, &group.changed)?;
             self.commit_lazily(tx)?;
             self.merges_lazy = true;
             crash::at(Point::Merged);
         }
-        if remember {
-            changed.iter().for_each(|id| _ = self.enqueue(*id));
+        Ok(())
+    }
+
+    /// Plans what was merged and committed, or remembers it until that may be done.
+    fn plan_merged(&mut self, group: &Group) -> Result<(), Fail> {
+        if group.remembered {
+            group.changed.iter().for_each(|id| _ = self.enqueue(*id));
         } else if !self.may_plan() {
             // Found in the feed when the crawl is over: keeping them here would grow with the tree.
             self.backlog_from.get_or_insert(self.planned);
         } else {
-            for chunk in changed.chunks(apply::ENTRIES_PER_PLAN) {
+            for chunk in group.changed.chunks(apply::ENTRIES_PER_PLAN) {
                 self.set_phase(Phase::Applying);
                 self.plan_and_apply(chunk)?;
             }
@@ -270,22 +370,19 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn pump_send(&mut self) -> Result<bool, Fail> {
-        let Some(mut peer) = self.peer.take() else { return Ok(false) };
-        let result = self.pump_peer(&mut peer);
-        self.peer = Some(peer);
-        result
-    }
-
-    pub(super) fn pump_peer(&mut self, peer: &mut Peer) -> Result<bool, Fail> {
+    /// Sends a peer what it lacks, as far as its window allows. True if there was anything.
+    pub(super) fn pump_link(&mut self, id: LinkId, link: &mut Link) -> Result<bool, Fail> {
         let now_ms = steady_ns() / 1_000_000;
-        let state = (self.head, self.messages_in);
-        if self.send_blocked_at == Some(state) && peer.sender.poll_at_ms().is_none_or(|t| t > now_ms) {
+        let state = (self.head, link.messages_in);
+        let due = link.poll_at_ms().is_some_and(|t| t <= now_ms);
+        if link.peer.is_none() || (link.send_blocked_at == Some(state) && !due) {
             return Ok(false);
         }
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
+        self.pump_news(id, link, &mut tx, now_ms)?;
+        let Some(peer) = &mut link.peer else { return Ok(false) };
         let mut batches = Vec::new();
         while let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? {
             if peer.inline {
@@ -303,28 +400,19 @@ impl Engine {
             batches.push(out.batch);
         }
         if batches.is_empty() {
-            self.send_blocked_at = Some(state);
-            let sent_all = peer.sender.at_head(&tx);
-            if self.status.sent_all != sent_all {
-                self.status.sent_all = sent_all;
-                self.tell_status_now()?;
-            }
+            link.send_blocked_at = Some(state);
+            link.sent_all = peer.sender.at_head(&tx);
             return Ok(false);
         }
-        self.status.sent_all = false;
+        link.sent_all = false;
         drop(tx);
         // A change must not leave before it is durable: its dot would be given out twice.
         self.harden()?;
         crash::at(Point::LocalDurable);
         for batch in batches {
-            self.send(Message::Batch(batch))?;
+            self.send_on((id, link), Message::Batch(batch))?;
         }
         Ok(true)
-    }
-
-    pub(super) fn send(&mut self, m: Message) -> Result<(), Fail> {
-        self.messages_out += weight(&m);
-        self.post(FromEngine::Link(m))
     }
 
     pub(super) fn post(&mut self, m: FromEngine) -> Result<(), Fail> {
@@ -334,13 +422,15 @@ impl Engine {
         }
         Ok(())
     }
+}
 
-    pub(super) fn beat(&mut self) -> Result<(), Fail> {
-        self.last_beat = Instant::now();
-        if self.peer.is_some() {
-            let (head, scanned) = (self.head, self.scanned && self.crawled);
-            self.send(Message::Heartbeat { head, scanned })?;
-        }
-        Ok(())
-    }
+/// What was merged of one peer's batches in one transaction.
+#[derive(Default)]
+struct Group {
+    changed: Vec<EntryId>,
+    receipts: Vec<link::Receipt>,
+    /// A cursor moved, or knowledge did.
+    told: bool,
+    /// It is to be planned later, entry by entry.
+    remembered: bool,
 }

@@ -169,7 +169,7 @@ impl Engine {
     /// A sync covers all moves done so far: intents and victims are needed no more, but for victims that rest.
     pub(super) fn seal(&mut self) -> Result<(), Fail> {
         crash::at(Point::SealDue);
-        self.save_peer()?;
+        self.save_peers()?;
         let (covered, mark) = (self.before.next, self.mounted_row(wall_ns())?);
         self.give_sign_of_life();
         let synced = self.volume.sync();
@@ -258,7 +258,7 @@ impl Engine {
 
     pub(super) fn finish(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Stopping);
-        self.save_peer()?;
+        self.save_peers()?;
         self.harden()?;
         if !self.shared.dry_run
             && (self.needs_seal() || !self.before.is_empty() || self.limbos.next_look().is_some())

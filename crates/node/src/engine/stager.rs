@@ -5,6 +5,7 @@
 //! of a first copy, and this is what puts it on other cores; waiting for the disk is the rest, and others work
 //! meanwhile. Batches come back in the order in which they were given.
 
+use super::link::LinkId;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use driftless_core::entry::{Entry, Link};
 use driftless_core::link::Batch;
@@ -26,6 +27,8 @@ pub(super) struct Early {
 
 /// A batch and what of it is staged. What could not be staged is still inside.
 pub(super) struct Ready {
+    /// By which connection it came.
+    pub(super) link: LinkId,
     pub(super) batch: Batch,
     pub(super) early: HashMap<(EntryId, Dot), Early>,
     /// Directories that were staged with files in them.
@@ -36,8 +39,8 @@ pub(super) struct Ready {
 
 impl Ready {
     /// With nothing staged.
-    pub(super) fn plain(batch: Batch) -> Ready {
-        Ready { batch, early: HashMap::new(), dirs: HashMap::new(), sync_failures: 0 }
+    pub(super) fn plain(link: LinkId, batch: Batch) -> Ready {
+        Ready { link, batch, early: HashMap::new(), dirs: HashMap::new(), sync_failures: 0 }
     }
 }
 
@@ -45,6 +48,7 @@ impl Ready {
 struct Job {
     /// Its place among all jobs.
     turn: u64,
+    link: LinkId,
     batch: Batch,
     new_dirs: HashSet<EntryId>,
 }
@@ -122,10 +126,10 @@ impl Stager {
     }
 
     /// Hands over a batch; it comes back by `ready`. `new_dirs`: those of [`dirs_of`] that are new here.
-    pub(super) fn give(&mut self, batch: Batch, new_dirs: HashSet<EntryId>) {
+    pub(super) fn give(&mut self, link: LinkId, batch: Batch, new_dirs: HashSet<EntryId>) {
         if let Some(jobs) = &self.jobs {
             // The threads end only after this sender is gone.
-            let _ = jobs.send(Job { turn: self.given, batch, new_dirs });
+            let _ = jobs.send(Job { turn: self.given, link, batch, new_dirs });
             self.given += 1;
         }
     }
@@ -205,7 +209,12 @@ fn only_name(e: &Entry) -> Option<&Link> {
     names.next().filter(|_| names.next().is_none())
 }
 
-fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs, .. }: Job, compare: bool) -> Ready {
+fn stage(
+    volume: &Directory,
+    ids: &StageIds,
+    Job { link, mut batch, new_dirs, .. }: Job,
+    compare: bool,
+) -> Ready {
     let sync_failures = volume.sync_failures();
     let mut early = HashMap::with_capacity(batch.inline.len());
     let mut dirs: HashMap<EntryId, Arc<StagedDir>> = HashMap::new();
@@ -234,7 +243,7 @@ fn stage(volume: &Directory, ids: &StageIds, Job { mut batch, new_dirs, .. }: Jo
             Err(_) => batch.inline.push(inline),
         }
     }
-    Ready { batch, early, dirs, sync_failures }
+    Ready { link, batch, early, dirs, sync_failures }
 }
 
 fn staged_dir<'a>(
@@ -254,7 +263,7 @@ mod tests {
     use super::*;
 
     fn ready(failures: u64) -> Ready {
-        Ready { sync_failures: failures, ..Ready::plain(Batch::default()) }
+        Ready { sync_failures: failures, ..Ready::plain(LinkId::ONLY, Batch::default()) }
     }
 
     #[test]
