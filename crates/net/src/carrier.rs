@@ -198,6 +198,11 @@ impl Carrier {
         }
     }
 
+    /// Ends the connection at once: whoever waits in [`Carrier::send`] is woken, and nothing more is written.
+    pub fn break_off(&self, why: &str) {
+        self.out.break_off(why);
+    }
+
     /// Writes what waits, then the reason, and ends our direction. Waits until all that is written, at most
     /// `patience`; then the connection is broken off. The other direction goes on until the peer ends it.
     pub fn close(&self, reason: &str, patience: Duration) -> Result<(), SendError> {

@@ -102,7 +102,10 @@ pub fn ask(path: &Path, request: &Request) -> io::Result<Response> {
 
 /// Calls `f` with a short name of `path`: the kernel takes no socket address above 107 bytes, and
 /// state directories may lie deeper.
-fn short<T>(path: &Path, f: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+///
+/// # Errors
+/// If the directory cannot be opened; else those of `f`.
+pub fn short<T>(path: &Path, f: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };

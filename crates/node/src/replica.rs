@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, unbounded}
 use driftless_core::link::{Message, Role};
 use driftless_index::StateDir;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -234,6 +234,13 @@ fn route(from: &Channel<FromEngine>, board: &Board, events: &ChannelSender<Event
             }
         }
     }
+}
+
+/// The volume that a directory belongs to, by its marker; `None` if it has none that can be read.
+pub fn volume_of(root: &Path) -> Option<u128> {
+    let options = driftless_volume::OpenOptions { create_private: false };
+    let directory = driftless_volume::Directory::open(root, options).ok()?;
+    directory.marker().ok()?.map(|marker| marker.volume)
 }
 
 fn no_thread(e: std::io::Error) -> SessionError {
