@@ -1,5 +1,8 @@
 //! Every command and flag, defined once: the parser, `--help`, completions and man pages come from here.
 
+use crate::node_args::{
+    ConfigArgs, LinkArgs, SERVE_HELP, SITE_HELP, ServeArgs, SiteArgs, StatusArgs, VolumeArgs,
+};
 use crate::units;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use driftless_node::api::{FilterRule, MaxDelete};
@@ -31,6 +34,11 @@ impl Cli {
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
             Command::Doctor(args) => args.json,
+            Command::Status(args) => args.node.json,
+            Command::Site(args) => args.wants_json(),
+            Command::Volume(args) => args.wants_json(),
+            Command::Link(args) => args.wants_json(),
+            Command::Serve(_) | Command::Config(_) => false,
         }
     }
 }
@@ -39,6 +47,20 @@ impl Cli {
 pub(crate) enum Command {
     /// Keep two directories the same.
     Sync(SyncArgs),
+    /// Run a node: volumes, other sites and links, until it is told to stop.
+    #[command(after_help = SERVE_HELP)]
+    Serve(ServeArgs),
+    /// Look at the configuration of a node.
+    Config(ConfigArgs),
+    /// Say how a node, its volumes and its links stand.
+    Status(StatusArgs),
+    /// Set this site up, invite and join others.
+    #[command(after_help = SITE_HELP)]
+    Site(SiteArgs),
+    /// Add and remove volumes of a node.
+    Volume(VolumeArgs),
+    /// Make, pause and remove links of a volume to other sites.
+    Link(LinkArgs),
     /// List conflict copies and resolve them.
     Conflicts(ConflictsArgs),
     /// List what could not be done yet, why, and what to do.

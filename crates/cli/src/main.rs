@@ -2,7 +2,7 @@
 //! that says how it went.
 //!
 //! [`args`] defines every flag once (parser, help, completions, man page). [`sync`] runs a session and
-//! feeds its events to a printer of [`print`]; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
+//! feeds its events to a printer of [`print`]; [`serve`] runs a node and [`node`] asks one; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
@@ -12,8 +12,11 @@ mod engine;
 mod error;
 mod inspect;
 mod lost;
+mod node;
+mod node_args;
 mod print;
 mod resolve;
+mod serve;
 mod sync;
 mod trash;
 mod units;
@@ -56,6 +59,12 @@ fn main() -> std::process::ExitCode {
 fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Sync(args) => sync::run(args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Config(args) => serve::config(&args),
+        Command::Status(args) => node::status(&args),
+        Command::Site(args) => node::site(args),
+        Command::Volume(args) => node::volume(args),
+        Command::Link(args) => node::link(args),
         Command::Conflicts(args) => resolve::run(args),
         Command::Lost(args) => lost::run(args),
         Command::Failures(args) => inspect::failures(&args),

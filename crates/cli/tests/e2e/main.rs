@@ -20,6 +20,7 @@ mod power;
 mod queries;
 mod resources;
 mod rollback;
+mod sites;
 mod ssh;
 mod stress;
 mod terminal;

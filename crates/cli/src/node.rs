@@ -1,0 +1,205 @@
+//! Commands that ask a running node: `status`, `site`, `volume`, `link`.
+
+use crate::error::{CliError, ExitCode};
+use crate::node_args::{
+    LinkArgs, LinkCommand, LinkName, ModeArg, NodeArgs, SiteArgs, SiteCommand, StatusArgs, VolumeArgs,
+    VolumeCommand,
+};
+use driftless_daemon::config::DEFAULT_STATE;
+use driftless_daemon::control::LinkVerb;
+use driftless_daemon::status::{LinkState, LinkStatus, NodeStatus, age};
+use driftless_daemon::{Answer, Ask, Mode, ask, init};
+use driftless_node::api::PathText;
+use serde_json::json;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
+    show(&args.node, &print_status)
+}
+
+pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        SiteCommand::Init { name, listen, node } => {
+            let key = init(&state(&node), &name, listen.as_deref())?;
+            match node.json {
+                true => println!("{}", json!({ "name": name, "key": key.to_string() })),
+                false => println!("this site is {name}, its key {}", key.short()),
+            }
+            Ok(ExitCode::InSync)
+        }
+        SiteCommand::Invite { volumes, mode, expires, node } => {
+            do_it(&node, &Ask::Invite { volumes, mode: mode.into(), expires_s: expires })
+        }
+        SiteCommand::Join { token, volumes, node } => {
+            let volumes = volumes.iter().map(|v| volume_dir(v)).collect::<Result<_, _>>()?;
+            do_it(&node, &Ask::Join { token, volumes })
+        }
+        SiteCommand::List(node) => show(&node, &print_sites),
+        SiteCommand::Status(node) => show(&node, &print_status),
+        SiteCommand::Remove { name, node } => do_it(&node, &Ask::RemoveSite { name }),
+    }
+}
+
+pub(crate) fn volume(args: VolumeArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        VolumeCommand::Add { name, dir, from, node } => {
+            do_it(&node, &Ask::AddVolume { name, root: absolute(&dir)?, from })
+        }
+        VolumeCommand::Approve { name, heal, node } => do_it(&node, &Ask::Approve { name, heal }),
+        VolumeCommand::Remove { name, node } => do_it(&node, &Ask::RemoveVolume { name }),
+    }
+}
+
+pub(crate) fn link(args: LinkArgs) -> Result<ExitCode, CliError> {
+    let verb = |LinkName { volume, to, node }: LinkName, verb| do_it(&node, &Ask::Link { volume, to, verb });
+    match args.command {
+        LinkCommand::Create { link: LinkName { volume, to, node }, mode } => {
+            do_it(&node, &Ask::CreateLink { volume, to, mode: mode.into() })
+        }
+        LinkCommand::Start(name) => verb(name, LinkVerb::Start),
+        LinkCommand::Stop(name) => verb(name, LinkVerb::Stop),
+        LinkCommand::Pause(name) => verb(name, LinkVerb::Pause),
+        LinkCommand::Resume(name) => verb(name, LinkVerb::Resume),
+        LinkCommand::Remove(name) => verb(name, LinkVerb::Remove),
+        LinkCommand::Status(node) => show(&node, &print_status),
+    }
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Mode {
+        match mode {
+            ModeArg::ActiveActive => Mode::ActiveActive,
+            ModeArg::ActivePassive => Mode::ActivePassive,
+        }
+    }
+}
+
+fn state(node: &NodeArgs) -> PathBuf {
+    let env = || std::env::var_os("DRIFTLESS_STATE").map(PathBuf::from);
+    node.state.clone().or_else(env).unwrap_or_else(|| DEFAULT_STATE.into())
+}
+
+/// `data=/srv/data`.
+fn volume_dir(text: &str) -> Result<(String, PathText), CliError> {
+    let (volume, dir) = text.split_once('=').ok_or_else(|| {
+        CliError::usage(format!("{text:?} is not VOLUME=DIR"), "as in --dir data=/srv/data")
+    })?;
+    Ok((volume.to_owned(), absolute(Path::new(dir))?))
+}
+
+/// The node has another working directory.
+fn absolute(dir: &Path) -> Result<PathText, CliError> {
+    let path = std::path::absolute(dir)
+        .map_err(|e| CliError::usage(format!("{}: {e}", dir.display()), "name a directory"))?;
+    Ok(PathText::new(path.as_os_str().as_bytes()))
+}
+
+fn ask_node(node: &NodeArgs, what: &Ask) -> Result<Answer, CliError> {
+    let state = state(node);
+    ask(&state, what).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CliError::failed(
+            format!("no node runs with the state in {}", state.display()),
+            "start it: driftless serve; or name its state directory with --state",
+        ),
+        _ => CliError::failed(
+            format!("the node with the state in {} does not answer: {e}", state.display()),
+            "commands need the rights of the user that runs the node",
+        ),
+    })
+}
+
+fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
+    match ask_node(node, what)? {
+        Answer::Done(text) => match node.json {
+            true => println!("{}", json!({ "done": text })),
+            false => println!("{text}"),
+        },
+        Answer::Token(token) => match node.json {
+            true => println!("{}", json!({ "token": token })),
+            false => println!("{token}"),
+        },
+        Answer::Status(status) => println!("{}", json!(status)),
+        Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
+    }
+    Ok(ExitCode::InSync)
+}
+
+fn show(node: &NodeArgs, print: &dyn Fn(&NodeStatus)) -> Result<ExitCode, CliError> {
+    let status = match ask_node(node, &Ask::Status)? {
+        Answer::Status(status) => status,
+        Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
+        _ => {
+            return Err(CliError::failed(
+                "the node answers something else",
+                "restart it: it is of another version",
+            ));
+        }
+    };
+    match node.json {
+        true => println!("{}", json!(status)),
+        false => print(&status),
+    }
+    Ok(if status.well { ExitCode::InSync } else { ExitCode::Waiting })
+}
+
+fn print_status(status: &NodeStatus) {
+    println!("{}", status.verdict);
+    println!(
+        "site {}, up {}, listens at {}",
+        status.name,
+        age(status.uptime_s.saturating_mul(1000)),
+        status.listen
+    );
+    for volume in &status.volumes {
+        let role = if volume.follower { ", follows" } else { "" };
+        println!("\nvolume {}  {}{role}", volume.name, volume.root.text);
+        if volume.waiting_items > 0 {
+            println!("  {} entries wait here: driftless failures", volume.waiting_items);
+        }
+        for link in &volume.links {
+            println!("  {}", link_line(link));
+            if let (Some(error), Some(ago)) = (&link.last_error, link.last_error_age_s)
+                && link.state != LinkState::InSync
+            {
+                println!("    last error, {} ago: {error}", age(ago.saturating_mul(1000)));
+            }
+        }
+    }
+}
+
+fn link_line(link: &LinkStatus) -> String {
+    let lag = link.lag_ms.map_or_else(|| "holds everything".into(), |ms| format!("behind by {}", age(ms)));
+    let mut line = format!("{:<16} {:<12} {lag}", link.site, link.state.word());
+    if link.backlog_items > 0 || link.in_flight_bytes > 0 {
+        line += &format!(
+            ", at most {} entries to go, {} bytes on their way",
+            link.backlog_items, link.in_flight_bytes
+        );
+    }
+    if link.waiting_there_items > 0 {
+        line += &format!(", {} entries wait there", link.waiting_there_items);
+    }
+    line
+}
+
+fn print_sites(status: &NodeStatus) {
+    println!(
+        "{:<16} {:<14} {:<18} this site, {}",
+        status.name,
+        "-",
+        &status.key[..16.min(status.key.len())],
+        status.listen
+    );
+    for site in &status.sites {
+        let connected = if site.connected { "connected" } else { "not connected" };
+        let key = &site.key[..16.min(site.key.len())];
+        println!(
+            "{:<16} {connected:<14} {key:<18} {} {}",
+            site.name,
+            site.addresses.join(","),
+            site.volumes.join(",")
+        );
+    }
+}

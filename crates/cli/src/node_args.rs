@@ -1,0 +1,258 @@
+//! Commands and flags of a node: `serve`, `config`, `status`, `site`, `volume`, `link`.
+
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+pub(crate) const SERVE_HELP: &str = "\
+Settings come from flags, then from the environment (DRIFTLESS_NAME, DRIFTLESS_LISTEN, DRIFTLESS_ADVERTISE,
+DRIFTLESS_STATE, DRIFTLESS_ADMIN, DRIFTLESS_LOG), then from the file. SIGTERM ends the node in good order, SIGHUP has it
+read the file again.
+
+Example:
+  driftless serve --name oslo --listen 192.0.2.1:7440";
+
+pub(crate) const SITE_HELP: &str = "\
+Example, at two sites whose nodes run:
+  oslo$   driftless site invite --for data
+  bergen$ driftless site join dl1/oslo/192.0.2.1:7440/... --dir data=/srv/data";
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// The configuration [default: /etc/driftless/driftless.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of this site; needed once, unless `site init` has given it
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where other sites connect [default: 0.0.0.0:7440]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where other sites are told to connect [default: --listen, if it is one address]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Option<Vec<String>>,
+    /// Keys, records and indexes [default: /var/lib/driftless]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Health and metrics over HTTP, or `off` [default: 127.0.0.1:7441]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<String>,
+    /// How the log is written: `text` or `json` [default: text]
+    #[arg(long)]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ConfigCommand {
+    /// Read the configuration and print what follows from it; nothing is started.
+    Check {
+        /// The configuration [default: /etc/driftless/driftless.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Which node is asked.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    /// State directory of the node [default: $DRIFTLESS_STATE, else /var/lib/driftless]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Print JSON (see docs/json.md)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SiteArgs {
+    #[command(subcommand)]
+    pub(crate) command: SiteCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum SiteCommand {
+    /// Make this site's key and give it a name.
+    Init {
+        /// Letters, digits, `-`, `_` and `.`
+        #[arg(long)]
+        name: String,
+        /// Where other sites connect
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Print an invitation: one line, for one site, once.
+    Invite {
+        /// Volume that the site may have; may be given several times
+        #[arg(long = "for", value_name = "VOLUME")]
+        volumes: Vec<String>,
+        /// How these volumes are linked
+        #[arg(long, value_enum, default_value_t)]
+        mode: ModeArg,
+        /// When it expires: 90s, 30m, 1h, 7d
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::units::parse_age)]
+        expires: u64,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Become known to the site that has given this invitation, and know it.
+    Join {
+        /// The line that `site invite` printed
+        token: String,
+        /// Have a volume of the invitation in this directory; may be given several times
+        #[arg(long = "dir", value_name = "VOLUME=DIR")]
+        volumes: Vec<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// List the sites that are known here.
+    List(NodeArgs),
+    /// The same as `driftless status`.
+    Status(NodeArgs),
+    /// Forget a site, and all links to it.
+    Remove {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+impl SiteArgs {
+    pub(crate) fn wants_json(&self) -> bool {
+        use SiteCommand as C;
+        match &self.command {
+            C::Init { node, .. } | C::Invite { node, .. } | C::Join { node, .. } | C::Remove { node, .. } => {
+                node.json
+            }
+            C::List(node) | C::Status(node) => node.json,
+        }
+    }
+}
+
+/// Who makes changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// Both sites
+    #[default]
+    ActiveActive,
+    /// This site; the other follows
+    ActivePassive,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    pub(crate) command: VolumeCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum VolumeCommand {
+    /// Begin a volume with a directory, or have one of another site in it.
+    Add {
+        /// Its name
+        name: String,
+        /// The directory
+        dir: PathBuf,
+        /// The site that has it
+        #[arg(long, value_name = "SITE")]
+        from: Option<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Do what the guards hold: many removals at once, or a tree that went back to an earlier state.
+    Approve {
+        /// The volume
+        name: String,
+        /// Take newer versions from the other sites instead; what is here is kept in recovered-...
+        #[arg(long)]
+        heal: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Forget a volume here. No file is touched.
+    Remove {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+impl VolumeArgs {
+    pub(crate) fn wants_json(&self) -> bool {
+        match &self.command {
+            VolumeCommand::Add { node, .. }
+            | VolumeCommand::Approve { node, .. }
+            | VolumeCommand::Remove { node, .. } => node.json,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LinkArgs {
+    #[command(subcommand)]
+    pub(crate) command: LinkCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum LinkCommand {
+    /// Link a volume to a site, which may have it from then on.
+    Create {
+        #[command(flatten)]
+        link: LinkName,
+        /// Who makes changes
+        #[arg(long, value_enum, default_value_t)]
+        mode: ModeArg,
+    },
+    /// Run a link that was stopped.
+    Start(LinkName),
+    /// Stop a link until it is started.
+    Stop(LinkName),
+    /// Pause a link until it is resumed.
+    Pause(LinkName),
+    /// Go on with a link that was paused.
+    Resume(LinkName),
+    /// Say how links stand.
+    Status(NodeArgs),
+    /// Forget a link: the site may not have the volume from here any more.
+    Remove(LinkName),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LinkName {
+    /// The volume
+    pub(crate) volume: String,
+    /// The site
+    #[arg(long, value_name = "SITE")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+impl LinkArgs {
+    pub(crate) fn wants_json(&self) -> bool {
+        use LinkCommand as C;
+        match &self.command {
+            C::Create { link, .. }
+            | C::Start(link)
+            | C::Stop(link)
+            | C::Pause(link)
+            | C::Resume(link)
+            | C::Remove(link) => link.node.json,
+            C::Status(node) => node.json,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Nodes of several sites on one machine: joining, rings, outages, kills, and strangers.
+
+use crate::common::*;
+use driftless_testkit::{CompareOptions, compare};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A site: its directory, its state, its node while that runs.
+struct Site {
+    name: String,
+    base: PathBuf,
+    dir: PathBuf,
+    node: Option<Child>,
+}
+
+impl Site {
+    /// With a node that runs.
+    fn new(base: &Path, name: &str) -> Site {
+        let base = base.join(name);
+        let dir = base.join("data");
+        fs::create_dir_all(&dir).unwrap();
+        let mut site = Site { name: name.into(), base, dir, node: None };
+        site.start();
+        site
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_driftless"));
+        command.env("HOME", &self.base).env("DRIFTLESS_STATE", self.base.join("state")).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.base.join("log")).unwrap();
+        // The port differs from start to start: the site tells the others where it is now.
+        let args = ["serve", "--name", &self.name, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        self.node = Some(self.command().args(args).stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        wait_until("the node to answer", || match self.try_status() {
+            Some(_) => Ok(()),
+            None => Err(self.log()),
+        });
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.base.join("log")).unwrap_or_default()
+    }
+
+    /// The log since the last start.
+    fn admin(&self) -> String {
+        let log = self.log();
+        let line = log.lines().rfind(|l| l.contains("metrics at http://")).unwrap();
+        line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned()
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin()).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Runs a command, which must work; what it prints.
+    fn ok(&self, args: &[&str]) -> String {
+        let ran = run(self.command().args(args));
+        assert_eq!(ran.code, 0, "{}: {args:?}: {ran:?}\n{}", self.name, self.log());
+        ran.out.trim().to_owned()
+    }
+
+    /// Runs a command, which must fail; what it says.
+    fn fails(&self, args: &[&str]) -> String {
+        let ran = run(self.command().args(args));
+        assert_eq!(ran.code, 1, "{}: {args:?}: {ran:?}", self.name);
+        ran.err
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let output = self.command().args(["status", "--json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).ok().filter(|v: &Value| v["verdict"].is_string())
+    }
+
+    /// How its link to a site stands.
+    fn link(&self, to: &str) -> Value {
+        let status = self.try_status().unwrap();
+        let links = status["volumes"][0]["links"].as_array().cloned().unwrap_or_default();
+        links.into_iter().find(|l| l["site"] == to).unwrap_or_default()
+    }
+
+    fn wait_link(&self, to: &str, state: &str) {
+        wait_until(&format!("{} to find {to} {state}", self.name), || match self.link(to) {
+            link if link["state"] == state => Ok(()),
+            link => Err(format!("{link}\n{}", self.log())),
+        });
+    }
+
+    fn address(&self) -> String {
+        self.try_status().unwrap()["listen"].as_str().unwrap().to_owned()
+    }
+
+    fn end(&mut self, signal: Signal) {
+        let mut node = self.node.take().unwrap();
+        rustix::process::kill_process(Pid::from_child(&node), signal).unwrap();
+        let code = node.wait().unwrap().code();
+        assert!(signal != Signal::TERM || code == Some(0), "{code:?}: {}", self.log());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            // It may have ended already.
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+fn wait_same(sites: &[&Site]) {
+    for site in &sites[1..] {
+        wait_until(&format!("{} and {} to be the same", sites[0].name, site.name), || {
+            let found =
+                compare(&sites[0].dir, &site.dir, &CompareOptions::default()).map_err(|e| e.to_string())?;
+            let logs = || sites.iter().map(|s| format!("{}:\n{}", s.name, s.log())).collect::<String>();
+            if found.is_empty() { Ok(()) } else { Err(format!("{found:?}\n{}", logs())) }
+        });
+    }
+}
+
+/// From nothing to two sites that replicate, and on to a ring of three; one is killed, one is stopped.
+#[test]
+fn a_ring_of_three_with_a_kill() {
+    let base = TempDir::new().unwrap();
+    let mut oslo = Site::new(base.path(), "oslo");
+    let mut bergen = Site::new(base.path(), "bergen");
+    put(&oslo.dir, "d/f", "from oslo");
+    put(&bergen.dir, "only", "here");
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data"]);
+    let dir = format!("data={}", bergen.dir.display());
+    bergen.ok(&["site", "join", &token, "--dir", &dir]);
+    wait_same(&[&oslo, &bergen]);
+    assert_eq!(read(&oslo.dir, "only"), "here");
+
+    let tromso = Site::new(base.path(), "tromso");
+    let token = bergen.ok(&["site", "invite", "--for", "data", "--expires", "10m"]);
+    tromso.ok(&["site", "join", &token]);
+    tromso.ok(&["volume", "add", "data", tromso.dir.to_str().unwrap(), "--from", "bergen"]);
+    let token = tromso.ok(&["site", "invite", "--for", "data"]);
+    oslo.ok(&["site", "join", &token]);
+    oslo.ok(&["link", "create", "data", "--to", "tromso"]);
+    wait_same(&[&oslo, &bergen, &tromso]);
+    for (site, others) in
+        [(&oslo, ["bergen", "tromso"]), (&bergen, ["oslo", "tromso"]), (&tromso, ["oslo", "bergen"])]
+    {
+        others.iter().for_each(|other| site.wait_link(other, "in-sync"));
+        let metrics = site.get("/metrics");
+        assert!(metrics.contains("driftless_replication_lag_seconds{volume=\"data\",peer="), "{metrics}");
+        assert!(site.get("/health").starts_with("HTTP/1.1 200"));
+    }
+
+    // A crash: the others go on, and say so.
+    bergen.end(Signal::KILL);
+    let killed = Instant::now();
+    put(&oslo.dir, "while-away", "1");
+    put(&tromso.dir, "d/too", "2");
+    wait_same(&[&oslo, &tromso]);
+    oslo.wait_link("bergen", "unreachable");
+    assert!(killed.elapsed() < Duration::from_secs(20), "named after {:?}", killed.elapsed());
+    let first = oslo.link("bergen")["lag_ms"].as_u64().unwrap();
+    wait_until("the lag to grow", || match oslo.link("bergen")["lag_ms"].as_u64() {
+        Some(ms) if ms > first => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(oslo.get("/health").starts_with("HTTP/1.1 503"));
+    put(&bergen.dir, "mine", "written while no node ran");
+    bergen.start();
+    wait_same(&[&oslo, &bergen, &tromso]);
+    assert_eq!(read(&oslo.dir, "mine"), "written while no node ran");
+
+    // In good order; and a link that is paused passes nothing, but what comes round the ring.
+    oslo.end(Signal::TERM);
+    oslo.start();
+    oslo.ok(&["link", "pause", "data", "--to", "bergen"]);
+    put(&oslo.dir, "round", "by tromso");
+    wait_same(&[&oslo, &bergen, &tromso]);
+    assert_eq!(oslo.link("bergen")["state"], "paused");
+    oslo.ok(&["link", "resume", "data", "--to", "bergen"]);
+    oslo.wait_link("bergen", "in-sync");
+    oslo.ok(&["site", "remove", "bergen"]);
+    bergen.wait_link("oslo", "refused");
+}
+
+/// A site that follows takes everything and gives nothing.
+#[test]
+fn an_active_passive_link() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    put(&oslo.dir, "f", "1");
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data", "--mode", "active-passive"]);
+    bergen.ok(&["site", "join", &token, "--dir", &format!("data={}", bergen.dir.display())]);
+    wait_same(&[&oslo, &bergen]);
+    put(&bergen.dir, "drift", "stays here");
+    put(&oslo.dir, "g", "2");
+    wait_until("g to arrive", || if bergen.dir.join("g").exists() { Ok(()) } else { Err(bergen.log()) });
+    oslo.wait_link("bergen", "in-sync");
+    assert!(!oslo.dir.join("drift").exists());
+    assert_eq!(read(&bergen.dir, "drift"), "stays here");
+}
+
+/// Many removals at once wait for somebody to approve them; everything else flows.
+#[test]
+fn a_mass_removal_is_approved() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    (0..150).for_each(|i| put(&oslo.dir, &format!("d/f{i}"), "x"));
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data"]);
+    bergen.ok(&["site", "join", &token, "--dir", &format!("data={}", bergen.dir.display())]);
+    wait_same(&[&oslo, &bergen]);
+    fs::remove_dir_all(oslo.dir.join("d")).unwrap();
+    wait_until("the removal to be held", || match oslo.try_status().unwrap()["volumes"][0]["waiting_items"]
+        .as_u64()
+    {
+        Some(n) if n > 0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    put(&oslo.dir, "new", "flows");
+    wait_until("new to arrive", || if bergen.dir.join("new").exists() { Ok(()) } else { Err(oslo.log()) });
+    assert!(bergen.dir.join("d/f7").exists());
+    // At the receiver the same guard holds.
+    oslo.ok(&["volume", "approve", "data"]);
+    bergen.ok(&["volume", "approve", "data"]);
+    wait_same(&[&oslo, &bergen]);
+    assert!(!bergen.dir.join("d").exists());
+}
+
+/// Whoever has no key that is known, or no invitation that is good, gets nothing; and that is in the log.
+#[test]
+fn strangers_get_nothing() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    let tromso = Site::new(base.path(), "tromso");
+    put(&oslo.dir, "f", "secret");
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data"]);
+    let (front, secret) = token.rsplit_once('/').unwrap();
+    let wrong = format!("{front}/{}", "0".repeat(secret.len()));
+    assert!(bergen.fails(&["site", "join", &wrong]).contains("not known here"));
+    assert!(bergen.fails(&["site", "join", &token[..token.len() - 1]]).contains("not an invitation"));
+    // Another key than the one in the invitation is another site.
+    let key = front.rsplit('/').next().unwrap();
+    let other = tromso.try_status().unwrap()["key"].as_str().unwrap().to_owned();
+    assert!(bergen.fails(&["site", "join", &token.replace(key, &other)]).contains("expected"));
+    bergen.ok(&["site", "join", &token]);
+    assert!(tromso.fails(&["site", "join", &token]).contains("was used"));
+    let short = oslo.ok(&["site", "invite", "--for", "data", "--expires", "1s"]);
+    std::thread::sleep(Duration::from_millis(2100));
+    assert!(tromso.fails(&["site", "join", &short]).contains("expired"));
+    // Known, but not for this volume: as if there were none.
+    let token = oslo.ok(&["site", "invite"]);
+    tromso.ok(&["site", "join", &token]);
+    let dir = tromso.dir.to_str().unwrap();
+    let forbidden = tromso.fails(&["volume", "add", "data", dir, "--from", "oslo"]);
+    let unknown = tromso.fails(&["volume", "add", "none", dir, "--from", "oslo"]);
+    assert_eq!(forbidden.replace("data", "none"), unknown);
+    // No TLS, and no TLS of ours.
+    for bytes in [&b"driftless 1 1\n"[..], b"GET / HTTP/1.1\r\n\r\n", &[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0]] {
+        let mut stream = TcpStream::connect(oslo.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // At most the alert of TLS. Or it was reset.
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.len() < 16, "{answer:?}");
+    }
+    let log = oslo.log();
+    for says in
+        ["refused: the invitation is not known here", "was used by", "has expired", "refused a connection"]
+    {
+        assert!(log.contains(says), "{says}:\n{log}");
+    }
+    assert!(!log.contains(secret), "secrets are not logged");
+    // A second node with the same state, and a second site with the same name.
+    assert!(run(oslo.command().args(["serve", "--listen", "127.0.0.1:0", "--admin", "off"])).code != 0);
+    assert!(oslo.fails(&["site", "init", "--name", "other"]).contains("set up"));
+}

@@ -1,0 +1,223 @@
+//! What commands ask of a running node, and the socket by which they do: `control.sock` in the state directory, one JSON line
+//! in, one out. Only the user that runs the node can connect.
+
+use crate::records::Mode;
+use crate::status::NodeStatus;
+use driftless_node::api::PathText;
+use driftless_node::control::short;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// The socket in the state directory.
+const SOCKET: &str = "control.sock";
+/// Longest question, in bytes: a path with room.
+const ASK_LEN_MAX: u64 = 64 << 10;
+/// Longest answer that is read, in bytes: the status of many links.
+const ANSWER_LEN_MAX: u64 = 64 << 20;
+/// A client that says nothing for so long is left.
+const CLIENT_IDLE_MAX: Duration = Duration::from_secs(5);
+/// How long a command waits: a join talks to another site meanwhile.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Clients that are answered at once.
+const CLIENTS_MAX: usize = 32;
+
+/// What is asked.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// How everything stands.
+    Status,
+    /// A token for another site.
+    Invite {
+        /// Volumes that come with it.
+        volumes: Vec<String>,
+        /// How they are linked.
+        mode: Mode,
+        /// Seconds until it expires.
+        expires_s: u64,
+    },
+    /// Become known to the site that gave this token.
+    Join {
+        /// The token.
+        token: String,
+        /// Volumes to have here, and where.
+        volumes: Vec<(String, PathText)>,
+    },
+    /// Forget a site and all links to it.
+    RemoveSite {
+        /// Its name.
+        name: String,
+    },
+    /// A volume that begins here, or, with `from`, that is had from another site.
+    AddVolume {
+        /// Its name.
+        name: String,
+        /// Its directory.
+        root: PathText,
+        /// The site that has it.
+        from: Option<String>,
+    },
+    /// Forget a volume. Its files stay.
+    RemoveVolume {
+        /// Its name.
+        name: String,
+    },
+    /// Do what the guards of a volume hold: many removals, or a tree that went back to an earlier state.
+    Approve {
+        /// The volume.
+        name: String,
+        /// Newer versions come back from other sites instead.
+        heal: bool,
+    },
+    /// Link a volume to a site, which may have it from then on.
+    CreateLink {
+        /// The volume.
+        volume: String,
+        /// The site.
+        to: String,
+        /// Who makes changes.
+        mode: Mode,
+    },
+    /// Change what is wanted of a link.
+    Link {
+        /// The volume.
+        volume: String,
+        /// The site.
+        to: String,
+        /// What.
+        verb: LinkVerb,
+    },
+}
+
+/// What can be done with a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkVerb {
+    /// Run it.
+    Start,
+    /// End it until it is started; the other site is told that it is stopped here.
+    Stop,
+    /// Pass nothing on for a while; the connection ends.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Forget it: the other site may not have the volume from here any more.
+    Remove,
+}
+
+/// What is answered.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It is done; a sentence for people.
+    Done(String),
+    /// See [`Ask::Invite`].
+    Token(String),
+    /// See [`Ask::Status`].
+    Status(Box<NodeStatus>),
+    /// It could not be done: what, and what to do.
+    Failed {
+        /// What happened.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
+}
+
+impl Answer {
+    pub(crate) fn failed(what: impl Into<String>, advice: impl Into<String>) -> Answer {
+        Answer::Failed { what: what.into(), advice: advice.into() }
+    }
+}
+
+/// Answers on the socket until dropped.
+pub(crate) struct ControlServer {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+}
+
+impl ControlServer {
+    pub(crate) fn start(
+        state: &Path,
+        answer: impl Fn(Ask) -> Answer + Send + Sync + 'static,
+    ) -> io::Result<ControlServer> {
+        let path = state.join(SOCKET);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = short(&path, UnixListener::bind)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, answer) = (stop.clone(), Arc::new(answer));
+        let clients = Arc::new(AtomicUsize::new(0));
+        std::thread::Builder::new().name("control".into()).spawn(move || {
+            for client in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(client) = client else { continue };
+                if clients.fetch_add(1, Ordering::SeqCst) >= CLIENTS_MAX {
+                    clients.fetch_sub(1, Ordering::SeqCst);
+                    continue; // hung up: whoever asks so much asks again
+                }
+                let (answer, clients) = (answer.clone(), clients.clone());
+                let served = std::thread::Builder::new().name("control-client".into()).spawn(move || {
+                    // What goes wrong with one client is that client's business.
+                    let _ = serve(client, &*answer);
+                    clients.fetch_sub(1, Ordering::SeqCst);
+                });
+                // No thread: the client sees that it was hung up on.
+                drop(served);
+            }
+        })?;
+        Ok(ControlServer { path, stop })
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the thread out of `accept`; if it cannot be woken it ends with the process.
+        let _ = short(&self.path, UnixStream::connect);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve(client: UnixStream, answer: &impl Fn(Ask) -> Answer) -> io::Result<()> {
+    client.set_read_timeout(Some(CLIENT_IDLE_MAX))?;
+    client.set_write_timeout(Some(CLIENT_IDLE_MAX))?;
+    let mut line = Vec::new();
+    BufReader::new((&client).take(ASK_LEN_MAX)).read_until(b'\n', &mut line)?;
+    let said = match serde_json::from_slice(&line) {
+        Ok(ask) => answer(ask),
+        Err(e) => Answer::failed(
+            format!("the node does not understand what was asked: {e}"),
+            "the command and the running node are of different versions: restart the node",
+        ),
+    };
+    let mut bytes = serde_json::to_vec(&said)?;
+    bytes.push(b'\n');
+    (&client).write_all(&bytes)
+}
+
+/// Asks the node whose state directory this is.
+///
+/// # Errors
+/// If none runs, or it does not answer.
+pub fn ask(state: &Path, ask: &Ask) -> io::Result<Answer> {
+    let stream = short(&state.join(SOCKET), UnixStream::connect)?;
+    stream.set_read_timeout(Some(ANSWER_WAIT_MAX))?;
+    let mut bytes = serde_json::to_vec(ask)?;
+    bytes.push(b'\n');
+    (&stream).write_all(&bytes)?;
+    let mut line = Vec::new();
+    BufReader::new((&stream).take(ANSWER_LEN_MAX)).read_until(b'\n', &mut line)?;
+    Ok(serde_json::from_slice(&line)?)
+}

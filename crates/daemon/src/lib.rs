@@ -1,0 +1,32 @@
+//! A node: one process that keeps any number of volumes, knows other sites by their keys, and has links that are made, paused
+//! and removed while it runs.
+//!
+//! - [`config`]: the TOML file; what of it may be changed while the process runs.
+//! - [`records`]: what is remembered between runs: volumes, sites, links, invitations.
+//! - [`token`], [`preface`]: the invitation, and the first words on a connection.
+//! - [`node`]: the process: owns the records and everything that runs.
+//! - [`link`]: one thread for each link: connects, waits, passes messages on.
+//! - [`listen`]: answers connections: joins, questions, links.
+//! - [`control`]: the local socket that commands use.
+//! - [`status`], [`metrics`]: how everything stands, for people and for Prometheus.
+//! - [`http`], [`notify`], [`log`]: the admin endpoint, the service manager, the log.
+//!
+//! Threads, not tasks: a node has some tens of links, and what is slow in it is disks and the network.
+
+pub mod config;
+pub mod control;
+mod http;
+mod link;
+mod listen;
+pub mod log;
+mod metrics;
+pub mod node;
+mod notify;
+mod preface;
+mod records;
+pub mod status;
+pub mod token;
+
+pub use control::{Answer, Ask, ask};
+pub use node::{Node, NodeError, init, recorded};
+pub use records::Mode;

@@ -1,0 +1,367 @@
+//! One thread for each link: it makes the connection or is given one, passes messages between it and the replica, and notes how
+//! it went.
+//!
+//! Either site may connect; so that they do not do so at the same moment again and again, the one with the lesser key goes
+//! first and the other waits a little longer. A connection that is taken over replaces the one before: the other site
+//! would not have made it if that one were well.
+
+use crate::log;
+use crate::preface::{self, Request, Response};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use driftless_net::identity::PublicKey;
+use driftless_net::tls::{Tls, TlsOptions, TlsReader, TlsStop, TlsWriter};
+use driftless_net::{Carrier, CarrierOptions, Frame, Incoming};
+use driftless_node::api::Level;
+use driftless_node::replica::{FromLink, LinkEnd, LinkId, Replica};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a connection and its handshake may take each. With [`SILENCE_MAX`] it keeps the promise that a site that
+/// cannot be reached is named within ten seconds.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(4);
+/// A sign of life is given so often.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// A peer that gives none for so long is not there.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// Pauses between attempts to connect: the first, and the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// The site that does not go first waits so much longer.
+const SECOND_WAITS: Duration = Duration::from_secs(2);
+/// How long what waits may take to be written when a link ends in good order.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A connection on which the first words have been said.
+pub(crate) struct Open {
+    pub(crate) reader: TlsReader,
+    pub(crate) writer: TlsWriter,
+    pub(crate) stop: TlsStop,
+    pub(crate) from: String,
+}
+
+/// What a link is told.
+pub(crate) enum Order {
+    /// The other site has connected.
+    Take(Box<Open>),
+    /// The other site is somewhere else now.
+    Moved(Vec<SocketAddr>),
+    /// The volume runs (again).
+    Again,
+}
+
+/// Where the other site is, and who.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) site: String,
+    pub(crate) volume: String,
+    pub(crate) volume_id: String,
+    pub(crate) key: PublicKey,
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// Where this site is.
+    pub(crate) own_addresses: Vec<String>,
+    /// This site goes first.
+    pub(crate) first: bool,
+}
+
+/// How a link went.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// The replica's end of it, while it is connected.
+    pub(crate) connected: Option<LinkId>,
+    pub(crate) refused: bool,
+    pub(crate) failed: bool,
+    pub(crate) last_error: Option<(Instant, String)>,
+    /// Since when it has not been connected, if an attempt has failed.
+    pub(crate) down_since: Option<Instant>,
+}
+
+/// A link that runs. Dropping it ends it.
+pub(crate) struct LinkThread {
+    orders: Sender<Order>,
+    stop: Option<Sender<()>>,
+    seen: Arc<Mutex<Seen>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl LinkThread {
+    /// `replica` gives an end of a link to the volume's replica, if that runs.
+    pub(crate) fn start(
+        target: Target,
+        tls: TlsOptions,
+        replica: Arc<Mutex<Option<Replica>>>,
+    ) -> std::io::Result<LinkThread> {
+        let (orders, taken) = unbounded();
+        let (stop, stopped) = bounded(0);
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let addresses = Mutex::new(target.addresses.clone());
+        let runs = Runs { target, addresses, tls, replica, seen: seen.clone(), orders: taken, stopped };
+        let thread = std::thread::Builder::new().name("link".into()).spawn(move || runs.run())?;
+        Ok(LinkThread { orders, stop: Some(stop), seen, thread: Some(thread) })
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        // A thread that has ended is about to be dropped.
+        let _ = self.orders.send(order);
+    }
+
+    /// Where to hand connections that the other site makes.
+    pub(crate) fn orders(&self) -> Sender<Order> {
+        self.orders.clone()
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        lock(&self.seen).clone()
+    }
+}
+
+impl Drop for LinkThread {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A panicked thread has said so on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is replaced as a whole.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Runs {
+    target: Target,
+    /// Where the other site is now.
+    addresses: Mutex<Vec<SocketAddr>>,
+    tls: TlsOptions,
+    replica: Arc<Mutex<Option<Replica>>>,
+    seen: Arc<Mutex<Seen>>,
+    orders: Receiver<Order>,
+    stopped: Receiver<()>,
+}
+
+/// Why a connection is over.
+enum Over {
+    /// Another has come in its place.
+    Replaced(Box<Open>),
+    /// The link is to end.
+    Stopped,
+    /// It broke, or was refused.
+    Failed(String),
+}
+
+impl Runs {
+    fn run(self) {
+        let mut pause = RETRY_FIRST;
+        let mut wait = if self.target.first { Duration::ZERO } else { SECOND_WAITS };
+        loop {
+            let open = select! {
+                recv(self.stopped) -> _ => return,
+                recv(self.orders) -> order => match order {
+                    Ok(Order::Take(open)) => open,
+                    Ok(Order::Moved(to)) => { *lock(&self.addresses) = to; continue }
+                    Ok(Order::Again) => { pause = RETRY_FIRST; wait = Duration::ZERO; continue }
+                    Err(_) => return,
+                },
+                default(wait) => match self.connect() {
+                    Ok(open) => Box::new(open),
+                    Err(Failed { why, refused }) => {
+                        self.failed(&why, refused);
+                        wait = pause + if self.target.first { Duration::ZERO } else { SECOND_WAITS };
+                        pause = (pause * 2).min(RETRY_MAX);
+                        continue;
+                    }
+                },
+            };
+            let begun = Instant::now();
+            let mut next = Some(open);
+            while let Some(open) = next.take() {
+                match self.serve(*open) {
+                    Over::Replaced(open) => next = Some(open),
+                    Over::Stopped => return,
+                    Over::Failed(why) => self.failed(&why, false),
+                }
+            }
+            // One that ends at once is not made again at once.
+            pause = if begun.elapsed() > RETRY_MAX { RETRY_FIRST } else { (pause * 2).min(RETRY_MAX) };
+            wait = pause + if self.target.first { Duration::ZERO } else { SECOND_WAITS };
+        }
+    }
+
+    fn failed(&self, why: &str, refused: bool) {
+        let mut seen = lock(&self.seen);
+        let known = seen.last_error.as_ref().is_some_and(|(_, text)| text == why) && seen.connected.is_none();
+        let now = Instant::now();
+        *seen = Seen {
+            connected: None,
+            refused,
+            failed: true,
+            last_error: Some((now, why.into())),
+            down_since: seen.down_since.or(Some(now)),
+        };
+        drop(seen);
+        if !known {
+            self.log(Level::Warn, why);
+        }
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        log::line(level, text, &[("volume", &self.target.volume), ("site", &self.target.site)]);
+    }
+
+    fn connect(&self) -> Result<Open, Failed> {
+        if lock(&self.replica).is_none() {
+            return Err(Failed::broken("the volume does not run here"));
+        }
+        let mut why = Failed::broken("it is not known where this site is: it has to connect");
+        let addresses = lock(&self.addresses).clone();
+        for address in addresses {
+            match self.connect_to(address) {
+                Ok(open) => return Ok(open),
+                Err(e) => why = e,
+            }
+        }
+        Err(why)
+    }
+
+    fn connect_to(&self, address: SocketAddr) -> Result<Open, Failed> {
+        let broken = |e: &dyn std::fmt::Display| Failed::broken(&format!("{address}: {e}"));
+        let tls = self.tls.connect(address, self.target.key, CONNECT_PATIENCE).map_err(|e| broken(&e))?;
+        let (mut reader, mut writer, stop) = tls.split(SILENCE_MAX).map_err(|e| broken(&e))?;
+        let request = Request::Link {
+            volume: self.target.volume_id.clone(),
+            addresses: self.target.own_addresses.clone(),
+        };
+        preface::write(&mut writer, request).map_err(|e| broken(&e))?;
+        match preface::read(&mut reader).map_err(|e| broken(&e))? {
+            Response::Linked => Ok(Open { reader, writer, stop, from: address.to_string() }),
+            Response::Refused { why, .. } => Err(Failed { why: format!("{address}: {why}"), refused: true }),
+            _ => Err(broken(&"it answered something else than was asked")),
+        }
+    }
+
+    /// Passes messages until the connection is over.
+    fn serve(&self, open: Open) -> Over {
+        let Open { reader, writer, stop, from } = open;
+        let carrier = match Carrier::start(reader, writer, CarrierOptions::default()) {
+            Ok(carrier) => carrier,
+            Err(e) => return Over::Failed(format!("{from}: {e}")),
+        };
+        let end = match lock(&self.replica).as_ref() {
+            Some(replica) => replica.connect(),
+            None => return Over::Failed("the volume does not run here".into()),
+        };
+        {
+            let mut seen = lock(&self.seen);
+            let last_error = seen.last_error.take();
+            *seen = Seen { connected: Some(end.id()), last_error, ..Seen::default() };
+        }
+        self.log(Level::Info, &format!("connected to {from}"));
+        let over = self.pass(&carrier, &end);
+        lock(&self.seen).connected = None;
+        stop.stop();
+        over
+    }
+
+    fn pass(&self, carrier: &Carrier, end: &LinkEnd) -> Over {
+        // Closed when this side is done, and when the writer is.
+        let (done, is_done) = bounded::<()>(0);
+        let (writes, written) = bounded::<String>(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let why = write_all(carrier, end, &is_done);
+                // Nobody waits for it when this side ended first.
+                let _ = writes.send(why);
+            });
+            let over = self.read_all(carrier, end, &written);
+            drop(done);
+            // Both wake a writer that waits for a peer which takes nothing.
+            match over {
+                // What waits is written if that is quick; the other site goes on from what it has got.
+                Over::Stopped => _ = carrier.close("the other site has ended the link", CLOSE_PATIENCE),
+                _ => carrier.break_off("the link ends"),
+            }
+            over
+        })
+    }
+
+    fn read_all(&self, carrier: &Carrier, end: &LinkEnd, written: &Receiver<String>) -> Over {
+        loop {
+            select! {
+                recv(carrier.incoming()) -> item => match item {
+                    Ok(Incoming::Frame(received)) => match received.into_frame() {
+                        Frame::Message(message) => end.give(message),
+                        // A sign of life.
+                        Frame::Control(_) => {}
+                        Frame::Close(why) => return Over::Failed(why),
+                    },
+                    Ok(Incoming::End(why)) => return Over::Failed(why.to_string()),
+                    Err(_) => return Over::Failed("the connection ended".into()),
+                },
+                recv(written) -> why => return Over::Failed(why.unwrap_or_else(|_| "the connection ended".into())),
+                recv(self.orders) -> order => match order {
+                    Ok(Order::Take(open)) => return Over::Replaced(open),
+                    Ok(Order::Moved(to)) => *lock(&self.addresses) = to,
+                    Ok(Order::Again) => {}
+                    Err(_) => return Over::Stopped,
+                },
+                recv(self.stopped) -> _ => return Over::Stopped,
+            }
+        }
+    }
+}
+
+/// Writes what the replica has for the peer, and signs of life; why it stopped.
+fn write_all(carrier: &Carrier, end: &LinkEnd, done: &Receiver<()>) -> String {
+    let ticks = crossbeam_channel::tick(ALIVE_EVERY);
+    loop {
+        let frame = select! {
+            recv(end.outgoing()) -> said => match said {
+                Ok(FromLink::Message(message)) => Frame::Message(message),
+                Ok(FromLink::Refused(e)) => return e.what,
+                Err(_) => return "the volume has stopped here".into(),
+            },
+            recv(ticks) -> _ => Frame::Control(Vec::new()),
+            recv(done) -> _ => return String::new(),
+        };
+        if let Err(e) = carrier.send(frame) {
+            return e.to_string();
+        }
+    }
+}
+
+/// Why there is no connection.
+struct Failed {
+    why: String,
+    refused: bool,
+}
+
+impl Failed {
+    fn broken(why: &str) -> Failed {
+        Failed { why: why.into(), refused: false }
+    }
+}
+
+/// Asks a site something; the connection ends with the answer.
+pub(crate) fn ask_site(
+    tls: &TlsOptions,
+    addresses: &[SocketAddr],
+    key: PublicKey,
+    request: &Request,
+) -> Result<Response, String> {
+    let mut why = "no address of it is known".to_owned();
+    for address in addresses {
+        let asked = || -> Result<Response, String> {
+            let tls: Tls = tls.connect(*address, key, CONNECT_PATIENCE).map_err(|e| e.to_string())?;
+            let (mut reader, mut writer, _stop) = tls.split(SILENCE_MAX).map_err(|e| e.to_string())?;
+            preface::write(&mut writer, request).map_err(|e| e.to_string())?;
+            preface::read(&mut reader).map_err(|e| e.to_string())
+        };
+        match asked() {
+            Ok(response) => return Ok(response),
+            Err(e) => why = format!("{address}: {e}"),
+        }
+    }
+    Err(why)
+}

@@ -1,0 +1,634 @@
+//! The process: owns the records and everything that runs, and does what commands and other sites ask.
+//!
+//! One lock on what is recorded and what runs ([`Inner`]). Whatever may take long, as talking to another site or stopping a
+//! replica, is done without it.
+
+mod commands;
+mod standing;
+
+use crate::config::{Config, Settings, check_name};
+use crate::control::{Answer, ControlServer};
+use crate::http::HttpServer;
+use crate::link::{LinkThread, Open, Order, Target};
+use crate::listen::{Listener, NO_SUCH_VOLUME, Refusal};
+use crate::log;
+use crate::notify;
+use crate::preface::{Response, VolumeInfo};
+use crate::records::{Mode, Records, Volume, Wanted};
+use crate::token::Secret;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use driftless_index::{Lock, StateDir};
+use driftless_net::identity::{Identity, PublicKey};
+use driftless_net::tls::TlsOptions;
+use driftless_node::api::{Event, Level, MaxDelete, OnRollback, SessionError, Shared as Rules};
+use driftless_node::replica::{Replica, ReplicaOptions, Service};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The key pair in the state directory.
+const KEY_FILE: &str = "key";
+/// How often it is looked whether volumes run that should.
+const TEND_EVERY: Duration = Duration::from_millis(500);
+/// A volume that ended because something was wrong is opened again after this: a disk may have been mounted meanwhile.
+const REOPEN_AFTER: Duration = Duration::from_secs(10);
+/// How long the guards of a volume are off once somebody has approved what they held: what was held is done by then, and
+/// the next accident is none that was approved.
+const APPROVED_FOR: Duration = Duration::from_secs(600);
+
+/// Why a node cannot run.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct NodeError {
+    /// What happened, and where.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl NodeError {
+    fn new(what: impl Into<String>, advice: impl Into<String>) -> NodeError {
+        NodeError { what: what.into(), advice: advice.into() }
+    }
+}
+
+/// Sets a site up: makes its key and gives it a name. Nothing runs yet.
+///
+/// # Errors
+/// If it is set up under another name already, or the state directory cannot be written.
+pub fn init(state: &Path, name: &str, listen: Option<&str>) -> Result<PublicKey, NodeError> {
+    check_name(name).map_err(|what| NodeError::new(what, "give another name with --name"))?;
+    make_state(state).map_err(|e| unusable(state, &e))?;
+    let _lock = Lock::acquire(state, "site init").map_err(|e| {
+        NodeError::new(e.to_string(), "a running node is set up already: driftless site status")
+    })?;
+    let key = identity(state)?.public();
+    let mut records = Records::load(state).map_err(|e| unusable(state, &e))?;
+    take_name(&mut records, name)?;
+    records.listen = listen.map(str::to_owned).or(records.listen);
+    records.save(state).map_err(|e| unusable(state, &e))?;
+    Ok(key)
+}
+
+/// What `site init` has written down, as settings: the configuration wins.
+///
+/// # Errors
+/// If the state directory cannot be read.
+pub fn recorded(state: &Path) -> Result<Settings, NodeError> {
+    let records = Records::load(state).map_err(|e| unusable(state, &e))?;
+    Ok(Settings { name: records.name, listen: records.listen, ..Settings::default() })
+}
+
+fn take_name(records: &mut Records, name: &str) -> Result<(), NodeError> {
+    match &records.name {
+        Some(known) if known != name => Err(NodeError::new(
+            format!("this site is set up as {known}, not {name}"),
+            "other sites know it by that name; use it, or another state directory",
+        )),
+        _ => {
+            records.name = Some(name.to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// Made if missing, closed to others.
+fn make_state(state: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)
+}
+
+fn identity(state: &Path) -> Result<Identity, NodeError> {
+    let path = state.join(KEY_FILE);
+    let wrong = |e: driftless_net::identity::IdentityError| {
+        NodeError::new(e.to_string(), "correct the file or its directory; without its key a site is another")
+    };
+    if let Some(identity) = Identity::load(&path).map_err(wrong)? {
+        return Ok(identity);
+    }
+    let identity = Identity::generate().map_err(wrong)?;
+    identity.save(&path).map_err(wrong)?;
+    Ok(identity)
+}
+
+fn unusable(state: &Path, e: &io::Error) -> NodeError {
+    NodeError::new(
+        format!("the state in {} cannot be used: {e}", state.display()),
+        "name another directory with --state, or give the user that runs this access to it",
+    )
+}
+
+/// A running node.
+pub struct Node {
+    shared: Arc<Shared>,
+    _control: ControlServer,
+    _admin: Option<HttpServer>,
+    listener: Listener,
+    _lock: Lock,
+    stop: Option<Sender<()>>,
+    tender: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What all threads of a node share.
+pub(crate) struct Shared {
+    pub(crate) tls: TlsOptions,
+    key: PublicKey,
+    state: PathBuf,
+    started: Instant,
+    listen: SocketAddr,
+    advertise: Mutex<Vec<SocketAddr>>,
+    events: Sender<(String, Event)>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    records: Records,
+    volumes: BTreeMap<String, Running>,
+}
+
+/// A volume that is to run.
+struct Running {
+    replica: Arc<Mutex<Option<Replica>>>,
+    links: BTreeMap<String, LinkThread>,
+    error: Option<String>,
+    /// When it is opened again.
+    again: Option<Instant>,
+    /// What the guards hold has been approved so, until then.
+    approved: Option<(OnRollback, Instant)>,
+    /// Its replica is to be opened anew, with other rules.
+    reopen: bool,
+}
+
+impl Running {
+    fn new() -> Running {
+        Running {
+            replica: Arc::default(),
+            links: BTreeMap::new(),
+            error: None,
+            again: Some(Instant::now()),
+            approved: None,
+            reopen: false,
+        }
+    }
+}
+
+impl Node {
+    /// Starts everything that is recorded.
+    ///
+    /// # Errors
+    /// If the site has no name yet, or an address or the state directory cannot be used.
+    pub fn start(config: &Config) -> Result<Node, NodeError> {
+        log::set_format(config.log);
+        let state = config.state.clone();
+        make_state(&state).map_err(|e| unusable(&state, &e))?;
+        let lock = Lock::acquire(&state, "serve").map_err(|e| {
+            NodeError::new(e.to_string(), "one node has a state directory; end the other first")
+        })?;
+        let identity = identity(&state)?;
+        let mut records = Records::load(&state).map_err(|e| unusable(&state, &e))?;
+        if let Some(name) = &config.name {
+            take_name(&mut records, name)?;
+            records.save(&state).map_err(|e| unusable(&state, &e))?;
+        }
+        let Some(name) = records.name.clone() else {
+            return Err(NodeError::new(
+                "this site has no name yet",
+                "run driftless site init --name NAME, or give --name, or set name in the configuration",
+            ));
+        };
+        let tls = TlsOptions::new(&identity)
+            .map_err(|e| NodeError::new(format!("the key cannot be used: {e}"), "see the message"))?;
+        let cannot = |what: &str, e: io::Error| {
+            NodeError::new(
+                format!("cannot listen at {what}: {e}"),
+                "name another address, or end what has it",
+            )
+        };
+        let bound = TcpListener::bind(config.listen).and_then(|l| Ok((l.local_addr()?, l)));
+        let (listen, bound) = bound.map_err(|e| cannot(&config.listen.to_string(), e))?;
+        // A port that the system chose is known only now.
+        let advertise: Vec<SocketAddr> =
+            config.advertise.iter().map(|a| if *a == config.listen { listen } else { *a }).collect();
+        let (events, told) = unbounded();
+        let shared = Arc::new(Shared {
+            tls,
+            key: identity.public(),
+            state: state.clone(),
+            started: Instant::now(),
+            listen,
+            advertise: Mutex::new(advertise),
+            events,
+            inner: Mutex::new(Inner { records, volumes: BTreeMap::new() }),
+        });
+        let listener = Listener::start(bound, shared.clone()).map_err(|e| cannot(&listen.to_string(), e))?;
+        let asked = shared.clone();
+        let control = ControlServer::start(&state, move |ask| asked.answer(ask))
+            .map_err(|e| cannot(&state.display().to_string(), e))?;
+        let paged = shared.clone();
+        let admin = match config.admin {
+            Some(address) => Some(
+                HttpServer::start(address, move |path| paged.page(path))
+                    .map_err(|e| cannot(&address.to_string(), e))?,
+            ),
+            None => None,
+        };
+        let (stop, stopped) = bounded(0);
+        let tended = shared.clone();
+        let tender = std::thread::Builder::new()
+            .name("tender".into())
+            .spawn(move || tend(&tended, &stopped, &told))
+            .map_err(|e| {
+                NodeError::new(format!("cannot start a thread: {e}"), "raise the limit of processes")
+            })?;
+        let text =
+            format!("site {name} listens at {}, key {}", listener.address(), identity.public().short());
+        log::line(Level::Info, &text, &[]);
+        if let Some(admin) = &admin {
+            log::line(Level::Info, &format!("metrics at http://{}/metrics", admin.address()), &[]);
+        }
+        notify::notify("READY=1");
+        let (stop, tender) = (Some(stop), Some(tender));
+        Ok(Node { shared, _control: control, _admin: admin, listener, _lock: lock, stop, tender })
+    }
+
+    /// Where other sites connect.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// Takes over what may change while it runs: the log's form and the addresses told to others.
+    pub fn reload(&self, config: &Config) {
+        log::set_format(config.log);
+        *lock(&self.shared.advertise) = config.advertise.clone();
+        log::line(Level::Info, "the configuration was read again", &[]);
+    }
+
+    /// Ends links, lets replicas finish what they have begun, and stops.
+    pub fn stop(mut self) {
+        notify::notify("STOPPING=1");
+        log::line(Level::Info, "stopping", &[]);
+        self.stop = None;
+        if let Some(tender) = self.tender.take() {
+            // A panicked thread has said so on stderr.
+            let _ = tender.join();
+        }
+        let volumes = std::mem::take(&mut self.shared.lock().volumes);
+        for (name, running) in volumes {
+            close(&name, running);
+        }
+    }
+}
+
+/// Ends a volume's links, then its replica.
+fn close(name: &str, running: Running) {
+    drop(running.links);
+    let replica = lock(&running.replica).take();
+    if let Some(Err(e)) = replica.map(Replica::stop) {
+        log::line(Level::Error, &e.what, &[("volume", name)]);
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is made whole, or saved and reported as failed.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Opens volumes and links that should run, and writes what replicas tell into the log.
+fn tend(node: &Arc<Shared>, stopped: &Receiver<()>, told: &Receiver<(String, Event)>) {
+    let watchdog = notify::watchdog();
+    let mut alive = Instant::now();
+    loop {
+        node.tend();
+        while let Ok((volume, event)) = told.try_recv() {
+            log_event(&volume, event);
+        }
+        if watchdog.is_some_and(|every| alive.elapsed() >= every) {
+            alive = Instant::now();
+            notify::notify("WATCHDOG=1");
+        }
+        let pause = watchdog.map_or(TEND_EVERY, |every| every.min(TEND_EVERY));
+        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+fn log_event(volume: &str, event: Event) {
+    let volume = [("volume", volume)];
+    match event {
+        Event::Log { level, text, .. } if level <= Level::Info => log::line(level, &text, &volume),
+        Event::Waiting { path, reason, detail, .. } => {
+            log::line(Level::Warn, &format!("{} waits: {} {detail}", path.text, reason.words()), &volume);
+        }
+        Event::Conflict { path, .. } => {
+            log::line(Level::Warn, &format!("conflict copy {}", path.text), &volume)
+        }
+        _ => {}
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    /// Changes the records; nothing is changed if they cannot be written.
+    fn change<T>(&self, change: impl FnOnce(&mut Records) -> Result<T, Answer>) -> Result<T, Answer> {
+        let mut inner = self.lock();
+        let mut new = inner.records.clone();
+        let result = change(&mut new)?;
+        if new != inner.records {
+            new.save(&self.state).map_err(|e| {
+                Answer::failed(
+                    format!("what was asked cannot be written down in {}: {e}", self.state.display()),
+                    "free some space there; nothing was changed",
+                )
+            })?;
+            inner.records = new;
+        }
+        Ok(result)
+    }
+
+    // ----- what runs
+
+    fn tend(self: &Arc<Self>) {
+        let mut gone = Vec::new();
+        {
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            let names: Vec<String> = inner.records.volumes.keys().cloned().collect();
+            inner.volumes.retain(|name, running| {
+                let keep = inner.records.volumes.contains_key(name);
+                if !keep {
+                    gone.push((name.clone(), std::mem::replace(running, Running::new())));
+                }
+                keep
+            });
+            for name in names {
+                let running = inner.volumes.entry(name.clone()).or_insert_with(Running::new);
+                if running.approved.is_some_and(|(_, until)| until <= Instant::now()) {
+                    (running.approved, running.reopen) = (None, true);
+                }
+                if std::mem::take(&mut running.reopen) {
+                    // It is stopped without the lock, and opened again by the next round.
+                    let old = std::mem::take(&mut *lock(&running.replica));
+                    gone.push((
+                        name.clone(),
+                        Running { replica: Arc::new(Mutex::new(old)), ..Running::new() },
+                    ));
+                    running.again = Some(Instant::now() + TEND_EVERY);
+                    continue;
+                }
+                self.tend_volume(&inner.records, &name, running);
+            }
+        }
+        for (name, running) in gone {
+            close(&name, running);
+        }
+        self.note_replicas();
+    }
+
+    fn tend_volume(&self, records: &Records, name: &str, running: &mut Running) {
+        let Some(volume) = records.volumes.get(name) else { return };
+        let ended = lock(&running.replica).as_ref().and_then(|r| r.status().ended);
+        if let Some(result) = ended {
+            let e = result.err();
+            running.again = Some(match &e {
+                Some(e) if !e.again => Instant::now() + REOPEN_AFTER,
+                _ => Instant::now(),
+            });
+            running.error =
+                Some(e.map_or_else(|| "it has stopped".into(), |e| format!("{} ({})", e.what, e.advice)));
+            lock(&running.replica).take();
+        }
+        if running.again.is_some_and(|at| at <= Instant::now()) {
+            running.again = None;
+            match self.open(records, name, volume, running.approved.map(|(how, _)| how)) {
+                Ok(replica) => {
+                    *lock(&running.replica) = Some(replica);
+                    running.error = None;
+                    running.links.values().for_each(|link| link.order(Order::Again));
+                }
+                Err(e) => {
+                    let text = format!("{} ({})", e.what, e.advice);
+                    if running.error.as_ref() != Some(&text) {
+                        log::line(Level::Error, &text, &[("volume", name)]);
+                    }
+                    running.error = Some(text);
+                    running.again = Some(Instant::now() + REOPEN_AFTER);
+                }
+            }
+        }
+        running.links.retain(|site, _| volume.links.get(site).is_some_and(|l| l.wanted == Wanted::Running));
+        for (site, link) in &volume.links {
+            if link.wanted == Wanted::Running && !running.links.contains_key(site) {
+                self.start_link(records, name, volume, site, running);
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        records: &Records,
+        name: &str,
+        volume: &Volume,
+        approved: Option<OnRollback>,
+    ) -> Result<Replica, SessionError> {
+        let damaged = || SessionError::new("its id is damaged", "remove the volume and add it again");
+        let id = volume.id().ok_or_else(damaged)?;
+        let service = match volume.first {
+            true => Service { role: volume.role(), ..Service::first(id) },
+            false => Service::joining(id, volume.role()),
+        };
+        let own = records.name.clone().unwrap_or_default();
+        let (events, told) = unbounded();
+        let (name, all) = (name.to_owned(), self.events.clone());
+        // Ends with the replica.
+        let forward = std::thread::Builder::new().name("events".into()).spawn(move || {
+            for event in told {
+                if all.send((name.clone(), event)).is_err() {
+                    return;
+                }
+            }
+        });
+        drop(forward);
+        let shared = Rules {
+            active_passive: volume.follower,
+            filters: Vec::new(),
+            max_delete: if approved.is_some() { MaxDelete::Count(u64::MAX) } else { MaxDelete::Default },
+            on_rollback: approved.unwrap_or_default(),
+            dry_run: false,
+            once: false,
+            allow_unsafe_fs: false,
+            site_names: (own, String::new()),
+            verbose: false,
+            trash: None,
+        };
+        let state = StateDir::at(self.state.join("volumes"));
+        Replica::open(ReplicaOptions { root: volume.root(), state, service, shared }, events)
+    }
+
+    fn start_link(&self, records: &Records, name: &str, volume: &Volume, site: &str, running: &mut Running) {
+        let Some((known, key)) = records.sites.get(site).and_then(|s| Some((s, s.key()?))) else { return };
+        let target = Target {
+            site: site.to_owned(),
+            volume: name.to_owned(),
+            volume_id: volume.id.clone(),
+            key,
+            addresses: addresses(&known.addresses),
+            own_addresses: lock(&self.advertise).iter().map(ToString::to_string).collect(),
+            first: self.key < key,
+        };
+        match LinkThread::start(target, self.tls.clone(), running.replica.clone()) {
+            Ok(link) => _ = running.links.insert(site.to_owned(), link),
+            // Tried again by the next round.
+            Err(e) => log::line(
+                Level::Error,
+                &format!("cannot start a thread: {e}"),
+                &[("volume", name), ("site", site)],
+            ),
+        }
+    }
+
+    /// Writes down which replica is at the other end of a link: its lag is known though it cannot be reached.
+    fn note_replicas(&self) {
+        let mut found = Vec::new();
+        {
+            let inner = self.lock();
+            for (name, running) in &inner.volumes {
+                let Some(status) = lock(&running.replica).as_ref().map(Replica::status) else { continue };
+                for (site, link) in &running.links {
+                    let Some(id) = link.seen().connected else { continue };
+                    let Some(peer) = status.peers.iter().find(|p| p.link == Some(id)) else { continue };
+                    let replica = format!("{:016x}", peer.replica.0);
+                    let known =
+                        inner.records.volumes.get(name).and_then(|v| v.links.get(site)?.replica.clone());
+                    if known.as_ref() != Some(&replica) {
+                        found.push((name.clone(), site.clone(), replica));
+                    }
+                }
+            }
+        }
+        for (name, site, replica) in found {
+            // Tried again by the next round.
+            let _ = self.change(|records| {
+                if let Some(link) = records.volumes.get_mut(&name).and_then(|v| v.links.get_mut(&site)) {
+                    link.replica = Some(replica);
+                }
+                Ok(())
+            });
+        }
+    }
+
+    // ----- asked by other sites
+
+    pub(crate) fn site_of(&self, key: &PublicKey) -> Option<String> {
+        self.lock().records.site_of(key).map(str::to_owned)
+    }
+
+    pub(crate) fn take_join(
+        &self,
+        secret: &str,
+        name: &str,
+        key: PublicKey,
+        addresses: Vec<String>,
+    ) -> Result<Response, String> {
+        let secret: Secret = secret.parse().map_err(|_| "the invitation is damaged".to_owned())?;
+        let joined = self.change(|records| {
+            let volumes = records
+                .join(&secret, (name, key), addresses, now_s())
+                .map_err(|e| Answer::failed(e.to_string(), String::new()))?;
+            let infos = volumes.iter().filter_map(|v| info(records, v, name)).collect();
+            Ok((records.name.clone().unwrap_or_default(), infos))
+        });
+        match joined {
+            Ok((own, volumes)) => {
+                log::line(Level::Info, &format!("site {name} has joined, key {}", key.short()), &[]);
+                Ok(Response::Joined { name: own, volumes })
+            }
+            Err(Answer::Failed { what, .. }) => Err(what),
+            Err(_) => Err("it cannot be done now".into()),
+        }
+    }
+
+    pub(crate) fn volume_info(&self, name: &str, site: &str) -> Option<VolumeInfo> {
+        info(&self.lock().records, name, site)
+    }
+
+    /// A site wants to bring a volume up to date: where to hand its connection.
+    pub(crate) fn accept_link(
+        &self,
+        id: &str,
+        site: &str,
+        told: Vec<String>,
+    ) -> Result<impl FnOnce(Box<Open>) + use<>, Refusal> {
+        self.note_addresses(site, &told);
+        let inner = self.lock();
+        let Some((name, volume)) = inner.records.volume_for(id, site) else {
+            return Err(Refusal { why: NO_SUCH_VOLUME.into(), for_now: false });
+        };
+        let now = |why: &str| Refusal { why: why.into(), for_now: true };
+        match volume.links.get(site).map(|l| l.wanted) {
+            Some(Wanted::Running) => {}
+            Some(Wanted::Paused) => return Err(now("the link is paused at the other site")),
+            _ => return Err(now("the link is stopped at the other site")),
+        }
+        let running = inner.volumes.get(name);
+        let Some(orders) = running.and_then(|r| r.links.get(site)).map(LinkThread::orders) else {
+            return Err(now("the volume is being started at the other site"));
+        };
+        // A thread that has ended takes nothing; the connection is dropped, and made again.
+        Ok(move |open| _ = orders.send(Order::Take(open)))
+    }
+
+    /// A site that has moved says where it is now.
+    fn note_addresses(&self, site: &str, told: &[String]) {
+        let fine = !told.is_empty()
+            && told.len() <= crate::token::ADDRESSES_MAX
+            && told.iter().all(|a| a.parse::<SocketAddr>().is_ok());
+        if fine {
+            {
+                let inner = self.lock();
+                if inner.records.sites.get(site).is_none_or(|s| s.addresses == told) {
+                    return;
+                }
+                for link in inner.volumes.values().filter_map(|running| running.links.get(site)) {
+                    link.order(Order::Moved(addresses(told)));
+                }
+            }
+            // What cannot be written down is told again by the next connection.
+            let _ = self.change(|records| {
+                if let Some(site) = records.sites.get_mut(site) {
+                    site.addresses = told.to_vec();
+                }
+                Ok(())
+            });
+        }
+    }
+}
+
+/// What a site that may have a volume is told of it.
+fn info(records: &Records, name: &str, site: &str) -> Option<VolumeInfo> {
+    let volume = records.volumes.get(name)?;
+    let link = volume.links.get(site)?;
+    // A follower that is followed makes no changes that could be followed: its followers follow the same writers.
+    let follower = link.mode == Mode::ActivePassive;
+    Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower })
+}
+
+fn addresses(texts: &[String]) -> Vec<SocketAddr> {
+    texts.iter().filter_map(|a| a.parse().ok()).collect()
+}

@@ -1,0 +1,123 @@
+//! How a node stands: from what runs and what is recorded to what is said.
+
+use super::{Running, Shared, lock, now_ms};
+use crate::http::Page;
+use crate::link::{self, LinkThread};
+use crate::metrics;
+use crate::records::{self, Volume, Wanted};
+use crate::status::{self, LinkStatus, NodeStatus, SiteStatus, VolumeStatus};
+use driftless_node::replica::{LinkId, PeerStatus, Replica, ReplicaStatus};
+
+impl Shared {
+    pub(super) fn page(&self, path: &str) -> Page {
+        match path {
+            "/metrics" => ("200 OK", "text/plain; version=0.0.4", metrics::render(&self.status())),
+            // Load balancers learn no more than they need.
+            "/health" => match self.status().well {
+                true => ("200 OK", "text/plain", "well\n".into()),
+                false => ("503 Service Unavailable", "text/plain", "not well\n".into()),
+            },
+            _ => ("404 Not Found", "text/plain", "there are /metrics and /health\n".into()),
+        }
+    }
+
+    pub(super) fn status(&self) -> NodeStatus {
+        let inner = self.lock();
+        let volumes: Vec<VolumeStatus> = inner
+            .records
+            .volumes
+            .iter()
+            .map(|(name, volume)| volume_status(name, volume, inner.volumes.get(name)))
+            .collect();
+        let sites = inner.records.sites.iter().map(|(name, site)| SiteStatus {
+            name: name.clone(),
+            key: site.key.clone(),
+            addresses: site.addresses.clone(),
+            connected: volumes.iter().flat_map(|v| &v.links).any(|l| l.site == *name && l.state.is_well()),
+            volumes: volumes
+                .iter()
+                .filter(|v| v.links.iter().any(|l| l.site == *name))
+                .map(|v| v.name.clone())
+                .collect(),
+        });
+        let sites = sites.collect();
+        let (well, verdict) = status::verdict(&volumes);
+        NodeStatus {
+            verdict,
+            well,
+            name: inner.records.name.clone().unwrap_or_default(),
+            key: self.key.to_string(),
+            listen: self.listen.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.started.elapsed().as_secs(),
+            sites,
+            volumes,
+        }
+    }
+}
+
+fn volume_status(name: &str, volume: &Volume, running: Option<&Running>) -> VolumeStatus {
+    let replica = running.and_then(|r| lock(&r.replica).as_ref().map(Replica::status));
+    let runs = replica.as_ref().is_some_and(|s| s.ended.is_none());
+    let seen = replica.unwrap_or_default();
+    let links = volume.links.iter().map(|(site, link)| {
+        let thread = running.and_then(|r| r.links.get(site)).map(LinkThread::seen).unwrap_or_default();
+        link_status(site, link, &thread, &seen, runs)
+    });
+    VolumeStatus {
+        name: name.to_owned(),
+        id: volume.id.clone(),
+        root: volume.root.clone(),
+        follower: volume.follower,
+        scanned: seen.scanned,
+        waiting_items: seen.waiting,
+        conflicts: seen.counts.conflicts,
+        error: running.and_then(|r| r.error.clone()),
+        links: links.collect(),
+    }
+}
+
+fn link_status(
+    site: &str,
+    link: &records::Link,
+    thread: &link::Seen,
+    replica: &ReplicaStatus,
+    volume_runs: bool,
+) -> LinkStatus {
+    let connected: Option<LinkId> = thread.connected;
+    let is_it = |p: &&PeerStatus| {
+        connected
+            .map_or_else(|| link.replica == Some(format!("{:016x}", p.replica.0)), |id| p.link == Some(id))
+    };
+    let peer = replica.peers.iter().find(is_it);
+    let since_ms = match peer {
+        Some(peer) => peer.behind_since_ns.map(|ns| ns / 1_000_000),
+        // Never met: it has nothing.
+        None => Some(link.created_s.saturating_mul(1000)),
+    };
+    let seen = status::Seen {
+        stopped: link.wanted == Wanted::Stopped,
+        paused: link.wanted == Wanted::Paused,
+        volume_runs,
+        connected: connected.is_some() && peer.is_some(),
+        refused: thread.refused,
+        failed: thread.failed,
+        behind: since_ms.is_some(),
+    };
+    let state = status::link_state(&seen);
+    // What a site holds that cannot be asked is not known: its lag counts from when it was heard last.
+    let unheard = thread.down_since.map(|since| since.elapsed());
+    let lag_ms = since_ms.map(|since| now_ms().saturating_sub(since));
+    let unheard_ms = unheard.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    LinkStatus {
+        site: site.to_owned(),
+        mode: link.mode,
+        state,
+        lag_ms: lag_ms.or(if state.is_well() { None } else { unheard_ms }),
+        backlog_items: peer.map_or(0, |p| p.backlog_items),
+        in_flight_bytes: peer.map_or(0, |p| p.in_flight_bytes),
+        waiting_there_items: peer.map_or(0, |p| p.waiting_there),
+        last_error: thread.last_error.as_ref().map(|(_, text)| text.clone()),
+        last_error_age_s: thread.last_error.as_ref().map(|(at, _)| at.elapsed().as_secs()),
+    }
+}

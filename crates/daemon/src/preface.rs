@@ -1,0 +1,156 @@
+//! The first words on a connection, after TLS and before anything else: one line of JSON from the end that connected, one in
+//! answer. What an unknown key may say is only [`Request::Join`]; whatever it says is at most [`LINE_LEN_MAX`] bytes.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+
+/// Longest line: a join with addresses; an answer with volumes.
+const LINE_LEN_MAX: usize = 16 << 10;
+/// The version of these words.
+const VERSION: u16 = 1;
+
+/// What is asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// I was invited: take note of my key.
+    Join {
+        /// The secret of the invitation.
+        secret: String,
+        /// My name.
+        name: String,
+        /// Where I am.
+        addresses: Vec<String>,
+    },
+    /// Which volume of yours has this name?
+    Volume {
+        /// The name.
+        name: String,
+    },
+    /// Bring this volume up to date with me. After a good answer the greeting and frames follow.
+    Link {
+        /// Its id.
+        volume: String,
+        /// Where I am now.
+        addresses: Vec<String>,
+    },
+}
+
+/// What is answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Response {
+    /// Your key is known now.
+    Joined {
+        /// My name.
+        name: String,
+        /// Volumes that you may have.
+        volumes: Vec<VolumeInfo>,
+    },
+    /// That one.
+    Volume(VolumeInfo),
+    /// Go on.
+    Linked,
+    /// No. Volumes that are unknown and volumes that are forbidden get the same answer.
+    Refused {
+        /// For people.
+        why: String,
+        /// It may be different later: the site knows of the link, and has it stopped.
+        #[serde(default)]
+        for_now: bool,
+    },
+}
+
+/// A volume, for one who may have it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct VolumeInfo {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// You make no changes in it.
+    pub(crate) follower: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line<T> {
+    v: u16,
+    #[serde(flatten)]
+    body: Body<T>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body<T> {
+    says: T,
+}
+
+/// Writes one line.
+pub(crate) fn write<T: Serialize>(to: &mut impl Write, says: T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(&Line { v: VERSION, body: Body { says } })?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// Reads one line and nothing beyond it.
+pub(crate) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        if from.read(&mut byte)? == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it hung up before it had said what it wants",
+            ));
+        }
+        if byte[0] == b'\n' {
+            break;
+        }
+        if line.len() == LINE_LEN_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its first line is too long"));
+        }
+        line.push(byte[0]);
+    }
+    let read: Line<T> = serde_json::from_slice(&line).map_err(|e| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("its first line is not understood: {e}"))
+    })?;
+    if read.v != VERSION {
+        let text = format!(
+            "it speaks version {} of the first line, this one {VERSION}: install the same version",
+            read.v
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(read.body.says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_to_its_end_and_no_further() {
+        let request = Request::Volume { name: "data".into() };
+        let mut bytes = Vec::new();
+        write(&mut bytes, &request).unwrap();
+        assert_eq!(bytes, b"{\"v\":1,\"says\":{\"volume\":{\"name\":\"data\"}}}\n");
+        bytes.extend_from_slice(b"driftless 1 1\n");
+        let mut rest = &bytes[..];
+        assert_eq!(read::<Request>(&mut rest).unwrap(), request);
+        assert_eq!(rest, b"driftless 1 1\n");
+    }
+
+    #[test]
+    fn what_is_no_first_line_is_refused() {
+        let long = vec![b' '; LINE_LEN_MAX + 2];
+        for bad in [
+            &b""[..],
+            b"{}\n",
+            b"GET / HTTP/1.1\r\n",
+            b"{\"v\":2,\"says\":{\"volume\":{\"name\":\"data\"}}}\n",
+            b"{\"v\":1,\"says\":\"dance\"}\n",
+            &long,
+        ] {
+            assert!(read::<Request>(&mut &bad[..]).is_err());
+        }
+    }
+}

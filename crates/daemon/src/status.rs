@@ -1,0 +1,305 @@
+//! How everything stands: what commands print and metrics count. Pure: from what was seen to what is said.
+
+use crate::records::Mode;
+use driftless_node::api::PathText;
+use serde::{Deserialize, Serialize};
+
+/// How a link stands. A closed list: every place that says so uses it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// The other site holds all that this one has.
+    InSync,
+    /// Connected, and something is on its way to the other site.
+    CatchingUp,
+    /// A connection is being made for the first time since it was asked for.
+    Connecting,
+    /// The other site does not answer.
+    Unreachable,
+    /// The other site does not want it, or speaks another version.
+    Refused,
+    /// Somebody has paused it here.
+    Paused,
+    /// Somebody has stopped it here.
+    Stopped,
+    /// This site's replica does not run: see the volume.
+    VolumeDown,
+}
+
+impl LinkState {
+    /// All of them.
+    pub const ALL: [LinkState; 8] = [
+        LinkState::InSync,
+        LinkState::CatchingUp,
+        LinkState::Connecting,
+        LinkState::Unreachable,
+        LinkState::Refused,
+        LinkState::Paused,
+        LinkState::Stopped,
+        LinkState::VolumeDown,
+    ];
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            LinkState::InSync => "in-sync",
+            LinkState::CatchingUp => "catching-up",
+            LinkState::Connecting => "connecting",
+            LinkState::Unreachable => "unreachable",
+            LinkState::Refused => "refused",
+            LinkState::Paused => "paused",
+            LinkState::Stopped => "stopped",
+            LinkState::VolumeDown => "volume-down",
+        }
+    }
+
+    /// Nobody has to look at it.
+    pub fn is_well(self) -> bool {
+        matches!(self, LinkState::InSync | LinkState::CatchingUp)
+    }
+}
+
+/// A node and everything it has.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// One line: is all well?
+    pub verdict: String,
+    /// All is well.
+    pub well: bool,
+    /// This site.
+    pub name: String,
+    /// Its key, in hex.
+    pub key: String,
+    /// Where it listens.
+    pub listen: String,
+    /// The program's version.
+    pub version: String,
+    /// Seconds since it was started.
+    pub uptime_s: u64,
+    /// Other sites.
+    pub sites: Vec<SiteStatus>,
+    /// Volumes.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// Another site.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// Its name.
+    pub name: String,
+    /// Its key, in hex.
+    pub key: String,
+    /// Where it says that it is.
+    pub addresses: Vec<String>,
+    /// A link of it is connected.
+    pub connected: bool,
+    /// Volumes that are linked.
+    pub volumes: Vec<String>,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id, in hex.
+    pub id: String,
+    /// Its directory here.
+    pub root: PathText,
+    /// This replica makes no changes.
+    pub follower: bool,
+    /// Its tree has been looked at since the start.
+    pub scanned: bool,
+    /// Entries that wait here: `driftless failures` lists them.
+    pub waiting_items: u64,
+    /// Conflict copies seen since the start.
+    pub conflicts: u64,
+    /// Why it does not run.
+    pub error: Option<String>,
+    /// Its links.
+    pub links: Vec<LinkStatus>,
+}
+
+/// A link.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The other site.
+    pub site: String,
+    /// Which replicas make changes.
+    pub mode: Mode,
+    /// How it stands.
+    pub state: LinkState,
+    /// Age of the oldest change here that is not on the other site's disk for good, in milliseconds; `None`: it has all.
+    pub lag_ms: Option<u64>,
+    /// At most so many entries are to be sent yet.
+    pub backlog_items: u64,
+    /// Bytes on their way.
+    pub in_flight_bytes: u64,
+    /// Entries that wait at the other site.
+    pub waiting_there_items: u64,
+    /// What went wrong last, though it may be over.
+    pub last_error: Option<String>,
+    /// Seconds since then.
+    pub last_error_age_s: Option<u64>,
+}
+
+/// What is known of a link when its state is to be said.
+pub(crate) struct Seen {
+    pub(crate) stopped: bool,
+    pub(crate) paused: bool,
+    pub(crate) volume_runs: bool,
+    pub(crate) connected: bool,
+    pub(crate) refused: bool,
+    /// An attempt has failed since it was connected last, or since the start.
+    pub(crate) failed: bool,
+    pub(crate) behind: bool,
+}
+
+pub(crate) fn link_state(seen: &Seen) -> LinkState {
+    match seen {
+        Seen { stopped: true, .. } => LinkState::Stopped,
+        Seen { paused: true, .. } => LinkState::Paused,
+        Seen { volume_runs: false, .. } => LinkState::VolumeDown,
+        Seen { connected: true, behind: false, .. } => LinkState::InSync,
+        Seen { connected: true, .. } => LinkState::CatchingUp,
+        Seen { refused: true, .. } => LinkState::Refused,
+        Seen { failed: true, .. } => LinkState::Unreachable,
+        _ => LinkState::Connecting,
+    }
+}
+
+/// The first line of a status: what is wrong, worst first, or that nothing is.
+pub(crate) fn verdict(volumes: &[VolumeStatus]) -> (bool, String) {
+    let mut wrong = Vec::new();
+    for volume in volumes {
+        if let Some(e) = &volume.error {
+            wrong.push(format!("volume {} does not run: {e}", volume.name));
+        }
+    }
+    let links = || volumes.iter().flat_map(|v| v.links.iter().map(move |l| (v, l)));
+    for state in [
+        LinkState::Unreachable,
+        LinkState::Refused,
+        LinkState::Connecting,
+        LinkState::Paused,
+        LinkState::Stopped,
+    ] {
+        let such: Vec<String> = links()
+            .filter(|(_, l)| l.state == state)
+            .map(|(v, l)| match l.lag_ms {
+                Some(ms) => format!("{} of {} (behind by {})", l.site, v.name, age(ms)),
+                None => format!("{} of {}", l.site, v.name),
+            })
+            .collect();
+        if !such.is_empty() {
+            wrong.push(format!("{}: {}", state.word(), such.join(", ")));
+        }
+    }
+    let waiting: u64 = volumes.iter().map(|v| v.waiting_items).sum::<u64>()
+        + links().map(|(_, l)| l.waiting_there_items).sum::<u64>();
+    if waiting > 0 {
+        wrong.push(format!("{waiting} entries wait for something: driftless failures"));
+    }
+    if !wrong.is_empty() {
+        return (false, wrong.join("; "));
+    }
+    if volumes.is_empty() {
+        return (true, "nothing to do: there is no volume yet".into());
+    }
+    if links().next().is_none() {
+        return (true, "nothing to do: no volume has a link yet".into());
+    }
+    let behind = links().filter_map(|(_, l)| l.lag_ms).max();
+    match behind {
+        Some(ms) => (true, format!("well: catching up, behind by {} at most", age(ms))),
+        None => (true, "well: all sites hold everything".into()),
+    }
+}
+
+/// A duration for people: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
+pub fn age(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        10_000..120_000 => format!("{} s", ms / 1000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        7_200_000..172_800_000 => format!("{} h", ms / 3_600_000),
+        _ => format!("{} d", ms / 86_400_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(links: Vec<LinkStatus>) -> VolumeStatus {
+        VolumeStatus {
+            name: "data".into(),
+            id: "7".into(),
+            root: PathText::new(b"/srv/data"),
+            follower: false,
+            scanned: true,
+            waiting_items: 0,
+            conflicts: 0,
+            error: None,
+            links,
+        }
+    }
+
+    fn link(site: &str, state: LinkState, lag_ms: Option<u64>) -> LinkStatus {
+        LinkStatus {
+            site: site.into(),
+            mode: Mode::ActiveActive,
+            state,
+            lag_ms,
+            backlog_items: 0,
+            in_flight_bytes: 0,
+            waiting_there_items: 0,
+            last_error: None,
+            last_error_age_s: None,
+        }
+    }
+
+    #[test]
+    fn a_verdict_names_what_is_wrong() {
+        assert_eq!(verdict(&[]), (true, "nothing to do: there is no volume yet".into()));
+        assert_eq!(verdict(&[volume(vec![])]).1, "nothing to do: no volume has a link yet");
+        let well = link("bergen", LinkState::InSync, None);
+        assert_eq!(verdict(&[volume(vec![well.clone()])]), (true, "well: all sites hold everything".into()));
+        let behind = link("paris", LinkState::CatchingUp, Some(1500));
+        assert_eq!(
+            verdict(&[volume(vec![well.clone(), behind])]),
+            (true, "well: catching up, behind by 1.5 s at most".into())
+        );
+        let away = link("paris", LinkState::Unreachable, Some(200_000));
+        assert_eq!(
+            verdict(&[volume(vec![well, away])]),
+            (false, "unreachable: paris of data (behind by 3 min)".into())
+        );
+        let down = VolumeStatus { error: Some("not mounted".into()), waiting_items: 2, ..volume(vec![]) };
+        let (fine, text) = verdict(&[down]);
+        assert!(!fine && text.starts_with("volume data does not run: not mounted; 2 entries wait"), "{text}");
+    }
+
+    #[test]
+    fn what_people_asked_for_comes_first() {
+        let seen = Seen {
+            stopped: false,
+            paused: false,
+            volume_runs: true,
+            connected: false,
+            refused: false,
+            failed: false,
+            behind: false,
+        };
+        assert_eq!(link_state(&seen), LinkState::Connecting);
+        assert_eq!(link_state(&Seen { failed: true, ..seen }), LinkState::Unreachable);
+        let seen = Seen { refused: true, failed: true, ..seen };
+        assert_eq!(link_state(&seen), LinkState::Refused);
+        assert_eq!(link_state(&Seen { volume_runs: false, ..seen }), LinkState::VolumeDown);
+        assert_eq!(link_state(&Seen { connected: true, behind: true, ..seen }), LinkState::CatchingUp);
+        assert_eq!(link_state(&Seen { paused: true, volume_runs: false, ..seen }), LinkState::Paused);
+        for state in LinkState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+        }
+    }
+}
