@@ -41,6 +41,8 @@ pub struct Journal {
     /// Last names of files that were taken away although another inode had been looked at before:
     /// a replica was faster than the user. What it was nobody can tell.
     pub taken_unseen: Vec<OsString>,
+    /// What the step under way wrote and took, for people.
+    versions: Vec<String>,
 }
 
 /// A version that should be there.
@@ -55,7 +57,12 @@ pub struct Lost {
 impl std::fmt::Display for Lost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let w = &self.written;
-        write!(f, "{} wrote {:?} in step {}, nobody removed it, and it is gone", self.user, w.path, w.step)
+        let name = short(&w.digest);
+        write!(
+            f,
+            "{} wrote {:?} ({name}) in step {}, nobody removed it, and it is gone",
+            self.user, w.path, w.step
+        )
     }
 }
 
@@ -69,6 +76,7 @@ impl Journal {
         // Empty files are all one version, and very short ones may be: there is nothing to lose.
         if bytes.len() >= UNIQUE_LEN {
             let digest = *blake3::hash(bytes).as_bytes();
+            self.versions.push(format!("wrote {}", short(&digest)));
             self.written.push(Written { digest, path: path.to_owned(), step });
         }
     }
@@ -79,8 +87,28 @@ impl Journal {
     }
 
     pub(crate) fn took(&mut self, bytes: &[u8]) {
-        self.taken.insert(*blake3::hash(bytes).as_bytes());
+        let digest = *blake3::hash(bytes).as_bytes();
+        self.versions.push(format!("took {}", short(&digest)));
+        self.taken.insert(digest);
     }
+
+    /// One of the names of a version that has others.
+    pub(crate) fn took_name(&mut self, bytes: &[u8]) {
+        self.versions.push(format!("took a name of {}", short(blake3::hash(bytes).as_bytes())));
+    }
+
+    /// Says in the last deed which versions it was about.
+    pub(crate) fn tell_versions(&mut self) {
+        let versions = std::mem::take(&mut self.versions);
+        if let Some(deed) = self.deeds.last_mut().filter(|_| !versions.is_empty()) {
+            *deed = format!("{deed} ({})", versions.join(", "));
+        }
+    }
+}
+
+/// Enough of a digest for people to find it again.
+fn short(digest: &Digest) -> String {
+    digest[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Versions in `journals` that neither `tree` holds nor any user took away knowingly.

@@ -125,6 +125,7 @@ impl User {
             };
             *deed = format!("{step} {op:?} {deed}{end}");
         }
+        self.journal.tell_versions();
         match result {
             Ok(done) => Ok((op, done)),
             Err(e) if explained(&e) => Ok((op, false)),
@@ -290,9 +291,8 @@ impl User {
 
     /// Renames `from` over `to`.
     fn replace(&mut self, from: &Path, to: &Path) -> io::Result<bool> {
-        if self.trash.is_some() && is_leaf(&self.full(to)) {
-            renameat_with(CWD, self.full(from), CWD, self.full(to), RenameFlags::EXCHANGE)?;
-            return self.take(from).map(|()| true);
+        if self.trash.is_some() {
+            return self.replace_beside_others(from, to);
         }
         let ino = fs::symlink_metadata(self.full(from))?.ino();
         let victim = Victim::look(&self.full(to))?;
@@ -300,6 +300,19 @@ impl User {
         // Two names of one inode: rename does nothing, and nothing is taken.
         let other = |v: &Victim| v.file.metadata().is_ok_and(|m| m.ino() != ino);
         self.account(victim.filter(other), to)?;
+        Ok(true)
+    }
+
+    /// Changes places with what is there, and takes that; or takes a name that is free. A plain rename would replace
+    /// what came there after the look, and nobody would know that it was taken.
+    fn replace_beside_others(&mut self, from: &Path, to: &Path) -> io::Result<bool> {
+        let rename = |flags| renameat_with(CWD, self.full(from), CWD, self.full(to), flags);
+        if is_leaf(&self.full(to)) {
+            rename(RenameFlags::EXCHANGE)?;
+            self.take(from)?;
+        } else {
+            rename(RenameFlags::NOREPLACE)?;
+        }
         Ok(true)
     }
 
@@ -314,9 +327,12 @@ impl User {
             let back = renameat_with(CWD, &taken, CWD, self.full(path), RenameFlags::NOREPLACE);
             return back.map_err(|e| io::Error::other(format!("a directory cannot go back: {e}")));
         }
-        if meta.is_file() && !self.has_inode(meta.ino())? {
+        if meta.is_file() {
             let bytes = fs::read(&taken)?;
-            self.journal.took(&bytes);
+            match self.has_inode(meta.ino())? {
+                true => self.journal.took_name(&bytes),
+                false => self.journal.took(&bytes),
+            }
         }
         fs::remove_file(&taken)
     }
@@ -368,7 +384,8 @@ impl User {
             return Ok(false);
         }
         self.note(&from, Some(&to));
-        fs::rename(self.full(&from), self.full(&to)).map(|()| true)
+        // With a slash at its end only a directory is renamed: a file that came there after the look might replace one.
+        fs::rename(self.full(&from).join(""), self.full(&to)).map(|()| true)
     }
 
     fn remove_dir(&mut self, op: Op, seen: &Seen) -> io::Result<bool> {
@@ -463,4 +480,54 @@ fn explained(e: &io::Error) -> bool {
         ExecutableFileBusy,
     ];
     usual.contains(&e.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::digests_in;
+    use std::collections::HashSet;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Somebody puts versions to a name while a user renames files to it and removes them: each one is there, or the
+    /// user knows that he took it.
+    #[test]
+    fn a_user_beside_others_knows_what_he_took() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["tree", "trash", "staging"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        let mut user = User::beside_others(&at("tree"), 1, &at("trash"));
+        let (from, to, stop) = (Path::new("from"), Path::new("to"), AtomicBool::new(false));
+        let put = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let (mut rng, mut put) = (Rng::new(2), HashSet::new());
+                while !stop.load(Ordering::Relaxed) {
+                    let (bytes, staged, shown) = (rng.bytes(UNIQUE_LEN), at("staging/new"), at("tree/to"));
+                    fs::write(&staged, &bytes).unwrap();
+                    while shown.exists() && !stop.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                    // At another moment of what the user does each time.
+                    (0..rng.below(20_000)).for_each(|_| std::hint::spin_loop());
+                    if renameat_with(CWD, &staged, CWD, &shown, RenameFlags::NOREPLACE).is_ok() {
+                        put.insert(*blake3::hash(&bytes).as_bytes());
+                    }
+                }
+                put
+            });
+            for _ in 0..3000 {
+                fs::write(at("tree/from"), "mine").unwrap();
+                for done in [user.replace(from, to).map(drop), user.unlink(to)] {
+                    done.or_else(|e| if explained(&e) { Ok(()) } else { Err(e) }).unwrap();
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            other.join().unwrap()
+        });
+        let there = digests_in(&at("tree")).unwrap();
+        let unseen = put.iter().filter(|d| !there.contains(*d) && !user.journal.taken.contains(*d)).count();
+        assert_eq!(unseen, 0, "of {}", put.len());
+    }
 }

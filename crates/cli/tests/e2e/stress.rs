@@ -135,9 +135,12 @@ fn live_of(p: &mut Play) -> Result<(), String> {
 fn killed_of(p: &mut Play) -> Result<(), String> {
     for _ in 0..p.rounds {
         let running = Running::start(&mut p.pair.sync_command(&[&["--json"], &FLAGS[..]].concat()));
+        p.tell("started");
         let ms = 50 + p.rng.below(1000);
         p.work_both(Duration::from_millis(ms))?;
+        p.tell("killed");
         running.kill();
+        p.tell("gone");
         if p.rng.one_in(2) {
             p.work_both(Duration::from_millis(20))?;
         }
@@ -193,12 +196,18 @@ impl Play {
 
     fn step(&mut self, who: usize) -> Result<(), String> {
         let user = &mut self.users[who];
-        let before = user.journal().deeds.len();
+        let (before, begin) = (user.journal().deeds.len(), UNIX_EPOCH.elapsed().unwrap().as_micros());
         user.step().map_err(|e| e.to_string())?;
         let side = ["A", "B"][who];
-        let ms = UNIX_EPOCH.elapsed().unwrap().as_millis();
-        self.history.extend(user.journal().deeds[before..].iter().map(|d| format!("  {ms} {side} {d}")));
+        let (ms, us) = (begin / 1000, UNIX_EPOCH.elapsed().unwrap().as_micros() - begin);
+        let deeds = &user.journal().deeds[before..];
+        self.history.extend(deeds.iter().map(|d| format!("  {ms} {side} {d} [{us} us]")));
         Ok(())
+    }
+
+    /// Says in the history what became of the program.
+    fn tell(&mut self, what: &str) {
+        self.history.push(format!("  {} {what}", UNIX_EPOCH.elapsed().unwrap().as_millis()));
     }
 
     /// Runs it once; then both trees must be the same, and nothing may be back that was gone.
