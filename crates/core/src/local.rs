@@ -270,13 +270,15 @@ fn rename_dir(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> R
 
 fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: bool) -> Result<()> {
     let claim = records::owner_at(tx, from)?;
+    // Who moves one of several siblings, or puts it over another, has chosen it: it is written again. Settling those
+    // beside it may leave it as its entry's only version here, which somebody else takes away meanwhile.
+    let moved = must_place(tx, from)?;
+    let mut chosen = !names::is_whole(tx, &moved)?;
     settle::other_names(tx, from)?;
-    // Replacing another version of the same entry chooses among siblings.
-    let mut chosen = false;
     if over {
         // What was settled above may have stood there.
         if let Some(over) = tx.place(to.0, to.1)? {
-            chosen = over.claims.iter().any(|c| c.entry == claim.entry && c.version != claim.version);
+            chosen |= over.claims.iter().any(|c| c.entry == claim.entry && c.version != claim.version);
             if tx.node_must(&over.node)?.kind.is_dir() {
                 rmdir(tx, to)?;
             } else {

@@ -701,3 +701,10 @@ fn a_file_with_two_names_that_a_cut_tore_keeps_both() {
         );
     }
 }
+
+#[test]
+fn a_copy_put_over_another_file_stays_although_somebody_removes_it() {
+    let script = "0 create x 2; 0 create y 3; all; 1 mv y x; 2 write x 5; 0 write x 6; 1 write x 8; all
+                  is 0 x=8 x~=5 x~=6; 0 mv x~0 x; is 0 x=5 x~=6; 1 rm x~0";
+    trace(3, script, "x=5 x~=6");
+}
