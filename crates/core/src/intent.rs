@@ -184,12 +184,13 @@ pub enum Recovery {
     Done,
     /// A user's version came out of the exchange: keep it, it becomes a sibling.
     KeepRaced,
-    /// It was moved and a sync has covered that; then a user removed or replaced it: observe that.
+    /// It was moved for sure; then a user removed or replaced it: observe that.
     UserChanged,
 }
 
-/// Decides what became of an intent. `replaces`: a victim is expected at the target. `sealed`: a sync of the
-/// file system that began after the move has succeeded.
+/// Decides what became of an intent. `replaces`: a victim is expected at the target. `sealed`: it was moved for sure: a sync
+/// of the file system that began after the move has succeeded, or what was replaced waits in limbo, or what was moved
+/// has another name in the tree by now.
 ///
 /// | source | target | |
 /// | --- | --- | --- |

@@ -46,6 +46,43 @@ fn a_run_that_ends_at_any_named_point_is_made_up_for() {
     }
 }
 
+/// What was shown, and not recorded as ours when the process ended, is not taken for a user's new file because the user moved
+/// it, or the directory that it is in, before the next start: it would come back beside what others make of it.
+#[test]
+fn what_a_user_moves_after_a_crash_is_what_was_shown() {
+    let pair = Pair::new();
+    for dir in ["dir", "file", "swap"] {
+        put(&pair.a, &format!("{dir}/old"), dir);
+    }
+    pair.once(&[]);
+    for dir in ["dir", "file", "swap"] {
+        put(&pair.a, &format!("{dir}/old"), "changed");
+        put(&pair.a, &format!("{dir}/new"), dir);
+    }
+    let ended = run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", "moves-done:1"));
+    assert!(ended.err.contains("crash point"), "{ended:#?}");
+    fs::rename(pair.b.join("dir"), pair.b.join("moved")).unwrap();
+    fs::rename(pair.b.join("file/new"), pair.b.join("file/renamed")).unwrap();
+    fs::rename(pair.b.join("swap/new"), pair.b.join("swap/renamed")).unwrap();
+    put(&pair.b, "swap/new", "another");
+    for path in ["dir/new", "file/new", "swap/new"] {
+        put(&pair.a, path, "edited");
+    }
+    fs::remove_file(pair.a.join("dir/old")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    let expected = [
+        ("file/old", "changed"),
+        ("file/renamed", "edited"),
+        ("moved/new", "edited"),
+        ("swap/new", "another"),
+        ("swap/old", "changed"),
+        ("swap/renamed", "edited"),
+    ];
+    let expected = expected.map(|(path, text)| (path.to_owned(), text.to_owned()));
+    assert_eq!(texts(&pair.a), BTreeMap::from(expected));
+}
+
 /// Staged contents are staged again; what users wrote is read again when the disk works, and only then sealed.
 #[test]
 fn a_disk_that_fails_to_sync_is_told_and_made_up_for() {
@@ -74,6 +111,13 @@ fn a_disk_that_fails_to_sync_is_told_and_made_up_for() {
     pair.assert_same();
     assert_eq!([copies(&pair.a), copies(&pair.b)].concat(), Vec::<String>::new());
     assert_eq!([left_private(&pair.a), left_private(&pair.b)].concat(), Vec::<PathBuf>::new());
+}
+
+/// All files of a tree of two levels.
+fn texts(root: &Path) -> BTreeMap<String, String> {
+    let below = |dir: String| names(&root.join(&dir)).into_iter().map(move |name| format!("{dir}/{name}"));
+    let read = |path: String| (path.clone(), fs::read_to_string(root.join(path)).unwrap());
+    names(root).into_iter().flat_map(below).map(read).collect()
 }
 
 /// Something for each kind of change.

@@ -836,6 +836,8 @@ impl Engine {
                 self.dir_cache.put(key.clone(), fd.clone());
                 Ok(Some(fd))
             }
+            // Before the first look at the tree nobody knows that it was moved meanwhile.
+            Err(_) if self.redoing => self.dir_wherever(tx, key),
             Err(_) => Ok(None),
         }
     }

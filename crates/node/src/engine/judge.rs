@@ -465,7 +465,7 @@ impl Engine {
     }
 
     /// A known directory where it is recorded, else where it is now: its move may not have been recorded yet.
-    fn dir_wherever(&mut self, tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Option<DirFd>, Fail> {
+    pub(super) fn dir_wherever(&mut self, tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Option<DirFd>, Fail> {
         let Some(path) = self.path_of_node(tx, dir)? else { return Ok(None) };
         if let Ok(fd) = self.volume.dir(&path, Some(dir)) {
             return Ok(Some(fd));

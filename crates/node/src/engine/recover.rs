@@ -16,7 +16,7 @@ use driftless_core::plan::{self, At, Plan, Step};
 use driftless_core::rows::Table;
 use driftless_core::{Bind, Digest, Dot, EntryId, Kind, Name, NodeKey, Tx};
 use driftless_volume::crash::{self, Point};
-use driftless_volume::{Directory, Part, PrivateEntry, ReadHandle, Seen, StageId, VolumeError};
+use driftless_volume::{Directory, Located, Part, PrivateEntry, ReadHandle, Seen, StageId, VolumeError};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What the last process left, until its plans have been done again.
@@ -154,8 +154,7 @@ impl Engine {
         let mut copies = HashMap::new();
         let dirs: BTreeSet<&NodeKey> = rows.iter().map(|row| &row.at.dir).collect();
         for key in dirs {
-            let Some(path) = self.path_of_node(tx, key)? else { continue };
-            let Ok(dir) = self.volume.dir(&path, Some(key)) else { continue };
+            let Some(dir) = self.dir_wherever(tx, key)? else { continue };
             for entry in self.volume.list_beside(&dir).map_err(Fail::Volume)? {
                 match entry.part {
                     Part::Limbo => drop(private.insert((Part::Limbo, entry.name.clone()), entry)),
@@ -283,7 +282,8 @@ impl Engine {
             found.iter().for_each(|first| self.drop_private(first));
             return Ok(());
         }
-        match intent::recover(source, target, row.victim.is_some(), victim_waits) {
+        let sealed = victim_waits || (found.is_none() && self.stands_elsewhere(staged));
+        match intent::recover(source, target, row.victim.is_some(), sealed) {
             Recovery::Finish => {
                 if let Some(found) = found {
                     let found = self.volume.to_limbo_from_staging(&found).map_err(Fail::Volume)?;
@@ -324,8 +324,7 @@ impl Engine {
         row: &IntentRow,
         staged: &StagedFile,
     ) -> Result<Option<NodeKey>, Fail> {
-        let Some(path) = self.path_of_node(tx, &row.at.dir)? else { return Ok(None) };
-        let Ok(dir) = self.volume.dir(&path, Some(&row.at.dir)) else { return Ok(None) };
+        let Some(dir) = self.dir_wherever(tx, &row.at.dir)? else { return Ok(None) };
         let Ok(Some(seen)) = dir.look(&row.at.name) else { return Ok(None) };
         let same = (seen.fingerprint.size, seen.fingerprint.mtime) == (staged.size, staged.mtime);
         if !same || tx.node(&seen.key)?.is_some() {
@@ -410,11 +409,15 @@ impl Engine {
         Ok(row.sight(seen.as_ref().map(|s| (&s.key, &s.fingerprint))))
     }
 
-    /// What is there now; nothing if the directory is not where the records have it.
+    /// What is there now, wherever a user has taken the directory meanwhile.
     fn seen_at(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<Option<Seen>, Fail> {
-        let Some(path) = self.path_of_node(tx, &at.dir)? else { return Ok(None) };
-        let Ok(fd) = self.volume.dir(&path, Some(&at.dir)) else { return Ok(None) };
+        let Some(fd) = self.dir_wherever(tx, &at.dir)? else { return Ok(None) };
         Ok(fd.look(&at.name).ok().flatten())
+    }
+
+    /// True if it was shown, and a user has given it another name since.
+    fn stands_elsewhere(&self, staged: &StagedFile) -> bool {
+        matches!(self.volume.locate(&staged.node), Located::At(_))
     }
 
     fn drop_private(&mut self, entry: &PrivateEntry) {
@@ -428,9 +431,7 @@ impl Engine {
     pub(super) fn give_back(&mut self, tx: &mut Tx<'_>, at: &At, found: &PrivateEntry) -> Result<(), Fail> {
         let told = String::from_utf8_lossy(at.name.as_bytes()).into_owned();
         let mut dirs = Vec::new();
-        if let Some(path) = self.path_of_node(tx, &at.dir)? {
-            dirs.extend(self.volume.dir(&path, Some(&at.dir)).ok());
-        }
+        dirs.extend(self.dir_wherever(tx, &at.dir)?);
         dirs.extend(self.volume.dir(&[], None).ok());
         for dir in dirs {
             for name in [at.name.clone(), recovered_name(&at.name, &found.name)] {
