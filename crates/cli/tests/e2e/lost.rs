@@ -5,6 +5,7 @@ use crate::common::*;
 use driftless_testkit::{Spec, grow};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The state directory of one end.
 fn state_of(pair: &Pair, end: &str) -> PathBuf {
@@ -204,4 +205,69 @@ fn names_that_are_taken_get_numbers_and_an_interrupted_scan_goes_on() {
     assert_eq!(fs::read(aside.join("own/file")).unwrap(), b"only here as well");
     assert_eq!(fs::read(aside.join("own.1/file")).unwrap(), b"another");
     assert_eq!(fs::read(aside.join("late")).unwrap(), b"made in it");
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_copy_of_a_tree_is_a_replica_of_its_own() {
+    let mut pair = Pair::new();
+    ["same", "edited", "removed"].iter().for_each(|name| put(&pair.a, name, name));
+    pair.once(&[]);
+    let (first, twin) = (pair.a.clone(), pair.base.path().join("twin"));
+    copy(&first, &twin);
+    put(&first, "from-first", "1");
+    fs::remove_file(first.join("removed")).unwrap();
+    pair.once(&[]);
+    put(&twin, "edited", "by the twin");
+    put(&twin, "from-twin", "2");
+    pair.a = twin.clone();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(read(&twin, "from-first"), "1");
+    assert!(!pair.b.join("removed").exists(), "it is back");
+    assert_eq!(fs::read(recovered(&pair.b).join("from-twin")).unwrap(), b"2");
+    let both = copies(&pair.b);
+    assert_eq!(both.len(), 1, "both versions are there: {both:?}");
+    // Both go on as replicas of their own.
+    put(&twin, "from-twin", "3");
+    pair.once(&[]);
+    pair.a = first;
+    put(&pair.a, "from-first", "4");
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!((read(&pair.b, "from-twin"), read(&pair.b, "from-first")), ("3".into(), "4".into()));
+    assert_eq!(copies(&pair.b), both);
+}
+
+#[test]
+fn a_copy_of_the_state_may_take_turns_with_the_first() {
+    let pair = Pair::new();
+    ["same", "edited", "removed"].iter().for_each(|name| put(&pair.a, name, name));
+    pair.once(&[]);
+    let (state, other) = (pair.state(), pair.base.path().join("copied-state"));
+    copy(&state, &other);
+    let swap = || {
+        let aside = pair.base.path().join("aside");
+        fs::rename(&state, &aside).unwrap();
+        fs::rename(&other, &state).unwrap();
+        fs::rename(&aside, &other).unwrap();
+    };
+    put(&pair.a, "edited", "with the first");
+    fs::remove_file(pair.a.join("removed")).unwrap();
+    pair.once(&[]);
+    swap();
+    put(&pair.b, "added", "with the copy");
+    pair.once(&[]);
+    pair.assert_same();
+    swap();
+    put(&pair.a, "new", "with the first again");
+    pair.once(&[]);
+    pair.assert_same();
+    let mut names = names(&pair.b);
+    names.retain(|n| n != ".driftless");
+    assert_eq!(names, ["added", "edited", "new", "same"]);
+    assert_eq!(read(&pair.b, "edited"), "with the first");
 }
