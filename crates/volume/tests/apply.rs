@@ -237,6 +237,9 @@ fn attributes_are_set_in_place_without_hiding_a_write() {
     assert_eq!(done.given, attrs);
     assert_eq!(done.fingerprint, seen(&root, "f").fingerprint);
     assert_eq!(std::fs::metadata(v.path("f")).unwrap().mtime_nsec(), i64::from(WHEN.nsec));
+    // Nothing to set: not even the time, which would move the change time on, and hide a write of this moment.
+    assert_eq!(set(&done.fingerprint).unwrap().fingerprint, done.fingerprint);
+    assert_eq!(seen(&root, "f").fingerprint, done.fingerprint);
     v.write("f", b"22");
     assert_eq!(set(&done.fingerprint).unwrap_err().reason(), Reason::Raced);
 }
