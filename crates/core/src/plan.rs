@@ -335,6 +335,33 @@ impl Step {
         }
     }
 
+    /// The inode that the step takes its content from.
+    pub fn source(&self) -> Option<&NodeKey> {
+        match self {
+            Step::Put { copy, .. } => copy.as_ref(),
+            Step::Link { node, .. } | Step::Move { node, .. } | Step::Unpark { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// True if the step builds on something that an earlier step should have made and did not: keys are still
+    /// provisional after [`Step::resolve`].
+    pub fn is_unresolved(&self) -> bool {
+        let dirs: [Option<&At>; 2] = match self {
+            Step::MakeDir { at, .. }
+            | Step::Put { at, .. }
+            | Step::Remove { at, .. }
+            | Step::Rebind { at, .. } => [Some(at), None],
+            Step::Link { from, to, .. } | Step::Move { from, to, .. } => [Some(from), Some(to)],
+            Step::Park { from, .. } => [Some(from), None],
+            Step::Unpark { to, .. } => [Some(to), None],
+            Step::SetAttrs { path, .. } => [path.as_ref(), None],
+        };
+        let makes = matches!(self, Step::MakeDir { .. } | Step::Put { .. });
+        dirs.into_iter().flatten().any(|at| Plan::is_provisional(&at.dir))
+            || (!makes && Plan::is_provisional(self.node()))
+    }
+
     fn victim_mut(&mut self) -> Option<&mut Victim> {
         match self {
             Step::Put { victim, .. }

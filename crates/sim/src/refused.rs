@@ -8,7 +8,7 @@ use crate::planned::{perform, restore_dir_times, todo};
 use crate::prng::Prng;
 use crate::site::Site;
 use crate::world::Available;
-use driftless_core::plan::{At, Plan, PlanOptions, Step, plan_entry, record, stands};
+use driftless_core::plan::{Plan, PlanOptions, Step, plan_entry, record, stands};
 use driftless_core::tx::{Result as TxResult, Tx};
 use driftless_core::{EntryId, NodeKey};
 use std::collections::{BTreeSet, HashMap};
@@ -73,7 +73,7 @@ impl Run {
         let destroys = step.victim().is_some_and(|v| self.sources.contains(&v.node));
         let refused = self.rng.one_in(4);
         self.refused += u64::from(refused);
-        if !refused && !unresolved(&step) && !destroys && stands(tx, &step)? {
+        if !refused && !step.is_unresolved() && !destroys && stands(tx, &step)? {
             step.refresh(tx)?;
             // A directory may hold what a step that failed should have taken away: that fails too.
             if let Ok(outcome) = perform(disk, &step) {
@@ -85,33 +85,7 @@ impl Run {
             }
         }
         self.failed.extend(driftless_core::plan::concerned(tx, &step)?);
-        self.sources.extend(source_of(&step).cloned());
+        self.sources.extend(step.source().cloned());
         Ok(())
     }
-}
-
-/// The inode that a step takes its content from.
-fn source_of(step: &Step) -> Option<&NodeKey> {
-    match step {
-        Step::Put { copy, .. } => copy.as_ref(),
-        Step::Link { node, .. } | Step::Move { node, .. } | Step::Unpark { node, .. } => Some(node),
-        _ => None,
-    }
-}
-
-/// True if the step builds on something that an earlier step should have made and did not.
-fn unresolved(step: &Step) -> bool {
-    let dirs: [Option<&At>; 2] = match step {
-        Step::MakeDir { at, .. }
-        | Step::Put { at, .. }
-        | Step::Remove { at, .. }
-        | Step::Rebind { at, .. } => [Some(at), None],
-        Step::Link { from, to, .. } | Step::Move { from, to, .. } => [Some(from), Some(to)],
-        Step::Park { from, .. } => [Some(from), None],
-        Step::Unpark { to, .. } => [Some(to), None],
-        Step::SetAttrs { path, .. } => [path.as_ref(), None],
-    };
-    let makes = matches!(step, Step::MakeDir { .. } | Step::Put { .. });
-    dirs.into_iter().flatten().any(|at| Plan::is_provisional(&at.dir))
-        || (!makes && Plan::is_provisional(step.node()))
 }

@@ -116,7 +116,7 @@ impl Engine {
             let mut tx = self.open_tx(&*snapshot)?;
             let why = (Reason::TrashFull, self.trash_full_detail());
             run.failed.extend(trash::concerned_by(&mut tx, &held)?.into_iter().map(|id| (id, why.clone())));
-            run.sources.extend(held.iter().filter_map(source_of).cloned());
+            run.sources.extend(held.iter().filter_map(Step::source).cloned());
         }
         for id in parent_waits {
             run.failed.insert(id, (Reason::ParentWaits, String::new()));
@@ -446,7 +446,7 @@ impl Engine {
     fn run_step(&mut self, tx: &mut Tx<'_>, mut step: Step, id: StageId, run: &mut Run) -> Result<(), Fail> {
         let provisional = step.node().clone();
         step.resolve(&run.real);
-        let result = if unresolved(&step) {
+        let result = if step.is_unresolved() {
             Done::No(Reason::ParentWaits, String::new())
         } else if !plan::stands(tx, &step)? || step.victim().is_some_and(|v| run.sources.contains(&v.node)) {
             Done::No(Reason::Raced, "what it builds on was not done".into())
@@ -483,7 +483,7 @@ impl Engine {
                     }
                     run.failed.entry(id).or_insert((reason, detail.clone()));
                 }
-                run.sources.extend(source_of(&step).cloned());
+                run.sources.extend(step.source().cloned());
                 Ok(())
             }
         }
@@ -933,38 +933,12 @@ fn note_change_time(tx: &mut Tx<'_>, limbo: &Limbo) -> Result<(), Fail> {
     Ok(())
 }
 
-/// The inode that a step takes its content from.
-fn source_of(step: &Step) -> Option<&NodeKey> {
-    match step {
-        Step::Put { copy, .. } => copy.as_ref(),
-        Step::Link { node, .. } | Step::Move { node, .. } | Step::Unpark { node, .. } => Some(node),
-        _ => None,
-    }
-}
-
 /// The place that a step takes an inode from.
 fn source_place(step: &Step) -> Option<&At> {
     match step {
         Step::Link { from, .. } | Step::Move { from, .. } | Step::Park { from, .. } => Some(from),
         _ => None,
     }
-}
-
-/// True if the step builds on something that an earlier step should have made and did not.
-fn unresolved(step: &Step) -> bool {
-    let dirs: [Option<&At>; 2] = match step {
-        Step::MakeDir { at, .. }
-        | Step::Put { at, .. }
-        | Step::Remove { at, .. }
-        | Step::Rebind { at, .. } => [Some(at), None],
-        Step::Link { from, to, .. } | Step::Move { from, to, .. } => [Some(from), Some(to)],
-        Step::Park { from, .. } => [Some(from), None],
-        Step::Unpark { to, .. } => [Some(to), None],
-        Step::SetAttrs { path, .. } => [path.as_ref(), None],
-    };
-    let makes = matches!(step, Step::MakeDir { .. } | Step::Put { .. });
-    dirs.into_iter().flatten().any(|at| Plan::is_provisional(&at.dir))
-        || (!makes && Plan::is_provisional(step.node()))
 }
 
 /// The name an inode waits under while parked: follows from its key, so that it is found after a restart.
