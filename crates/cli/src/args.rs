@@ -176,6 +176,10 @@ pub(crate) struct SyncArgs {
     /// ones stay, and what would replace or remove more waits.
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub(crate) trash_max: Option<u64>,
+    /// Look at the whole tree this often, though nothing was heard of it (45s, 10m, 12h; never): finds what programs write
+    /// to files that they never close.
+    #[arg(long, value_name = "AGE", value_parser = units::parse_pause, default_value = "10m")]
+    pub(crate) crawl_every: u64,
     /// Keep the indexes here [default: $XDG_STATE_HOME/driftless].
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,

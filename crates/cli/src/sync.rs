@@ -70,6 +70,7 @@ fn options(args: SyncArgs) -> Result<SyncOptions, CliError> {
             site_names,
             verbose: args.verbose > 0,
             trash: trash_limits(args.trash_keep, args.trash_max),
+            crawl_every_s: args.crawl_every,
         },
         bwlimit_bytes_per_s: args.bwlimit,
         remote_bin: args.remote_bin,

@@ -38,6 +38,11 @@ pub(crate) fn parse_age(text: &str) -> Result<u64, String> {
     if seconds == 0 || seconds > AGE_MAX_S { Err(bad()) } else { Ok(seconds) }
 }
 
+/// As [`parse_age`], or 0 for `never`.
+pub(crate) fn parse_pause(text: &str) -> Result<u64, String> {
+    if text == "never" { Ok(0) } else { parse_age(text) }
+}
+
 /// Longest age that is taken, a century: in nanoseconds it still fits 64 bits.
 const AGE_MAX_S: u64 = 100 * 366 * 86_400;
 

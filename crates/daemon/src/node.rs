@@ -20,7 +20,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_index::{Lock, StateDir};
 use driftless_net::identity::{Identity, PublicKey};
 use driftless_net::tls::TlsOptions;
-use driftless_node::api::{Event, Level, MaxDelete, OnRollback, SessionError, Shared as Rules};
+use driftless_node::api::{
+    CRAWL_EVERY_DEFAULT_S, Event, Level, MaxDelete, OnRollback, SessionError, Shared as Rules,
+};
 use driftless_node::replica::{Replica, ReplicaOptions, Service};
 use std::collections::BTreeMap;
 use std::io;
@@ -476,6 +478,7 @@ impl Shared {
             site_names: (own, String::new()),
             verbose: false,
             trash: None,
+            crawl_every_s: CRAWL_EVERY_DEFAULT_S,
         };
         let state = StateDir::at(self.state.join("volumes"));
         Replica::open(ReplicaOptions { root: volume.root(), state, service, shared }, events)

@@ -76,6 +76,17 @@ pub struct Shared {
     /// Keep what is replaced or removed; `None`: it goes for good.
     #[serde(default)]
     pub trash: Option<TrashLimits>,
+    /// Seconds between two looks at the whole tree though nothing was heard of it; 0: only looks that something asks for.
+    #[serde(default = "crawl_every_default_s")]
+    pub crawl_every_s: u64,
+}
+
+/// Seconds between two looks at the whole tree, unless something else is asked for: what a program writes to a file that it
+/// never closes is found at the latest then. Long enough that a tree of a million entries costs little.
+pub const CRAWL_EVERY_DEFAULT_S: u64 = 600;
+
+fn crawl_every_default_s() -> u64 {
+    CRAWL_EVERY_DEFAULT_S
 }
 
 /// What becomes of many changes at once that go back to older contents or to nothing (see [`driftless_core::rollback`]).

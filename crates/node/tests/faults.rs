@@ -26,6 +26,7 @@ fn options(base: &Path) -> SyncOptions {
             site_names: ("A".into(), "B".into()),
             verbose: false,
             trash: None,
+            crawl_every_s: driftless_node::api::CRAWL_EVERY_DEFAULT_S,
         },
         bwlimit_bytes_per_s: None,
         remote_bin: "driftless".into(),

@@ -15,7 +15,7 @@ use crate::error::{ApplyError, Context, Reason, VolumeError};
 use crate::limbo::{LIMBO_PART, Limbo};
 use crate::stage::{PrivateName, StageId, Staged};
 use crate::stat::{self, CName, Look, only_mtime};
-use crate::sys::Writers;
+use crate::sys::{ReadLease, Writers};
 use driftless_core::plan::{Outcome, Victim};
 use driftless_core::{Attrs, Fingerprint, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
@@ -368,13 +368,21 @@ impl Directory {
         let open = self.reopen_to_read(&path, kind);
         // A time that is right already is not set again: that would hide what somebody writes at this moment.
         let mtime = mtime.filter(|time| *time != before.fingerprint().mtime);
-        if let Some(fd) = &open
-            && kind == Kind::File
-            && mtime.is_some()
-            && self.writers(fd) == Writers::Some
-        {
-            return Err(ApplyError::Busy { name: name.as_bytes().to_vec() });
-        }
+        // While it is held nobody begins to write, so no write can hide behind the time that is set.
+        let _lease = match (&open, mtime) {
+            (Some(fd), Some(_)) if kind == Kind::File => match ReadLease::take(fd.as_fd()) {
+                Ok(lease) => {
+                    let now = stat::stat_fd(fd).doing(doing, name.as_bytes())?;
+                    if stat::fingerprint_of(&now) != before.fingerprint() {
+                        return Err(ApplyError::raced(name.as_bytes()));
+                    }
+                    Some(lease)
+                }
+                Err(Writers::Some) => return Err(ApplyError::Busy { name: name.as_bytes().to_vec() }),
+                Err(_) => None,
+            },
+            _ => None,
+        };
         let target = open.as_ref().map_or(Target::Path(&path), Target::Open);
         let mtime = mtime.or(attrs.dir_mtime.filter(|_| kind.is_dir()));
         let wanted = Wanted { kind, attrs, mtime };

@@ -12,6 +12,7 @@
 
 mod apply;
 mod attrs;
+mod busy;
 mod capability;
 pub mod crash;
 mod directory;

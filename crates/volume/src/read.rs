@@ -5,6 +5,7 @@
 //! and only of files changed lately: the system has written older dirty pages out by itself.
 
 use crate::attrs::{Target, attrs_of};
+use crate::busy::gone_or;
 use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
 use crate::fault;
@@ -46,6 +47,8 @@ pub struct Hashed {
     pub bytes: Option<Vec<u8>>,
     /// Whether somebody had the file open for writing before it was read; asked only of files changed lately.
     pub writers: Writers,
+    /// What was read, if that was a copy made for it: the file itself may have changed since.
+    pub copy: Option<ReadHandle>,
 }
 
 impl DirFd {
@@ -59,11 +62,7 @@ impl DirFd {
             Kind::File => self.hash_file(name, seen, keep_small),
             _ => self.read_other(name, &seen.key),
         };
-        match found {
-            Ok(outcome) => Ok(outcome),
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(HashOutcome::Gone),
-            Err(e) => Err(VolumeError::sys("read", name.as_bytes(), e)),
-        }
+        found.or_else(|e| gone_or(e, name))
     }
 
     /// What a lease says about writers of the file `name`; unknown if it is no file that can be read.
@@ -135,7 +134,7 @@ impl DirFd {
     }
 
     /// Looks at an open file that should be the one `seen`; `None` if it is another one.
-    fn look_again(&self, fd: &OwnedFd, seen: &Seen) -> Result<Option<Look>, Errno> {
+    pub(crate) fn look_again(&self, fd: &OwnedFd, seen: &Seen) -> Result<Option<Look>, Errno> {
         let stat = stat::stat_fd(fd)?;
         if stat::fingerprint_of(&stat) == seen.fingerprint && key::is_same_inode(&seen.key, &stat) {
             return Ok(Some(Look { key: seen.key.clone(), stat }));
@@ -174,51 +173,7 @@ impl DirFd {
             attrs: attrs_of(&last, xattrs),
             content: Some(Content::File { size: fingerprint.size, mtime: fingerprint.mtime, digest }),
         };
-        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers })))
-    }
-
-    /// As [`DirFd::hash`], of a file that changes while it is read: what it has now up to its present length, if that is
-    /// the same when it is read twice. So it is for files that only grow, as logs do; others stay unstable.
-    ///
-    /// # Errors
-    /// As [`DirFd::hash`].
-    pub fn hash_prefix(
-        &self,
-        name: &Name,
-        seen: &Seen,
-        keep_small: usize,
-    ) -> Result<HashOutcome, VolumeError> {
-        match self.hash_prefix_of(name, seen, keep_small) {
-            Ok(outcome) => Ok(outcome),
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(HashOutcome::Gone),
-            Err(e) => Err(VolumeError::sys("read", name.as_bytes(), e)),
-        }
-    }
-
-    fn hash_prefix_of(&self, name: &Name, seen: &Seen, keep_small: usize) -> Result<HashOutcome, Errno> {
-        let fd = self.open_file(name)?;
-        let Some(first) = self.look_again(&fd, seen)?.filter(|look| look.kind() == Kind::File) else {
-            return Ok(HashOutcome::Gone);
-        };
-        let Some((digest, bytes)) = read_whole(&fd, &first, keep_small)? else {
-            return Ok(HashOutcome::Unstable);
-        };
-        let again = read_whole(&fd, &first, 0)?.map(|(digest, _)| digest);
-        let xattrs = Target::Open(&fd).xattrs()?;
-        if again != Some(digest) || stat::stat_fd(&fd)?.stx_size < first.stat.stx_size {
-            return Ok(HashOutcome::Unstable);
-        }
-        let fingerprint = first.fingerprint();
-        let looked = Looked {
-            attrs: attrs_of(&first.stat, xattrs),
-            key: first.key,
-            kind: Kind::File,
-            fingerprint,
-            // More has come by now: it is looked at again.
-            racy: true,
-            content: Some(Content::File { size: fingerprint.size, mtime: fingerprint.mtime, digest }),
-        };
-        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers: Writers::Unknown })))
+        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes, writers, copy: None })))
     }
 
     /// All kinds but regular files: nothing to open, nobody writes in them.
@@ -243,7 +198,8 @@ impl DirFd {
             return Ok(HashOutcome::Unstable);
         }
         let looked = self.looked(look, attrs, content);
-        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes: None, writers: Writers::None })))
+        let writers = Writers::None;
+        Ok(HashOutcome::Looked(Box::new(Hashed { looked, bytes: None, writers, copy: None })))
     }
 
     fn looked(&self, look: Look, attrs: Attrs, content: Option<Content>) -> Looked {
@@ -252,7 +208,7 @@ impl DirFd {
         Looked { key: look.key, kind, fingerprint, racy, attrs, content }
     }
 
-    fn is_racy(&self, look: &Look) -> bool {
+    pub(crate) fn is_racy(&self, look: &Look) -> bool {
         stat::is_near(look.fingerprint().ctime, stat::now(), self.volume().0.capabilities.tick_ns)
     }
 }
@@ -260,7 +216,11 @@ impl DirFd {
 type DigestAndBytes = (Digest, Option<Vec<u8>>);
 
 /// Reads and hashes a file of the size that `look` says; `None` if it has another one.
-fn read_whole(fd: &OwnedFd, look: &Look, keep_small: usize) -> Result<Option<DigestAndBytes>, Errno> {
+pub(crate) fn read_whole(
+    fd: &OwnedFd,
+    look: &Look,
+    keep_small: usize,
+) -> Result<Option<DigestAndBytes>, Errno> {
     let size = look.stat.stx_size;
     if size <= keep_small as u64 {
         let bytes = read_range(fd.as_fd(), 0, size as usize)?;
@@ -340,6 +300,12 @@ pub struct ReadHandle {
 impl ReadHandle {
     pub(crate) fn new(fd: OwnedFd, fingerprint: Fingerprint) -> ReadHandle {
         ReadHandle { fd, fingerprint }
+    }
+
+    /// Another handle on the same file.
+    pub fn try_clone(&self) -> Result<ReadHandle, VolumeError> {
+        let fd = self.fd.try_clone().map_err(|_| Errno::MFILE).doing("open", b"an open file")?;
+        Ok(ReadHandle { fd, fingerprint: self.fingerprint })
     }
 
     /// The digest of its whole content; `None` if it is shorter now than when it was opened.

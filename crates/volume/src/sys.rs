@@ -7,7 +7,7 @@
 pub(crate) use driftless_core::limbo::Writers;
 use rustix::io::Errno;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Longest handle the kernel makes (`MAX_HANDLE_SZ`).
 pub(crate) const HANDLE_LEN_MAX: usize = 128;
@@ -113,24 +113,39 @@ pub(crate) fn has_inotify(dir: impl AsFd) -> bool {
         .is_ok()
 }
 
-/// Asks for a read lease on the file behind `fd` (opened read-only) and gives it back at once: a held lease would
-/// stall writers.
-pub(crate) fn writers(fd: impl AsFd) -> Writers {
-    let fd = fd.as_fd().as_raw_fd();
-    // A writer that opens the file while we hold the lease makes the kernel signal us; the default signal, SIGIO,
-    // would end the process. SIGURG is ignored by default.
-    if fcntl(fd, F_SETSIG, libc::SIGURG).is_err() {
-        return Writers::Unknown;
-    }
-    match fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) {
-        Ok(()) => {
-            // Closing the descriptor would give the lease back as well, so a failure here is harmless.
-            let _ = fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
-            Writers::None
+/// A read lease on a file: until it is dropped, whoever wants to open the file for writing, or to cut it, waits.
+pub(crate) struct ReadLease<'a>(BorrowedFd<'a>);
+
+impl<'a> ReadLease<'a> {
+    /// Takes one on the file behind `fd`, which is open for reading only.
+    ///
+    /// # Errors
+    /// What is known of writers then: some, or that nobody can tell.
+    pub(crate) fn take(fd: BorrowedFd<'a>) -> Result<ReadLease<'a>, Writers> {
+        // A writer that opens the file while we hold the lease makes the kernel signal us; the default signal, SIGIO,
+        // would end the process. SIGURG is ignored by default.
+        if fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGURG).is_err() {
+            return Err(Writers::Unknown);
         }
-        Err(Errno::AGAIN) => Writers::Some,
-        Err(_) => Writers::Unknown,
+        match fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) {
+            Ok(()) => Ok(ReadLease(fd)),
+            Err(Errno::AGAIN) => Err(Writers::Some),
+            Err(_) => Err(Writers::Unknown),
+        }
     }
+}
+
+impl Drop for ReadLease<'_> {
+    fn drop(&mut self) {
+        // Closing the descriptor gives the lease back as well, so a failure here is harmless.
+        let _ = fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK);
+    }
+}
+
+/// Asks for a read lease on the file behind `fd` (opened read-only) and gives it back at once: a held lease stalls
+/// writers.
+pub(crate) fn writers(fd: impl AsFd) -> Writers {
+    ReadLease::take(fd.as_fd()).map_or_else(|writers| writers, |_lease| Writers::None)
 }
 
 fn fcntl(fd: RawFd, command: i32, argument: i32) -> Result<(), Errno> {
@@ -150,4 +165,30 @@ fn owned(r: i64) -> Result<OwnedFd, Errno> {
     let fd = RawFd::try_from(r).map_err(|_| Errno::BADF)?;
     // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags};
+
+    #[test]
+    fn nobody_begins_to_write_while_a_lease_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "x").unwrap();
+        let open = |flags| rustix::fs::open(&path, flags, Mode::empty());
+        let fd = open(OFlags::RDONLY).unwrap();
+        let Ok(lease) = ReadLease::take(fd.as_fd()) else {
+            eprintln!("skipped: no leases here");
+            return;
+        };
+        assert_eq!(open(OFlags::WRONLY | OFlags::NONBLOCK).unwrap_err(), Errno::AGAIN);
+        assert!(open(OFlags::RDONLY).is_ok());
+        drop(lease);
+        let writer = open(OFlags::WRONLY | OFlags::NONBLOCK).unwrap();
+        assert_eq!(ReadLease::take(fd.as_fd()).err(), Some(Writers::Some));
+        drop(writer);
+        assert_eq!(writers(&fd), Writers::None);
+    }
 }

@@ -77,8 +77,6 @@ pub struct WatchOptions {
     pub own_process: bool,
     /// Mark directories even where the whole file system could be watched.
     pub directories_only: bool,
-    /// Hear of each write, not only of the end of writing: for files that stay open for long. Costs writers more.
-    pub each_write: bool,
 }
 
 /// What a receiver did with a batch.
@@ -186,7 +184,7 @@ impl Group {
         let root = &volume.0.root;
         let mut refused = Errno::NOSYS;
         for (report, renames) in DIALECTS {
-            let mask = MASK | renames | if options.each_write { libc::FAN_MODIFY } else { 0 };
+            let mask = MASK | renames;
             match Group::open_dialect(root, GROUP | report, mask, options.directories_only) {
                 Ok(group) => return Ok(group),
                 Err(e) => refused = e,

@@ -99,17 +99,6 @@ fn every_operation_is_heard_with_marks_on_directories() {
 }
 
 #[test]
-fn each_write_is_heard_of_when_asked_for() {
-    let options = WatchOptions { each_write: true, own_process: true, ..WatchOptions::default() };
-    let Some(w) = Watched::new(Volume::new(), options) else { return };
-    let mut open = std::fs::File::create(w.v.path("log")).unwrap();
-    let log = w.look(&w.v.volume.root_key(), "log");
-    w.expect(vec![log.clone()]);
-    std::io::Write::write_all(&mut open, b"line").unwrap();
-    w.expect(vec![log]);
-}
-
-#[test]
 fn a_slow_receiver_is_told_that_hints_were_lost() {
     let v = Volume::new();
     let (sender, hints) = crossbeam_channel::bounded(1);

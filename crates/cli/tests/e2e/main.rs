@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod active_passive;
+mod busy;
 mod common;
 mod continuous;
 mod crash;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A small file system, unmounted when dropped.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
     /// Makes one of `kind` in a loop image and mounts it at `dir`; says so and gives nothing where that is not possible.
-    fn on_disk(kind: &str, dir: &Path, image: &Path) -> Option<Small> {
+    pub(crate) fn on_disk(kind: &str, dir: &Path, image: &Path) -> Option<Small> {
         let (len, mkfs) = match kind {
             "xfs" => (300 << 20, ["mkfs.xfs", "-q", "-f"]),
             _ => (24 << 20, ["mkfs.ext4", "-q", "-F"]),

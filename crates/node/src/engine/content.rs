@@ -16,6 +16,7 @@ use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
+use std::time::Instant;
 
 /// Contents up to this length are kept in memory until staged.
 pub(super) const SMALL_LEN_MAX: u64 = 128 << 10;
@@ -219,13 +220,18 @@ impl Engine {
         }
     }
 
-    /// A file of this disk that shows the version, if one does.
+    /// A file of this disk that shows the version, if one does, or the copy that was read of one that has changed since.
     fn open_version(
         &mut self,
         tx: &mut Tx<'_>,
         entry: EntryId,
         digest: &Digest,
     ) -> Result<Option<ReadHandle>, Fail> {
+        if let Some(copy) = self.copies.with(digest, Instant::now())
+            && let Ok(handle) = copy.try_clone()
+        {
+            return Ok(Some(handle));
+        }
         let Some(row) = tx.entry(entry)? else { return Ok(None) };
         for key in &row.bound {
             let shows = tx
@@ -265,6 +271,8 @@ impl Engine {
         let key = (want.entry, want.version);
         // None is asked for by who got something else.
         let doubted = want.len == 0;
+        // As long as it is asked for it stays.
+        let _ = self.copies.with(&want.digest, Instant::now());
         if !doubted && !self.contents.served.contains(&key) {
             let snapshot = self.store.snapshot()?;
             let mut tx = Tx::open(&*snapshot, self.env())?;

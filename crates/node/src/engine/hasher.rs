@@ -18,10 +18,33 @@ const QUEUE_MAX: usize = 64;
 /// What reading a file gave.
 pub(super) type Found = Result<HashOutcome, VolumeError>;
 
+/// How a file is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum How {
+    /// As one that nobody writes to meanwhile.
+    AtRest,
+    /// As one that is known to stay open: from a copy, where there are such.
+    Open,
+    /// As one that has changed each time it was read: from a copy, or what of it does not change.
+    Busy,
+}
+
+impl How {
+    /// Reads the file `seen` in `dir`; contents of at most `keep_small` bytes are given along.
+    pub(super) fn read(self, dir: &DirFd, seen: &Seen, keep_small: usize) -> Found {
+        let copy = if self == How::AtRest { None } else { dir.hash_copy(&seen.name, seen, keep_small)? };
+        match (copy, self) {
+            (Some(found), _) => Ok(found),
+            (None, How::Busy) => dir.hash_prefix(&seen.name, seen, keep_small),
+            (None, How::AtRest | How::Open) => dir.hash(&seen.name, seen, keep_small),
+        }
+    }
+}
+
 struct Job {
     dir: DirFd,
     seen: Seen,
-    grows: bool,
+    how: How,
 }
 
 /// A job that is done.
@@ -55,12 +78,8 @@ impl Hasher {
         let (jobs, todo) = unbounded::<Job>();
         let (send, done) = unbounded();
         std::thread::Builder::new().name("hasher".into()).spawn(move || {
-            for Job { dir, seen, grows } in todo {
-                let found = if grows {
-                    dir.hash_prefix(&seen.name, &seen, 0)
-                } else {
-                    dir.hash(&seen.name, &seen, 0)
-                };
+            for Job { dir, seen, how } in todo {
+                let found = how.read(&dir, &seen, 0);
                 if send.send(Read { dir: dir.key().clone(), seen, found }).is_err() {
                     return;
                 }
@@ -74,17 +93,18 @@ impl Hasher {
         self.files.is_empty()
     }
 
-    /// What the thread found of the file `seen` in `dir`; else it is given to the thread. If it `grows`, what it had when
-    /// the thread came to it will do.
-    pub(super) fn ask(&mut self, dir: &DirFd, seen: &Seen, grows: bool) -> Aside {
+    /// What the thread found of the file `seen` in `dir`; else it is given to the thread. Of one that does
+    /// not rest, what it had when the thread came to it will do.
+    pub(super) fn ask(&mut self, dir: &DirFd, seen: &Seen, how: How) -> Aside {
         match self.files.remove(&seen.key) {
             Some(None) => {
                 self.files.insert(seen.key.clone(), None);
                 return Aside::Later;
             }
             Some(Some((_, then, found))) if then.name == seen.name => {
-                let same = then.fingerprint == seen.fingerprint;
-                return Aside::Here(if same || grows { found } else { Ok(HashOutcome::Unstable) });
+                let copied = matches!(&found, Ok(HashOutcome::Looked(hashed)) if hashed.copy.is_some());
+                let counts = then.fingerprint == seen.fingerprint || how == How::Busy || copied;
+                return Aside::Here(if counts { found } else { Ok(HashOutcome::Unstable) });
             }
             Some(Some(_)) | None => {}
         }
@@ -92,7 +112,7 @@ impl Hasher {
             return Aside::TooMany;
         }
         // The thread lives as long as this.
-        let _ = self.jobs.send(Job { dir: dir.clone(), seen: seen.clone(), grows });
+        let _ = self.jobs.send(Job { dir: dir.clone(), seen: seen.clone(), how });
         self.files.insert(seen.key.clone(), None);
         Aside::Later
     }

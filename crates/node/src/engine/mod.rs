@@ -23,12 +23,15 @@
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`nowhere`]: versions that nobody holds who could be asked.
+//! - [`routine`]: crawls that nothing asks for.
+//! - [`copies`]: what was read of files that never settle, for peers to fetch.
 //! - [`open_files`]: files that were taken in while somebody writes to them.
 //! - [`open`]: opening index and tree, guarding; [`no_room`]: on a full disk that has to wait.
 
 mod apply;
 mod causes;
 mod content;
+mod copies;
 mod hasher;
 mod held;
 mod judge;
@@ -44,6 +47,7 @@ mod open_files;
 mod peer;
 mod recover;
 mod rollback;
+mod routine;
 mod seal;
 mod stager;
 mod suspect;
@@ -58,6 +62,7 @@ use crate::needs::{self, Waiter};
 use crate::sites;
 use causes::Causes;
 use content::Contents;
+use copies::Copies;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
 use driftless_core::link::{Message, OwnHello, Role, peer_row};
@@ -76,6 +81,7 @@ use observe::{Pass, Taking};
 use open_files::OpenFiles;
 use recover::Left;
 use rollback::Rollback;
+use routine::Routine;
 use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -286,6 +292,8 @@ pub(crate) struct Engine {
     lists: BTreeSet<NodeKey>,
     later: BTreeMap<Instant, Vec<RelPath>>,
     open_files: OpenFiles,
+    copies: Copies,
+    routine: Routine,
 
     // what it knows
     taking: Taking,
@@ -553,8 +561,14 @@ impl Engine {
         if let Some(look) = self.open_files.next_look() {
             at = at.min(look);
         }
+        if let Some(expiry) = self.copies.next_expiry() {
+            at = at.min(expiry);
+        }
         if let Some(judge) = self.rollback.due() {
             at = at.min(judge);
+        }
+        if let Some(crawl) = self.routine.due() {
+            at = at.min(crawl);
         }
         let now_ns = steady_ns();
         if let Some(due_ns) = self.waiting.next_due_ns() {
@@ -643,6 +657,7 @@ impl Engine {
             return Ok(true);
         }
         worked |= self.seal_if_quiet()?;
+        worked |= self.crawl_if_due();
         Ok(worked)
     }
 
@@ -777,8 +792,12 @@ impl Engine {
 
     fn start_crawl(&mut self) {
         self.want_crawl = false;
-        self.rollback.crawl_starts();
         self.set_phase(Phase::Scanning);
+        self.begin_crawl();
+    }
+
+    fn begin_crawl(&mut self) {
+        self.rollback.crawl_starts();
         self.pass = Some(Pass::crawl(self.volume.root_key()));
     }
 
@@ -813,6 +832,7 @@ impl Engine {
 
     fn crawl_over(&mut self) -> Result<(), Fail> {
         self.crawled = true;
+        self.routine.crawl_over(Instant::now());
         self.last_moments = None;
         self.heal_rollback()?;
         if !self.scanned {
@@ -1007,7 +1027,7 @@ impl Engine {
         (self.service.is_some() || self.links.peers().next().is_some())
             && self.scanned
             && self.crawled
-            && self.pass.is_none()
+            && (self.pass.is_none() || self.routine.is_under_way())
             && !self.has_hints()
             && self.hasher.is_idle()
             && self.batches.is_empty()

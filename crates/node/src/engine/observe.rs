@@ -7,7 +7,7 @@
 //! children before directories. A removal is recorded only if the inode is really gone.
 
 use super::content::SMALL_LEN_MAX;
-use super::hasher::{ASIDE_LEN_MIN, Aside, Found};
+use super::hasher::{ASIDE_LEN_MIN, Aside, Found, How};
 use super::{Engine, Fail, RelPath};
 use crate::api::Reason;
 use driftless_core::adopt::{Adopted, Adoption};
@@ -18,7 +18,7 @@ use driftless_volume::{
     DirFd, HashOutcome, Hashed, Reason as VolumeReason, Seen, UnseenReason, VolumeError, Writers,
 };
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Places read from the index at once while a directory is compared.
 pub(super) const PLACES_AT_ONCE: usize = 4096;
@@ -444,8 +444,9 @@ impl Engine {
         let Some(found) = self.read_or_wait(fd, path, seen, keep) else { return Ok(None) };
         match found {
             Ok(HashOutcome::Looked(hashed)) => {
-                let Hashed { looked, bytes, writers } = *hashed;
-                if writers == Writers::Some && !self.shared.once && self.still_settling(path) {
+                let Hashed { looked, bytes, writers, copy } = *hashed;
+                let settles = copy.is_none() && writers == Writers::Some && !self.shared.once;
+                if settles && self.still_settling(path) {
                     return Ok(None);
                 }
                 self.settle_path(tx, path)?;
@@ -456,6 +457,9 @@ impl Engine {
                     && seen.kind == Kind::File
                 {
                     self.counts.hashed_bytes += c.size();
+                    if let Some(copy) = copy {
+                        self.copies.put(path, c.identity(), copy, Instant::now());
+                    }
                     if let Some(bytes) = bytes {
                         self.cache_small(c.identity(), bytes);
                     }
@@ -482,21 +486,31 @@ impl Engine {
     /// end, have nothing else to do.
     fn read_or_wait(&mut self, fd: &DirFd, path: &RelPath, seen: &Seen, keep: usize) -> Option<Found> {
         let large = seen.kind == Kind::File && seen.fingerprint.size >= ASIDE_LEN_MIN;
-        let tries = self.waiting.get(&Engine::path_waiter(path)).filter(|n| n.reason == Reason::Unstable);
-        let grows = seen.kind == Kind::File && tries.is_some_and(|n| n.tries >= UNSTABLE_TRIES_MAX);
-        if !large || self.taking != Taking::Watch || self.shared.once || self.shared.dry_run {
-            return Some(match grows {
-                true => fd.hash_prefix(&seen.name, seen, keep),
-                false => fd.hash(&seen.name, seen, keep),
-            });
+        let how = self.how_to_read(path, seen);
+        if how != How::AtRest && self.copies.is_being_sent(path, Instant::now()) {
+            self.look_again_after(path, SETTLE_PAUSE);
+            return None;
         }
-        match self.hasher.ask(fd, seen, grows) {
+        if !large || self.taking != Taking::Watch || self.shared.once || self.shared.dry_run {
+            return Some(how.read(fd, seen, keep));
+        }
+        match self.hasher.ask(fd, seen, how) {
             Aside::Here(found) => Some(found),
             Aside::Later => None,
             Aside::TooMany => {
                 self.look_again_after(path, SETTLE_PAUSE);
                 None
             }
+        }
+    }
+
+    fn how_to_read(&self, path: &RelPath, seen: &Seen) -> How {
+        let tries = self.waiting.get(&Engine::path_waiter(path)).filter(|n| n.reason == Reason::Unstable);
+        match tries {
+            _ if seen.kind != Kind::File => How::AtRest,
+            Some(needs) if needs.tries >= UNSTABLE_TRIES_MAX => How::Busy,
+            _ if self.open_files.follows(path) => How::Open,
+            _ => How::AtRest,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::causes::Causes;
 use super::content::Contents;
+use super::copies::Copies;
 use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
@@ -9,6 +10,7 @@ use super::no_room;
 use super::nowhere::{self, AcceptCommand, Nowhere};
 use super::open_files::OpenFiles;
 use super::recover::Left;
+use super::routine::Routine;
 use super::stager::{StageIds, Stager};
 use super::suspect::BeforeRows;
 use super::waiters::Waiters;
@@ -203,6 +205,8 @@ impl Engine {
             lists: BTreeSet::new(),
             later: BTreeMap::new(),
             open_files: OpenFiles::default(),
+            copies: Copies::default(),
+            routine: Routine::new(&shared),
             taking: super::Taking::Watch,
             scanned,
             crawled: false,

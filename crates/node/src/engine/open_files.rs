@@ -58,6 +58,7 @@ impl Engine {
     /// Looks at those that are due, and follows them on while they are open.
     pub(super) fn look_at_open_files(&mut self) -> Result<(), Fail> {
         let now = Instant::now();
+        self.copies.expire(now);
         while let Some(path) = self.open_files.take_due(now) {
             let Some((name, parents)) = path.split_last() else { continue };
             let open = self.volume.dir(parents, None).map(|dir| dir.writers(name));

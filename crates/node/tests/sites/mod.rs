@@ -56,6 +56,7 @@ impl Sites {
                 site_names: (format!("site{i}"), String::new()),
                 verbose: false,
                 trash: None,
+                crawl_every_s: driftless_node::api::CRAWL_EVERY_DEFAULT_S,
             },
         };
         self.replicas[i] = Some(Replica::open(options, self.told.0.clone()).unwrap());
