@@ -6,7 +6,7 @@
 //! ```
 
 use driftless_core::{Attrs, Content, Name};
-use driftless_volume::{DirFd, Directory, HashOutcome, OpenOptions, StageId, VolumeError};
+use driftless_volume::{DirFd, Directory, HashOutcome, OpenOptions, Seen, StageId, VolumeError};
 use std::error::Error;
 use std::path::Path;
 use std::process::Command;
@@ -79,8 +79,7 @@ fn ours(source: &Path, target: &Path, threads: usize) -> Done {
     std::fs::create_dir(target)?;
     let from = Directory::open(source, OpenOptions::default())?;
     let to = Directory::open(target, OpenOptions { create_private: true })?;
-    let mut dirs = Vec::new();
-    from.dir(&[], None)?.list(|seen| dirs.extend(seen.ok().filter(|s| s.kind.is_dir())))?;
+    let dirs: Vec<Seen> = seen_in(&from.dir(&[], None)?)?.into_iter().filter(|s| s.kind.is_dir()).collect();
     let next = AtomicUsize::new(0);
     let ids = AtomicU64::new(1);
     let work = || -> Result<(), VolumeError> {
@@ -105,8 +104,7 @@ fn copy_dir(from: &Directory, to: &Directory, name: &Name, ids: &AtomicU64) -> R
     let attrs = source.looked_self()?.attrs;
     to.make_dir(&to.dir(&[], None)?, name, &attrs).map_err(lost)?;
     let target = to.dir(path, None)?;
-    let mut names = Vec::new();
-    source.list(|seen| names.extend(seen.ok()))?;
+    let names = seen_in(source)?;
     let mut staged = Vec::new();
     for seen in &names {
         let HashOutcome::Looked(read) = source.hash(&seen.name, seen, FILE_LEN)? else { continue };
@@ -153,13 +151,21 @@ fn each_dir(
     volume: &Directory,
     mut act: impl FnMut(&DirFd, &driftless_volume::Seen) -> Result<(), VolumeError>,
 ) -> Done {
-    let mut dirs = Vec::new();
-    volume.dir(&[], None)?.list(|seen| dirs.extend(seen.ok()))?;
-    for dir in dirs {
+    for dir in seen_in(&volume.dir(&[], None)?)? {
         let dir = volume.dir(&[dir.name], Some(&dir.key))?;
         let mut found = Vec::with_capacity(FILES_PER_DIR);
         dir.list(|seen| found.extend(seen.ok()))?;
         found.iter().try_for_each(|seen| act(&dir, seen))?;
     }
     Ok(())
+}
+
+/// What a directory has.
+fn seen_in(dir: &DirFd) -> Result<Vec<Seen>, VolumeError> {
+    let names = dir.list()?;
+    let mut all = Vec::with_capacity(names.len());
+    for name in (0..names.len()).filter_map(|i| names.name(i)?.ok()) {
+        all.extend(dir.look(&name)?);
+    }
+    Ok(all)
 }

@@ -2,11 +2,12 @@
 
 use crate::directory::Directory;
 use crate::error::{Context, VolumeError};
+use crate::listing::Listing;
 use crate::stat::{self, CName, Look, MountId};
-use driftless_core::{Fingerprint, Kind, Name, NameError, NodeKey};
+use driftless_core::{Fingerprint, Kind, Name, NodeKey};
 use rustix::fs::{Access, AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,24 +39,6 @@ pub struct Seen {
     pub rdev: u64,
     /// Lies on another file system or mount: not part of the volume, not to be entered.
     pub other_fs: bool,
-}
-
-/// An entry that could not be looked at.
-#[derive(Debug)]
-pub struct Unseen {
-    /// Its name, as bytes.
-    pub name: Vec<u8>,
-    /// Why.
-    pub why: UnseenReason,
-}
-
-/// Why an entry could not be looked at.
-#[derive(Debug)]
-pub enum UnseenReason {
-    /// Its name is none we carry (reserved for Driftless).
-    Name(NameError),
-    /// The look failed.
-    Failed(VolumeError),
 }
 
 /// An open directory of a volume. Cheap to clone; may be used from several threads.
@@ -103,41 +86,26 @@ impl DirFd {
         &self.volume
     }
 
-    /// Looks at each entry and hands it to `f`. One entry that fails does not stop the rest. The private directory
-    /// and staged files are left out; entries that go away meanwhile too.
+    /// The names in it. The private directory and staged files are left out.
     ///
     /// # Errors
-    /// If the directory itself cannot be read.
-    pub fn list(&self, mut f: impl FnMut(Result<Seen, Unseen>)) -> Result<(), VolumeError> {
+    /// If the directory cannot be read, or has more names than fit a [`Listing`].
+    pub fn list(&self) -> Result<Listing, VolumeError> {
         let doing = "list the directory";
         // An own descriptor: the reading position is shared by all users of this one.
         let fd = self.reopen().doing(doing, b"")?;
         let mut buffer = [MaybeUninit::<u8>::uninit(); LIST_BUFFER_LEN];
         let mut entries = RawDir::new(&fd, &mut buffer);
+        let mut listing = Listing::default();
         while let Some(entry) = entries.next() {
             let entry = entry.doing(doing, b"")?;
-            if let Some(found) = self.look_at_entry(entry.file_name()) {
-                f(found);
+            let name = entry.file_name().to_bytes();
+            if !is_left_out(name, self.is_root()) && !listing.push(name) {
+                return Err(VolumeError::sys(doing, b"", Errno::OVERFLOW));
             }
         }
-        Ok(())
-    }
-
-    fn look_at_entry(&self, name: &CStr) -> Option<Result<Seen, Unseen>> {
-        let bytes = name.to_bytes();
-        if is_left_out(bytes, self.is_root()) {
-            return None;
-        }
-        let unseen = |why| Some(Err(Unseen { name: bytes.to_vec(), why }));
-        let checked = match Name::new(bytes) {
-            Ok(checked) => checked,
-            Err(e) => return unseen(UnseenReason::Name(e)),
-        };
-        match stat::look_name(self.volume.0.capabilities.identity, &self.open.fd, name) {
-            Ok(look) => Some(Ok(self.seen(checked, look))),
-            Err(Errno::NOENT) => None,
-            Err(e) => unseen(UnseenReason::Failed(VolumeError::sys("look at", bytes, e))),
-        }
+        listing.sort();
+        Ok(listing)
     }
 
     /// Looks at one name. `None` if nothing is there.

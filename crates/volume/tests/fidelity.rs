@@ -4,8 +4,8 @@
 mod common;
 
 use common::*;
-use driftless_core::{Attrs, Content, Digest, Kind, Name};
-use driftless_volume::{HashOutcome, Reason, UnseenReason, Writers};
+use driftless_core::{Attrs, Content, Digest, Kind, Name, NameError};
+use driftless_volume::{HashOutcome, Reason, Writers};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -276,17 +276,10 @@ fn a_reserved_name_below_the_root_is_reported_and_stops_nothing() {
     let v = Volume::new();
     std::fs::create_dir_all(v.path("d/.driftless")).unwrap();
     v.write("d/good", b"");
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
-    v.dir("d")
-        .list(|found| match found {
-            Ok(seen) => good.push(seen.name),
-            Err(unseen) => bad.push(unseen),
-        })
-        .unwrap();
-    assert_eq!(good, [name("good")]);
-    assert_eq!(bad.len(), 1);
-    assert_eq!(bad[0].name, b".driftless");
-    assert!(matches!(bad[0].why, UnseenReason::Name(_)));
+    let names = v.dir("d").list().unwrap();
+    assert_eq!(names.len(), 2);
+    assert!(matches!(names.name(0), Some(Err(NameError::Reserved))));
+    assert_eq!((names.bytes_of(0), names.name(1)), (Some(&b".driftless"[..]), Some(Ok(name("good")))));
 }
 
 #[test]

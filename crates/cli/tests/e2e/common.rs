@@ -209,6 +209,18 @@ impl Running {
         }
     }
 
+    /// True if an event of this name comes within [`PATIENCE`].
+    pub(crate) fn comes(&mut self, name: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(event) if event["event"] == name => return true,
+                Ok(event) => self.seen.push(event),
+                Err(_) => return false,
+            }
+        }
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

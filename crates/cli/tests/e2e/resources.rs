@@ -214,6 +214,38 @@ fn a_start_with_a_full_disk_of_the_state_waits_for_room() {
     pair.once(&[]);
 }
 
+/// Most memory a process has had, in MiB.
+fn peak_mib(pid: rustix::process::Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+/// Both ends in one process, one directory: what is in memory is bounded by batches and caches, not by the directory.
+/// `DRIFTLESS_HUGE_ENTRIES=300000` for a large one.
+#[test]
+fn a_huge_directory_needs_little_memory() {
+    const PEAK_MIB_MAX: u64 = 400;
+    let entries: usize = std::env::var("DRIFTLESS_HUGE_ENTRIES").map_or(20_000, |n| n.parse().unwrap());
+    let pair = Pair::new();
+    fs::create_dir(pair.a.join("d")).unwrap();
+    for i in 0..entries {
+        fs::write(pair.a.join(format!("d/{i:06}-{}", "n".repeat(40))), i.to_string()).unwrap();
+    }
+    let mut running = Running::start(&mut pair.sync_command(&["--json", "--max-delete", "100%"]));
+    let waits_long = |running: &mut Running| (0..20).any(|_| running.comes("in_sync"));
+    assert!(waits_long(&mut running), "the first copy takes too long");
+    let first = peak_mib(running.pid());
+    assert_eq!(fs::read_dir(pair.b.join("d")).unwrap().count(), entries);
+    // All of it goes in one window.
+    fs::remove_dir_all(pair.a.join("d")).unwrap();
+    assert!(waits_long(&mut running), "the removal takes too long");
+    let removed = peak_mib(running.pid());
+    eprintln!("{entries} entries: {first} MiB for the first copy, {removed} MiB with their removal");
+    assert!(removed <= PEAK_MIB_MAX, "{entries} entries: {first} MiB, {removed} MiB");
+    running.stop();
+}
+
 #[test]
 fn few_open_files_are_enough() {
     let pair = Pair::new();

@@ -13,6 +13,9 @@ use driftless_core::{Name, NodeKey, Tx};
 use driftless_volume::{DirFd, Located, Seen};
 use std::collections::{HashMap, HashSet, VecDeque};
 
+/// Removals that one commit records at most: what it changes is in memory until then.
+const REMOVALS_PER_COMMIT: usize = 4096;
+
 impl Engine {
     /// Judges what a pass has left open. Returns directories that have to be listed before the pass is over.
     pub(super) fn resolve(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
@@ -48,12 +51,13 @@ impl Engine {
     fn find_movers(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
         let known: HashSet<NodeKey> = pass.appeared.iter().map(|a| a.2.key.clone()).collect();
         let mut asked = HashSet::new();
-        let mut places = pass.missing.clone();
-        places.extend(pass.taken.iter().map(|t| (t.0.clone(), t.1.clone())));
+        let mut places: Vec<_> = pass.taken.iter().map(|t| (t.0.clone(), t.1.clone())).collect();
         // What was there may have moved just as well, with what else is in it.
         places.extend(pass.appeared.iter().map(|a| (a.0.clone(), a.1.clone())));
-        for (dir, name) in places {
-            let Some(place) = tx.place(&dir, &name)? else { continue };
+        // There may be very many of these.
+        let missing = std::mem::take(&mut pass.missing);
+        for (dir, name) in missing.iter().chain(&places) {
+            let Some(place) = tx.place(dir, name)? else { continue };
             if known.contains(&place.node) || !asked.insert(place.node.clone()) {
                 continue;
             }
@@ -61,6 +65,7 @@ impl Engine {
                 self.note_mover(tx, pass, &place.node, &path)?;
             }
         }
+        pass.missing = missing;
         Ok(())
     }
 
@@ -306,11 +311,13 @@ impl Engine {
 
     /// Names that are really gone.
     fn record_missing(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
+        let mut missing = std::mem::take(&mut pass.missing);
+        missing.sort_unstable();
+        missing.dedup();
         let mut gone = Vec::new();
-        let mut once = HashSet::new();
-        for (dir, name) in std::mem::take(&mut pass.missing) {
+        for (dir, name) in missing {
             let Some(place) = tx.place(&dir, &name)? else { continue };
-            if !once.insert((dir.clone(), name.clone())) || self.still_at(tx, &dir, &name, &place.node)? {
+            if self.still_at(tx, &dir, &name, &place.node)? {
                 continue;
             }
             match self.volume.locate(&place.node) {
@@ -323,14 +330,22 @@ impl Engine {
             }
         }
         let gone = self.removals_now(tx, pass, gone)?;
-        if gone.is_empty() || !self.allow_removals(tx, pass, &gone)? {
-            return Ok(());
+        let begun = !pass.let_pass.is_empty();
+        if !gone.is_empty() && self.allow_removals(tx, pass, &gone)? {
+            pass.let_pass.append(&mut VecDeque::from(gone));
         }
-        for (dir, name) in gone {
-            if tx.place(&dir, &name)?.is_some() {
-                pass.touched.insert(dir.clone());
-                self.remove_recorded(tx, pass, dir, name)?;
+        let mut left = REMOVALS_PER_COMMIT;
+        while let Some((dir, name)) = pass.let_pass.pop_front() {
+            let Some(place) = tx.place(&dir, &name)? else { continue };
+            // What was to go with an earlier commit may be there again.
+            if begun && self.still_at(tx, &dir, &name, &place.node)? {
+                continue;
             }
+            if left == 0 || !self.remove_some(tx, pass, (&dir, &name), &mut left)? {
+                pass.let_pass.push_front((dir, name));
+                break;
+            }
+            pass.touched.insert(dir);
         }
         Ok(())
     }
@@ -350,28 +365,53 @@ impl Engine {
         dir: NodeKey,
         name: Name,
     ) -> Result<(), Fail> {
-        let mut stack = vec![(dir, name, false)];
-        while let Some((dir, name, emptied)) = stack.pop() {
-            let Some(place) = tx.place(&dir, &name)? else { continue };
-            let node = tx.node_must(&place.node)?;
-            if !node.kind.is_dir() {
-                local::unlink(tx, (&dir, &name))?;
-                pass.recorded += 1;
-            } else if emptied {
-                local::rmdir(tx, (&dir, &name))?;
-                pass.recorded += 1;
-            } else {
-                stack.push((dir, name, true));
-                let mut after: Option<Name> = None;
-                loop {
-                    let below = tx.places_in(&place.node, after.as_ref(), PLACES_AT_ONCE)?;
-                    let Some(last) = below.last().map(|p| p.0.clone()) else { break };
-                    stack.extend(below.into_iter().map(|(n, _)| (place.node.clone(), n, false)));
-                    after = Some(last);
+        let mut left = usize::MAX;
+        self.remove_some(tx, pass, (&dir, &name), &mut left).map(drop)
+    }
+
+    /// As [`Engine::remove_recorded`], but `left` removals at most; false if that was not all.
+    fn remove_some(
+        &mut self,
+        tx: &mut Tx<'_>,
+        pass: &mut Pass,
+        at: local::Spot<'_>,
+        left: &mut usize,
+    ) -> Result<bool, Fail> {
+        /// What is to be done: a place with what is below it, or the places of a directory after a name, and then itself.
+        enum Todo {
+            Place(At),
+            Below { at: At, dir: NodeKey, after: Option<Name> },
+        }
+        let mut stack = vec![Todo::Place(At { dir: at.0.clone(), name: at.1.clone() })];
+        while let Some(todo) = stack.pop() {
+            if *left == 0 {
+                return Ok(false);
+            }
+            match todo {
+                Todo::Place(at) => {
+                    let Some(place) = tx.place(&at.dir, &at.name)? else { continue };
+                    let dir = place.node.clone();
+                    if tx.node_must(&dir)?.kind.is_dir() {
+                        stack.push(Todo::Below { at, dir, after: None });
+                        continue;
+                    }
+                    local::unlink(tx, (&at.dir, &at.name))?;
+                }
+                Todo::Below { at, dir, after } => {
+                    let below = tx.places_in(&dir, after.as_ref(), PLACES_AT_ONCE)?;
+                    if let Some(last) = below.last().map(|p| p.0.clone()) {
+                        stack.push(Todo::Below { at, dir: dir.clone(), after: Some(last) });
+                        let places = below.into_iter().map(|(name, _)| At { dir: dir.clone(), name });
+                        stack.extend(places.map(Todo::Place));
+                        continue;
+                    }
+                    local::rmdir(tx, (&at.dir, &at.name))?;
                 }
             }
+            pass.recorded += 1;
+            *left -= 1;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The guard where dots are made: a window that would remove too much records nothing and asks.
@@ -381,6 +421,9 @@ impl Engine {
         pass: &mut Pass,
         gone: &[(NodeKey, Name)],
     ) -> Result<bool, Fail> {
+        if removal_limit(self.shared.max_delete, 0) == u64::MAX {
+            return Ok(true);
+        }
         let total = self.count_places()?;
         let limit = removal_limit(self.shared.max_delete, total);
         if self.count_recorded(tx, gone, limit)? > limit {

@@ -433,10 +433,8 @@ impl Engine {
         if self.scanned || self.lost_index()? {
             return Ok(false);
         }
-        let mut empty = true;
         let root = self.volume.dir(&[], None).map_err(Fail::Volume)?;
-        root.list(|_| empty = false).map_err(Fail::Volume)?;
-        Ok(empty)
+        Ok(root.list().map_err(Fail::Volume)?.is_empty())
     }
 
     /// True once the disk has been compared with the records since the start: before that, what a plan meets

@@ -15,7 +15,7 @@ use driftless_core::local::{self, Looked, Origin};
 use driftless_core::plan::At;
 use driftless_core::{Bind, Kind, Name, NodeKey, Tx};
 use driftless_volume::{
-    DirFd, HashOutcome, Hashed, Reason as VolumeReason, Seen, UnseenReason, VolumeError, Writers,
+    DirFd, HashOutcome, Hashed, Listing, Reason as VolumeReason, Seen, VolumeError, Writers,
 };
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -48,6 +48,8 @@ pub(super) struct Pass {
     /// New directories met while their parent was listed: taken in, and listed at once, after it. So a directory and what
     /// is in it stand next to each other in the feed, and come to the peer together.
     new_dirs: VecDeque<(NodeKey, Seen)>,
+    /// Removals that the guard has let pass, and that are not recorded yet.
+    pub(super) let_pass: VecDeque<(NodeKey, Name)>,
     /// True if every directory was listed: what was not found nowhere is nowhere.
     pub(super) complete: bool,
     /// True if names that are gone have waited for what might come with them.
@@ -93,7 +95,10 @@ impl Pass {
 
     /// True if nothing is left to be judged.
     pub(super) fn is_settled(&self) -> bool {
-        self.appeared.is_empty() && self.taken.is_empty() && self.missing.is_empty()
+        self.appeared.is_empty()
+            && self.taken.is_empty()
+            && self.missing.is_empty()
+            && self.let_pass.is_empty()
     }
 }
 
@@ -102,8 +107,11 @@ struct DirLook {
     key: NodeKey,
     path: RelPath,
     fd: DirFd,
-    seen: VecDeque<Seen>,
-    shown: HashSet<Vec<u8>>,
+    names: Listing,
+    /// Which of them is looked at next.
+    next: usize,
+    /// Names that had gone again when they were looked at.
+    gone: HashSet<Name>,
     new_dirs: VecDeque<(NodeKey, Seen)>,
 }
 
@@ -135,16 +143,16 @@ impl Engine {
                 left -= 1;
                 continue;
             };
-            while left > 0 {
-                let Some(seen) = dir.seen.pop_front() else { break };
+            while left > 0 && dir.next < dir.names.len() {
+                left -= 1;
+                let Some(seen) = self.look_at_next(tx, &mut dir)? else { continue };
                 if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() {
                     dir.new_dirs.push_back((dir.key.clone(), seen));
                 } else {
                     self.look_at_seen(tx, pass, &dir.fd, &dir.key, &dir.path, seen)?;
                 }
-                left -= 1;
             }
-            if dir.seen.is_empty() {
+            if dir.next == dir.names.len() {
                 self.note_missing(tx, pass, &dir)?;
                 dir.new_dirs.append(&mut pass.new_dirs);
                 pass.new_dirs = dir.new_dirs;
@@ -187,31 +195,41 @@ impl Engine {
         {
             pass.touched.insert(key.clone());
         }
-        let mut seen = Vec::new();
-        let mut failed = Vec::new();
-        let listed = fd.list(|item| match item {
-            Ok(s) => seen.push(s),
-            Err(unseen) => failed.push(unseen),
-        });
-        if let Err(e) = listed {
-            return self.cannot_list(tx, pass, &path, &e).map(|()| None);
-        }
-        self.settle_path(tx, &path)?;
-        let mut shown: HashSet<Vec<u8>> = seen.iter().map(|s| s.name.as_bytes().to_vec()).collect();
-        for unseen in failed {
-            let mut p = path.join_bytes();
-            if !p.is_empty() {
-                p.push(b'/');
-            }
-            p.extend_from_slice(&unseen.name);
-            self.path_waits(tx, p, Reason::Unreadable, why_unseen(&unseen.why))?;
-            shown.insert(unseen.name);
-        }
         // In name order, so that births get their numbers in an order that neighbours share.
-        seen.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        self.counts.scanned += seen.len() as u64;
-        let new_dirs = VecDeque::new();
-        Ok(Some(DirLook { key: key.clone(), path, fd, seen: seen.into(), shown, new_dirs }))
+        let names = match fd.list() {
+            Ok(names) => names,
+            Err(e) => return self.cannot_list(tx, pass, &path, &e).map(|()| None),
+        };
+        self.settle_path(tx, &path)?;
+        self.counts.scanned += names.len() as u64;
+        let (key, new_dirs, gone) = (key.clone(), VecDeque::new(), HashSet::new());
+        Ok(Some(DirLook { key, path, fd, names, next: 0, gone, new_dirs }))
+    }
+
+    /// Looks at the next name of a directory. `None`: there is nothing, or nothing that can be looked at.
+    fn look_at_next(&mut self, tx: &mut Tx<'_>, dir: &mut DirLook) -> Result<Option<Seen>, Fail> {
+        let Some(name) = dir.names.name(dir.next) else { return Ok(None) };
+        let bytes = dir.names.bytes_of(dir.next).unwrap_or_default();
+        dir.next += 1;
+        let why = match name {
+            Ok(name) => match dir.fd.look(&name) {
+                Ok(Some(seen)) => return Ok(Some(seen)),
+                Ok(None) => {
+                    dir.gone.insert(name);
+                    return Ok(None);
+                }
+                Err(e) => e.to_string(),
+            },
+            // One of ours, which no user should have.
+            Err(e) => e.to_string(),
+        };
+        let mut path = dir.path.join_bytes();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(bytes);
+        self.path_waits(tx, path, Reason::Unreadable, why)?;
+        Ok(None)
     }
 
     /// Recorded names that the listing did not show.
@@ -221,7 +239,8 @@ impl Engine {
             let places = tx.places_in(&dir.key, after.as_ref(), PLACES_AT_ONCE)?;
             let Some(last) = places.last().map(|p| p.0.clone()) else { return Ok(()) };
             for (name, _) in places {
-                if !dir.shown.contains(name.as_bytes()) && !self.stays_hidden(&dir.path, &name) {
+                let shown = dir.names.contains(name.as_bytes()) && !dir.gone.contains(&name);
+                if !shown && !self.stays_hidden(&dir.path, &name) {
                     pass.missing.push((dir.key.clone(), name));
                 }
             }
@@ -623,11 +642,4 @@ pub(super) fn is_gone(e: &VolumeError) -> bool {
 /// True if it says nothing about the thing asked for: the process has too many files open.
 fn is_passing(e: &VolumeError) -> bool {
     e.reason() == VolumeReason::TooManyOpen
-}
-
-fn why_unseen(why: &UnseenReason) -> String {
-    match why {
-        UnseenReason::Name(e) => e.to_string(),
-        UnseenReason::Failed(e) => e.to_string(),
-    }
 }

@@ -169,10 +169,8 @@ pub fn names(dir: &Path) -> Vec<String> {
 }
 
 pub fn listed(dir: &DirFd) -> Vec<Seen> {
-    let mut all = Vec::new();
-    dir.list(|seen| all.push(seen.unwrap())).unwrap();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    all
+    let names = dir.list().unwrap();
+    (0..names.len()).map(|i| dir.look(&names.name(i).unwrap().unwrap()).unwrap().unwrap()).collect()
 }
 
 pub fn kinds(dir: &DirFd) -> Vec<(String, Kind)> {
