@@ -104,7 +104,7 @@ fn copy_dir(from: &Directory, to: &Directory, name: &Name, ids: &AtomicU64) -> R
     let attrs = source.looked_self()?.attrs;
     to.make_dir(&to.dir(&[], None)?, name, &attrs).map_err(lost)?;
     let target = to.dir(path, None)?;
-    let names = seen_in(source)?;
+    let names = seen_in(&source)?;
     let mut staged = Vec::new();
     for seen in &names {
         let HashOutcome::Looked(read) = source.hash(&seen.name, seen, FILE_LEN)? else { continue };
@@ -153,9 +153,7 @@ fn each_dir(
 ) -> Done {
     for dir in seen_in(&volume.dir(&[], None)?)? {
         let dir = volume.dir(&[dir.name], Some(&dir.key))?;
-        let mut found = Vec::with_capacity(FILES_PER_DIR);
-        dir.list(|seen| found.extend(seen.ok()))?;
-        found.iter().try_for_each(|seen| act(&dir, seen))?;
+        seen_in(&dir)?.iter().try_for_each(|seen| act(&dir, seen))?;
     }
     Ok(())
 }

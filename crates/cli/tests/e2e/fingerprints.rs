@@ -8,6 +8,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+fn on_tmpfs(dir: &Path) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC)
+}
+
 /// Sets the modification time, the year 1901 or 2200 as well; the change time is now, whatever is set.
 fn set_time(path: &Path, sec: i64, nsec: i64) {
     let time = Timespec { tv_sec: sec, tv_nsec: nsec };
@@ -23,6 +28,11 @@ fn mtime(path: &Path) -> (i64, i64) {
 #[test]
 fn stores_into_a_mapped_page_are_found_by_the_next_run() {
     let pair = Pair::new();
+    if on_tmpfs(pair.base.path()) {
+        return eprintln!(
+            "skipped: nothing ever makes a page of a tmpfs clean, so a second store has no new time"
+        );
+    }
     fs::write(pair.a.join("f"), [b'.'; WRITER_FILE_LEN]).unwrap();
     pair.once(&[]);
     let mut writer = Writer::open(WriterKind::Mapped, &pair.a.join("f")).unwrap();
@@ -30,7 +40,8 @@ fn stores_into_a_mapped_page_are_found_by_the_next_run() {
     for byte in *b"123" {
         writer.write(byte).unwrap();
         pair.once(&[]);
-        assert_eq!(fs::read(pair.b.join("f")).unwrap(), [byte; WRITER_FILE_LEN]);
+        let there = fs::read(pair.b.join("f")).unwrap();
+        assert!(there == [byte; WRITER_FILE_LEN], "not what was stored, but {:?}", there.first());
     }
     drop(writer);
     pair.once(&[]);

@@ -262,9 +262,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Unknown inodes at recorded names whose own inode did not move away.
+    /// Unknown inodes at recorded names whose own inode did not move away; then those at other names that were left until
+    /// these are judged.
     fn record_taken(&mut self, tx: &mut Tx<'_>, pass: &mut Pass) -> Result<(), Fail> {
-        for (dir, name, seen) in std::mem::take(&mut pass.taken) {
+        let (mut taken, mut new) = (Vec::new(), Vec::new());
+        for one in std::mem::take(&mut pass.taken) {
+            if tx.place(&one.0, &one.1)?.is_some() { taken.push(one) } else { new.push(one) }
+        }
+        for (dir, name, seen) in taken.into_iter().chain(new) {
             let Some(dir_path) = self.path_of_node(tx, &dir)? else { continue };
             let Ok(fd) = self.volume.dir(&dir_path, Some(&dir)) else { continue };
             let mut path = dir_path.clone();

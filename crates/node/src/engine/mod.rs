@@ -701,7 +701,7 @@ impl Engine {
     /// False if none was about anything of ours: a mark on the file system tells of strangers' files as well, and who
     /// works beside the tree must not keep this from being quiet.
     fn judge_hints(&mut self) -> Result<bool, Fail> {
-        let mut pass = Pass::default();
+        let mut pass = Pass::of_names();
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         for key in std::mem::take(&mut self.inodes) {
@@ -732,6 +732,7 @@ impl Engine {
             self.waiting.retry_at(&dir, &name, steady_ns() + RETRY_AFTER_EVENT_NS);
             self.look_at_name(&mut tx, &mut pass, &dir, &name)?;
         }
+        pass.by_name = false;
         if !looked && pass.is_empty() && self.after_looks.is_empty() {
             return Ok(false);
         }

@@ -50,6 +50,8 @@ pub(super) struct Pass {
     new_dirs: VecDeque<(NodeKey, Seen)>,
     /// Removals that the guard has let pass, and that are not recorded yet.
     pub(super) let_pass: VecDeque<(NodeKey, Name)>,
+    /// True while names are looked at that something was heard of, one by one: these are few.
+    pub(super) by_name: bool,
     /// True if every directory was listed: what was not found nowhere is nowhere.
     pub(super) complete: bool,
     /// True if names that are gone have waited for what might come with them.
@@ -64,6 +66,11 @@ impl Pass {
     /// A pass over the whole tree.
     pub(super) fn crawl(root: NodeKey) -> Pass {
         Pass { todo: VecDeque::from([root]), complete: true, ..Pass::default() }
+    }
+
+    /// A pass over some names that something was heard of.
+    pub(super) fn of_names() -> Pass {
+        Pass { by_name: true, ..Pass::default() }
     }
 
     /// A pass that judges names which were found gone before.
@@ -344,7 +351,7 @@ impl Engine {
                     }
                     pass.appeared.push((dir.clone(), seen.name.clone(), seen));
                     Ok(())
-                } else if place.is_some() {
+                } else if place.is_some() || self.judges_new_late(pass, &seen) {
                     pass.taken.push((dir.clone(), seen.name.clone(), seen));
                     Ok(())
                 } else {

@@ -202,6 +202,12 @@ impl Engine {
         self.keep(spot, What::Back(what), was.fingerprint.mtime, (&now.key, now.fingerprint))
     }
 
+    /// True of what a restore may have put back at a name where nothing is recorded: whether it has is known when what
+    /// was heard of at the same time has been judged.
+    pub(super) fn judges_new_late(&self, pass: &Pass, seen: &Seen) -> bool {
+        pass.by_name && has_old_times(seen) && self.guards_rollback() && !self.rollback.is_open()
+    }
+
     /// As [`Engine::keeps_back`], of something at a name where nothing is recorded.
     pub(super) fn keeps_new_back(&mut self, pass: &Pass, dir: &NodeKey, seen: &Seen) -> bool {
         let print = seen.fingerprint;
