@@ -9,7 +9,7 @@ a small ext4 in a loop image, which is filled up again and again, and freed; som
 root and loop devices; says so and exits with 77 otherwise. eacces: permissions of directories and files are taken away and given
 back; root becomes nobody for this. Needs rsync for the comparison. Prints `ok ...`, or `FAIL ...` and leaves the trees for a look. Set DRIFTLESS to try another binary.
 """
-import os,subprocess,sys,time,shutil,random,tempfile,atexit
+import os,subprocess,sys,time,shutil,random,tempfile,atexit,ctypes
 seed=int(sys.argv[1]); mode=sys.argv[2]; rounds=int(sys.argv[3]) if len(sys.argv)>3 else 6
 D=os.environ.get("DRIFTLESS","target/release/driftless")
 D=os.path.abspath(D)
@@ -40,6 +40,12 @@ n=0
 log=open(R+"/log","w")
 written={}  # content -> (side)   every closed version
 killed=set() # content knowingly overwritten/removed by a user that saw it
+libc=ctypes.CDLL(None,use_errno=True)
+def move(p,q):
+    """A rename that replaces nothing: what has come to be there since the user looked he has not seen."""
+    AT_FDCWD,RENAME_NOREPLACE=-100,1
+    if libc.renameat2(AT_FDCWD,os.fsencode(p),AT_FDCWD,os.fsencode(q),RENAME_NOREPLACE):
+        raise OSError(ctypes.get_errno(),"rename",p)
 def dirs(root):
     out=[root]
     for d,ds,fs in os.walk(root):
@@ -97,19 +103,19 @@ def step(root):
             written[c]=root; say(op,p,short(c),"over",short(old))
         elif op=="save" and fs:
             p=rnd.choice(fs); t=p+".tmp"; c=new(); say(op,p,short(c)); write(t,c,root)
-            take(p); os.rename(t,p)
+            take(p); move(t,p)
         elif op=="mv" and fs:
             p=rnd.choice(fs); q=os.path.join(rnd.choice(ds),name())
             if os.path.lexists(q): return
-            say(op,p,q); os.rename(p,q)
+            say(op,p,q); move(p,q)
         elif op=="mvover" and len(fs)>1:
             p,q=rnd.sample(fs,2); 
             if os.path.samefile(p,q): return
-            say(op,p,q); take(q); os.rename(p,q)
+            say(op,p,q); take(q); move(p,q)
         elif op=="mvdir" and len(ds)>1:
             p=rnd.choice(ds[1:]); q=os.path.join(rnd.choice(ds),name())
             if q.startswith(p+"/") or os.path.lexists(q): return
-            say(op,p,q); os.rename(p,q)
+            say(op,p,q); move(p,q)
         elif op=="rm" and fs:
             p=rnd.choice(fs); take(p)
         elif op=="mkdir":
