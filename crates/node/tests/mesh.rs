@@ -7,6 +7,8 @@ mod sites;
 use driftless_testkit::{CompareOptions, Rng, User, check_no_loss, compare};
 use sites::{Sites, wait_until};
 use std::fs;
+use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 const CHAIN: [(usize, usize); 3] = [(0, 1), (1, 2), (2, 3)];
@@ -175,4 +177,63 @@ fn a_site_that_was_down_catches_up() {
         fs::read(sites.roots[1].join("d/f7")).unwrap(),
         b"edited where it was, while the site was down"
     );
+}
+
+/// More than are kept open: a directory that is open is found wherever it is.
+const OTHERS: usize = 220;
+const ROUNDS: usize = 3;
+
+fn append(path: &Path, text: &str) {
+    fs::OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
+
+/// The event of a change in a directory and that of the directory's move are judged in any order, and nothing may be missed.
+#[test]
+fn what_changes_in_a_directory_that_moves_is_seen() {
+    let mut sites = Sites::new(2);
+    sites.open_all();
+    let _cable = sites.join(0, 1);
+    let root = sites.roots[0].clone();
+    for dir in ["a", "b"] {
+        fs::create_dir(root.join(dir)).unwrap();
+    }
+    for i in 0..ROUNDS {
+        fs::create_dir_all(root.join(format!("a/d{i}/deep"))).unwrap();
+        for name in ["f", "g", "deep/h"] {
+            fs::write(root.join(format!("a/d{i}/{name}")), "first\n").unwrap();
+        }
+    }
+    for i in 0..OTHERS {
+        fs::create_dir(root.join(format!("o{i}"))).unwrap();
+    }
+    sites.wait_same();
+    for i in 0..ROUNDS {
+        for other in 0..OTHERS {
+            append(&root.join(format!("o{other}/f")), "another round\n");
+        }
+        sites.wait_same();
+        sites.wait_quiet();
+        let (from, to) = (root.join(format!("a/d{i}")), root.join(format!("b/d{i}")));
+        match i {
+            0 => {
+                append(&from.join("f"), "before\n");
+                fs::rename(&from, &to).unwrap();
+                append(&to.join("deep/h"), "after\n");
+            }
+            1 => {
+                fs::rename(&from, &to).unwrap();
+                fs::write(to.join(".g.tmp"), "another g\n").unwrap();
+                fs::rename(to.join(".g.tmp"), to.join("g")).unwrap();
+            }
+            _ => {
+                fs::create_dir_all(from.join("new/deep")).unwrap();
+                fs::write(from.join("new/deep/f"), "new\n").unwrap();
+                fs::rename(&from, &to).unwrap();
+                fs::rename(to.join("new"), root.join(format!("n{i}"))).unwrap();
+                fs::write(root.join(format!("n{i}/g")), "newer\n").unwrap();
+            }
+        }
+        sites.wait_same();
+    }
+    sites.stop_all();
 }

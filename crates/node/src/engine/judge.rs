@@ -247,10 +247,13 @@ impl Engine {
         let Some(dir_path) = self.path_of_node(tx, to.0)? else { return Ok(()) };
         let mut path = dir_path.clone();
         path.push(to.1);
-        if let Ok(fd) = self.volume.dir(&dir_path, Some(to.0)) {
-            self.look_at_known(tx, pass, &fd, &path, seen)?;
+        match self.volume.dir(&dir_path, Some(to.0)) {
+            Ok(fd) => self.look_at_known(tx, pass, &fd, &path, seen),
+            Err(_) => {
+                self.look_when_found(to.0, to.1);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// A directory recorded where something else now is, with all that was recorded below it.
@@ -271,7 +274,10 @@ impl Engine {
         }
         for (dir, name, seen) in taken.into_iter().chain(new) {
             let Some(dir_path) = self.path_of_node(tx, &dir)? else { continue };
-            let Ok(fd) = self.volume.dir(&dir_path, Some(&dir)) else { continue };
+            let Ok(fd) = self.volume.dir(&dir_path, Some(&dir)) else {
+                self.look_when_found(&dir, &name);
+                continue;
+            };
             let mut path = dir_path.clone();
             path.push(&name);
             self.settle_path(tx, &path)?;

@@ -7,6 +7,7 @@
 //!
 //! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
 //! - [`apply`]: doing what a plan says.
+//! - [`elsewhere`]: what is in directories whose move is not recorded yet.
 //! - [`hasher`]: reading large files on another core.
 //! - [`content`]: reading, sending and receiving bytes of files.
 //! - [`held`]: telling the peer what is on this disk for good.
@@ -32,6 +33,7 @@ mod apply;
 mod causes;
 mod content;
 mod copies;
+mod elsewhere;
 mod hasher;
 mod held;
 mod judge;
@@ -70,6 +72,7 @@ use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
+use elsewhere::Elsewhere;
 use hasher::Hasher;
 use judge::removal_limit;
 use lags::Lags;
@@ -290,6 +293,7 @@ pub(crate) struct Engine {
     inodes: BTreeSet<NodeKey>,
     after_looks: BTreeSet<EntryId>,
     lists: BTreeSet<NodeKey>,
+    elsewhere: Elsewhere,
     later: BTreeMap<Instant, Vec<RelPath>>,
     open_files: OpenFiles,
     copies: Copies,
@@ -565,7 +569,7 @@ impl Engine {
         if let Some(judge) = self.rollback.due() {
             at = at.min(judge);
         }
-        if let Some(crawl) = self.routine.due() {
+        for crawl in [self.routine.due(), self.elsewhere.due()].into_iter().flatten() {
             at = at.min(crawl);
         }
         let now_ns = steady_ns();
@@ -753,6 +757,7 @@ impl Engine {
             }
         }
         self.hasher.forget_but(&self.hints);
+        self.look_where_found()?;
         Ok(true)
     }
 
@@ -849,6 +854,7 @@ impl Engine {
             self.tell_join()?;
         }
         self.answer_deferred()?;
+        self.look_where_found()?;
         self.beat()
     }
 
@@ -1035,6 +1041,7 @@ impl Engine {
             && self.backlog_from.is_none()
             && self.links.ask_nothing()
             && self.later.is_empty()
+            && self.elsewhere.is_empty()
             && !self.want_crawl
             && self.waiting.all_tried()
             && !self.rollback.is_waiting()

@@ -193,7 +193,10 @@ impl Engine {
         let Some(path) = self.path_of_node(tx, key)? else { return Ok(None) };
         let fd = match self.volume.dir(&path, Some(key)) {
             Ok(fd) => fd,
-            Err(e) if is_gone(&e) && !path.is_empty() => return Ok(None),
+            Err(e) if is_gone(&e) && !path.is_empty() => {
+                self.list_elsewhere(pass, key);
+                return Ok(None);
+            }
             Err(e) => return self.cannot_list(tx, pass, &path, &e).map(|()| None),
         };
         self.watch_dir(&fd);
@@ -237,6 +240,16 @@ impl Engine {
         path.extend_from_slice(bytes);
         self.path_waits(tx, path, Reason::Unreadable, why)?;
         Ok(None)
+    }
+
+    /// A directory that is not where it is recorded was removed, or moved while others were listed.
+    fn list_elsewhere(&mut self, pass: &Pass, key: &NodeKey) {
+        if !pass.complete {
+            self.list_when_found(key);
+        } else if self.may_be_elsewhere(key) {
+            // All below it would have been listed too.
+            self.want_crawl = true;
+        }
     }
 
     /// Recorded names that the listing did not show.
@@ -297,7 +310,10 @@ impl Engine {
             Ok(fd) => fd,
             Err(e) if path.is_empty() && !is_passing(&e) => return Err(Fail::Root(e.to_string())),
             // Gone or moved: its own parent's event tells, and what is recorded below it goes with it.
-            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) if is_gone(&e) => {
+                self.look_when_found(dir, name);
+                return Ok(());
+            }
             Err(e) => {
                 let mut p = path.clone();
                 p.push(name);

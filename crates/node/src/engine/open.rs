@@ -203,6 +203,7 @@ impl Engine {
             inodes: BTreeSet::new(),
             after_looks: BTreeSet::new(),
             lists: BTreeSet::new(),
+            elsewhere: Default::default(),
             later: BTreeMap::new(),
             open_files: OpenFiles::default(),
             copies: Copies::default(),

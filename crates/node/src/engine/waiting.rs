@@ -39,6 +39,7 @@ impl Engine {
             }
         }
         self.look_at_open_files()?;
+        self.crawl_for_what_is_elsewhere();
         self.judge_rollback_when_quiet()?;
         let now_ns = steady_ns();
         for w in self.waiting.take_due(now_ns, now_ns + TRYING_NS) {
