@@ -31,6 +31,7 @@ impl Cli {
             Command::Lost(LostArgs { command: Some(LostCommand::Accept(args)), .. }) => args.common.json,
             Command::Lost(args) => args.common.json,
             Command::Failures(args) => args.common.json,
+            Command::Flush(args) => args.node.json,
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
             Command::Doctor(args) => args.json,
@@ -66,6 +67,9 @@ pub(crate) enum Command {
     /// List what could not be done yet, why, and what to do.
     #[command(after_help = FAILURES_HELP)]
     Failures(FailuresArgs),
+    /// Wait until the other sites hold everything that was changed before now.
+    #[command(after_help = FLUSH_HELP)]
+    Flush(FlushArgs),
     /// List versions that nobody has any more who could be asked, and give them up.
     #[command(after_help = LOST_HELP)]
     Lost(LostArgs),
@@ -282,6 +286,9 @@ pub(crate) struct CommonArgs {
     /// The synced directory meant, if the state directory knows several.
     #[arg(long, value_name = "PATH")]
     pub(crate) root: Option<PathBuf>,
+    /// A volume of the running node; --state is then the node's [default: $DRIFTLESS_STATE, else /var/lib/driftless].
+    #[arg(long, value_name = "NAME", conflicts_with = "root")]
+    pub(crate) volume: Option<String>,
     /// Print one JSON object a line (see docs/json.md).
     #[arg(long)]
     pub(crate) json: bool,
@@ -298,6 +305,9 @@ pub(crate) struct FailuresArgs {
     /// List every path, not only the first of each cause.
     #[arg(long)]
     pub(crate) all: bool,
+    /// Try all of a volume at once, whatever their pauses.
+    #[arg(long)]
+    pub(crate) retry: bool,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
@@ -408,8 +418,10 @@ pub(crate) enum Keep {
 const CHANGES_HELP: &str = "\
 The feed holds each entry once, at its newest change. A row says: position, class of the newest change (Entry: it
 came, went or moved; Data; Meta), kind, mode, owner, entry id, directory's id and name, path now.
+It is a feed of states: what changed twice between two looks is seen once, as it is now.
 
-Example:
+Examples:
+  driftless changes --volume photos --cursor backup --json
   driftless changes --root /srv/photos --since 1042 --follow --json";
 
 #[derive(Args, Debug)]
@@ -421,12 +433,41 @@ pub(crate) struct ChangesArgs {
     /// Go on with new changes until interrupted.
     #[arg(long)]
     pub(crate) follow: bool,
+    /// Begin where this cursor is, and move it on after what was printed. It is made if there is none.
+    #[arg(long, value_name = "NAME", conflicts_with = "since")]
+    pub(crate) cursor: Option<String>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
 
+const FLUSH_HELP: &str = "\
+Everything that was closed before the command began counts, at sites that are linked to this one and at those behind them.
+Exit code 3 if a site does not hold it in time, or if entries wait somewhere: it ends as \"done except these\".
+
+Example:
+  driftless flush photos --timeout 5m";
+
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  driftless why /srv/photos/2026/oslo.jpg")]
+pub(crate) struct FlushArgs {
+    /// The volume [default: all]
+    pub(crate) volume: Option<String>,
+    /// How long to wait: 90s, 30m, 1h
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::parse_age)]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) node: crate::node_args::NodeArgs,
+}
+
+const WHY_HELP: &str = "\
+With --volume it says for each site whether that has the newest version, and if not, why not and when it is tried again; exit
+code 3 then.
+
+Examples:
+  driftless why /srv/photos/2026/oslo.jpg
+  driftless why --volume photos 2026/oslo.jpg";
+
+#[derive(Args, Debug)]
+#[command(after_help = WHY_HELP)]
 pub(crate) struct WhyArgs {
     /// A path in a synced directory; with --root it may be relative to that.
     pub(crate) path: PathBuf,

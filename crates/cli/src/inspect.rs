@@ -4,7 +4,9 @@
 //! socket. Both give the same answers, since both call `driftless_node::query`.
 
 use crate::args::{ChangesArgs, CommonArgs, FailuresArgs, ListArgs, WhyArgs};
+use crate::cursor::NamedCursor;
 use crate::error::{CliError, ExitCode};
+use crate::everywhere;
 use crate::print::{json_line, path, result_line};
 use crate::units;
 use driftless_core::rows::Store as _;
@@ -44,7 +46,7 @@ enum Source {
 impl Replica {
     /// All replicas of the state directory, the one at `root` if that is given.
     pub(crate) fn all(state: Option<&Path>, root: Option<&Path>) -> Result<Vec<Replica>, CliError> {
-        let state = match state {
+        let state = match crate::everywhere::indexes(state) {
             Some(dir) => StateDir::at(dir),
             None => StateDir::of_user().map_err(|e| CliError::failed(e.to_string(), "give --state DIR"))?,
         };
@@ -97,6 +99,11 @@ impl Replica {
         let below = wanted.strip_prefix(&replica.root).unwrap_or(Path::new(""));
         let below = below.as_os_str().as_bytes().to_vec();
         Ok((replica, below))
+    }
+
+    /// Where its state is.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     fn source(&self) -> Result<Source, CliError> {
@@ -220,10 +227,14 @@ const GROUP_SHOWN_MAX: usize = 20;
 /// `driftless failures`.
 pub(crate) fn failures(args: &FailuresArgs) -> Result<ExitCode, CliError> {
     let common = &args.common;
+    if args.retry {
+        return everywhere::retry(common);
+    }
     let most = if args.all { usize::MAX } else { GROUP_SHOWN_MAX };
     let mut groups: BTreeMap<Reason, Group> = BTreeMap::new();
     let mut any = false;
-    for replica in Replica::all(common.state.as_deref(), common.root.as_deref())? {
+    let (state, root) = everywhere::place(common)?;
+    for replica in Replica::all(state.as_deref(), root.as_deref())? {
         let request = |after| Request::Failures { after };
         let page = |r| if let Response::Failures(page) = r { Some(page) } else { None };
         pages(&replica, request, page, |row: FailureRow| {
@@ -276,7 +287,8 @@ impl Group {
 pub(crate) fn conflicts(args: &ListArgs) -> Result<ExitCode, CliError> {
     let common = &args.common;
     let mut any = false;
-    for replica in Replica::all(common.state.as_deref(), common.root.as_deref())? {
+    let (state, root) = everywhere::place(common)?;
+    for replica in Replica::all(state.as_deref(), root.as_deref())? {
         let request = |after| Request::Conflicts { after };
         let page = |r| if let Response::Conflicts(page) = r { Some(page) } else { None };
         pages(&replica, request, page, |row: ConflictRow| {
@@ -309,16 +321,26 @@ fn print_conflict(root: &Path, row: &ConflictRow) {
 /// `driftless changes`.
 pub(crate) fn changes(args: &ChangesArgs) -> Result<ExitCode, CliError> {
     let common = &args.common;
-    let replicas = Replica::all(common.state.as_deref(), common.root.as_deref())?;
+    let (state, root) = everywhere::place(common)?;
+    let replicas = Replica::all(state.as_deref(), root.as_deref())?;
     let [replica] = replicas.as_slice() else {
         return Err(CliError::usage(
             format!("there are {} replicas, each with a feed of its own", replicas.len()),
             format!("give --root with one of: {}", list(&replicas)),
         ));
     };
-    let mut since = args.since;
+    let (cursor, mut since) = match &args.cursor {
+        None => (None, args.since),
+        Some(name) => {
+            let Response::Feed { replica: feed, .. } = replica.ask(&Request::Feed)? else {
+                return Err(unexpected());
+            };
+            let (cursor, at) = NamedCursor::open(replica.dir(), name, &feed)?;
+            (Some(cursor), at)
+        }
+    };
     loop {
-        since = changes_after(replica, since, common)?;
+        since = changes_after(replica, since, common, cursor.as_ref())?;
         if !args.follow {
             return Ok(ExitCode::InSync);
         }
@@ -327,7 +349,12 @@ pub(crate) fn changes(args: &ChangesArgs) -> Result<ExitCode, CliError> {
 }
 
 /// Prints all there is after `since`; gives the last position.
-fn changes_after(replica: &Replica, mut since: u64, common: &CommonArgs) -> Result<u64, CliError> {
+fn changes_after(
+    replica: &Replica,
+    mut since: u64,
+    common: &CommonArgs,
+    cursor: Option<&NamedCursor>,
+) -> Result<u64, CliError> {
     let source = replica.source()?;
     loop {
         let request = Request::Changes { since, limit: CHANGES_PAGE };
@@ -336,6 +363,9 @@ fn changes_after(replica: &Replica, mut since: u64, common: &CommonArgs) -> Resu
         since = last.seq;
         for row in &rows {
             if common.json { json_line(row) } else { print_change(row) }
+        }
+        if let Some(cursor) = cursor {
+            cursor.set(since)?;
         }
     }
 }
@@ -366,6 +396,9 @@ fn print_change(row: &ChangeRow) {
 /// `driftless why`.
 pub(crate) fn why(args: &WhyArgs) -> Result<ExitCode, CliError> {
     let common = &args.common;
+    if let Some(volume) = &common.volume {
+        return everywhere::why(common, volume, &args.path);
+    }
     let (replica, below) = Replica::holding(common.state.as_deref(), common.root.as_deref(), &args.path)?;
     let Response::Why(why) = replica.ask(&Request::why(&below))? else { return Err(unexpected()) };
     if common.json {

@@ -2,6 +2,7 @@
 
 use crate::args::{AcceptArgs, CommonArgs, LostArgs, LostCommand};
 use crate::error::{CliError, ExitCode};
+use crate::everywhere;
 use crate::inspect::{Replica, full, pages, rooted, unexpected};
 use crate::print::{json_line, path, result_line};
 use crate::units;
@@ -18,7 +19,8 @@ pub(crate) fn run(args: LostArgs) -> Result<ExitCode, CliError> {
 
 fn list(common: &CommonArgs) -> Result<ExitCode, CliError> {
     let mut any = false;
-    for replica in Replica::all(common.state.as_deref(), common.root.as_deref())? {
+    let (state, root) = everywhere::place(common)?;
+    for replica in Replica::all(state.as_deref(), root.as_deref())? {
         for row in lost(&replica)? {
             any = true;
             if common.json {
@@ -89,7 +91,8 @@ struct Found<'a> {
 }
 
 fn accept(args: &AcceptArgs) -> Result<ExitCode, CliError> {
-    let (state, root) = (args.common.state.as_deref(), args.common.root.as_deref());
+    let (state, root) = everywhere::place(&args.common)?;
+    let (state, root) = (state.as_deref(), root.as_deref());
     let replicas = Replica::all(state, None)?;
     let mut all = Vec::new();
     for replica in &replicas {

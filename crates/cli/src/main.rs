@@ -2,14 +2,16 @@
 //! that says how it went.
 //!
 //! [`args`] defines every flag once (parser, help, completions, man page). [`sync`] runs a session and
-//! feeds its events to a printer of [`print`]; [`serve`] runs a node and [`node`] asks one; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
+//! feeds its events to a printer of [`print`]; [`serve`] runs a node, [`node`] and [`everywhere`] ask one; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
+mod cursor;
 mod doctor;
 mod endpoint;
 mod engine;
 mod error;
+mod everywhere;
 mod inspect;
 mod lost;
 mod node;
@@ -17,6 +19,7 @@ mod node_args;
 mod print;
 mod resolve;
 mod serve;
+mod settings_args;
 mod sync;
 mod trash;
 mod units;
@@ -68,6 +71,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Conflicts(args) => resolve::run(args),
         Command::Lost(args) => lost::run(args),
         Command::Failures(args) => inspect::failures(&args),
+        Command::Flush(args) => everywhere::flush(&args),
         Command::Changes(args) => inspect::changes(&args),
         Command::Why(args) => inspect::why(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -1,22 +1,39 @@
 //! Commands that ask a running node: `status`, `site`, `volume`, `link`.
 
 use crate::error::{CliError, ExitCode};
+use crate::everywhere;
 use crate::node_args::{
     LinkArgs, LinkCommand, LinkName, ModeArg, NodeArgs, SiteArgs, SiteCommand, StatusArgs, VolumeArgs,
     VolumeCommand,
 };
+use crate::settings_args::filter;
+use crate::units;
 use driftless_daemon::config::DEFAULT_STATE;
 use driftless_daemon::control::LinkVerb;
 use driftless_daemon::status::{LinkState, LinkStatus, NodeStatus, age};
 use driftless_daemon::{Answer, Ask, Mode, ask, init};
 use driftless_node::api::PathText;
 use serde_json::json;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
-    show(&args.node, &print_status)
+    loop {
+        if args.watch && !args.node.json && io::stdout().is_terminal() {
+            // Home, and clear what is below: no flicker.
+            print!("\x1b[H\x1b[J");
+        }
+        let code = show(&args.node, &print_status)?;
+        if !args.watch {
+            return Ok(code);
+        }
+        std::thread::sleep(WATCH_EVERY);
+    }
 }
 
 pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
@@ -44,9 +61,14 @@ pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
 
 pub(crate) fn volume(args: VolumeArgs) -> Result<ExitCode, CliError> {
     match args.command {
-        VolumeCommand::Add { name, dir, from, node } => {
-            do_it(&node, &Ask::AddVolume { name, root: absolute(&dir)?, from })
+        VolumeCommand::Add { name, dir, from, settings, node } => {
+            let settings = settings.settings()?;
+            do_it(&node, &Ask::AddVolume { name, root: absolute(&dir)?, from, settings })
         }
+        VolumeCommand::Config { name, settings, node } => {
+            do_it(&node, &Ask::SetVolume { name, settings: settings.settings()? })
+        }
+        VolumeCommand::List(node) => show(&node, &print_volumes),
         VolumeCommand::Approve { name, heal, node } => do_it(&node, &Ask::Approve { name, heal }),
         VolumeCommand::Remove { name, node } => do_it(&node, &Ask::RemoveVolume { name }),
     }
@@ -55,8 +77,15 @@ pub(crate) fn volume(args: VolumeArgs) -> Result<ExitCode, CliError> {
 pub(crate) fn link(args: LinkArgs) -> Result<ExitCode, CliError> {
     let verb = |LinkName { volume, to, node }: LinkName, verb| do_it(&node, &Ask::Link { volume, to, verb });
     match args.command {
-        LinkCommand::Create { link: LinkName { volume, to, node }, mode } => {
-            do_it(&node, &Ask::CreateLink { volume, to, mode: mode.into() })
+        LinkCommand::Create { link: LinkName { volume, to, node }, mode, filter_from, settings } => {
+            let (settings, filter) = (settings.into(), filter(filter_from.as_deref())?);
+            do_it(&node, &Ask::CreateLink { volume, to, mode: mode.into(), settings, filter })
+        }
+        LinkCommand::Config { link: LinkName { volume, to, node }, settings } => {
+            do_it(&node, &Ask::SetLink { volume, to, settings: settings.into() })
+        }
+        LinkCommand::Checkpoint { link: LinkName { volume, to, node }, timeout } => {
+            everywhere::checkpoint(&node, &volume, Some(to), timeout)
         }
         LinkCommand::Start(name) => verb(name, LinkVerb::Start),
         LinkCommand::Stop(name) => verb(name, LinkVerb::Stop),
@@ -76,7 +105,7 @@ impl From<ModeArg> for Mode {
     }
 }
 
-fn state(node: &NodeArgs) -> PathBuf {
+pub(crate) fn state(node: &NodeArgs) -> PathBuf {
     let env = || std::env::var_os("DRIFTLESS_STATE").map(PathBuf::from);
     node.state.clone().or_else(env).unwrap_or_else(|| DEFAULT_STATE.into())
 }
@@ -96,7 +125,7 @@ fn absolute(dir: &Path) -> Result<PathText, CliError> {
     Ok(PathText::new(path.as_os_str().as_bytes()))
 }
 
-fn ask_node(node: &NodeArgs, what: &Ask) -> Result<Answer, CliError> {
+pub(crate) fn ask_node(node: &NodeArgs, what: &Ask) -> Result<Answer, CliError> {
     let state = state(node);
     ask(&state, what).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CliError::failed(
@@ -110,7 +139,11 @@ fn ask_node(node: &NodeArgs, what: &Ask) -> Result<Answer, CliError> {
     })
 }
 
-fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
+pub(crate) fn unexpected_answer() -> CliError {
+    CliError::failed("the node answers something else", "restart it: it is of another version")
+}
+
+pub(crate) fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
     match ask_node(node, what)? {
         Answer::Done(text) => match node.json {
             true => println!("{}", json!({ "done": text })),
@@ -121,6 +154,7 @@ fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
             false => println!("{token}"),
         },
         Answer::Status(status) => println!("{}", json!(status)),
+        Answer::Why(_) | Answer::Flushed { .. } => return Err(unexpected_answer()),
         Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
     }
     Ok(ExitCode::InSync)
@@ -130,12 +164,7 @@ fn show(node: &NodeArgs, print: &dyn Fn(&NodeStatus)) -> Result<ExitCode, CliErr
     let status = match ask_node(node, &Ask::Status)? {
         Answer::Status(status) => status,
         Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
-        _ => {
-            return Err(CliError::failed(
-                "the node answers something else",
-                "restart it: it is of another version",
-            ));
-        }
+        _ => return Err(unexpected_answer()),
     };
     match node.json {
         true => println!("{}", json!(status)),
@@ -156,7 +185,10 @@ fn print_status(status: &NodeStatus) {
         let role = if volume.follower { ", follows" } else { "" };
         println!("\nvolume {}  {}{role}", volume.name, volume.root.text);
         if volume.waiting_items > 0 {
-            println!("  {} entries wait here: driftless failures", volume.waiting_items);
+            println!(
+                "  {} entries wait here: driftless failures --volume {}",
+                volume.waiting_items, volume.name
+            );
         }
         for link in &volume.links {
             println!("  {}", link_line(link));
@@ -177,11 +209,22 @@ fn link_line(link: &LinkStatus) -> String {
             ", at most {} entries to go, {} bytes on their way",
             link.backlog_items, link.in_flight_bytes
         );
+        if link.sent_bytes_per_s > 0 {
+            line += &format!(", {}/s", units::bytes(link.sent_bytes_per_s));
+        }
     }
     if link.waiting_there_items > 0 {
         line += &format!(", {} entries wait there", link.waiting_there_items);
     }
     line
+}
+
+fn print_volumes(status: &NodeStatus) {
+    for volume in &status.volumes {
+        let links: Vec<&str> = volume.links.iter().map(|l| l.site.as_str()).collect();
+        let role = if volume.follower { "follower" } else { "writer" };
+        println!("{:<16} {role:<9} {:<32} {}", volume.name, volume.root.text, links.join(","));
+    }
 }
 
 fn print_sites(status: &NodeStatus) {

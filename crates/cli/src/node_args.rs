@@ -1,11 +1,14 @@
 //! Commands and flags of a node: `serve`, `config`, `status`, `site`, `volume`, `link`.
 
+use crate::settings_args::{LinkSettingsArgs, VolumeSettingsArgs};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 pub(crate) const SERVE_HELP: &str = "\
 Settings come from flags, then from the environment (DRIFTLESS_NAME, DRIFTLESS_LISTEN, DRIFTLESS_ADVERTISE,
-DRIFTLESS_STATE, DRIFTLESS_ADMIN, DRIFTLESS_LOG), then from the file. SIGTERM ends the node in good order, SIGHUP has it
+DRIFTLESS_STATE, DRIFTLESS_ADMIN, DRIFTLESS_LOG), then from the file. What is set of volumes and links: from the environment
+(DRIFTLESS_VOLUME_DATA_TRASH_KEEP, DRIFTLESS_VOLUME_DATA_LINK_BERGEN_BWLIMIT, for a volume data and a site bergen), then from the
+file, then from `volume config` and `link config`. SIGTERM ends the node in good order, SIGHUP has it
 read the file again.
 
 Example:
@@ -70,6 +73,9 @@ pub(crate) struct NodeArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
+    /// Show it again every second until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
@@ -170,8 +176,22 @@ pub(crate) enum VolumeCommand {
         #[arg(long, value_name = "SITE")]
         from: Option<String>,
         #[command(flatten)]
+        settings: VolumeSettingsArgs,
+        #[command(flatten)]
         node: NodeArgs,
     },
+    /// Change what is set of a volume at this site, or show it.
+    #[command(after_help = crate::settings_args::VOLUME_HELP)]
+    Config {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        settings: VolumeSettingsArgs,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// List the volumes of this node.
+    List(NodeArgs),
     /// Do what the guards hold: many removals at once, or a tree that went back to an earlier state.
     Approve {
         /// The volume
@@ -195,6 +215,8 @@ impl VolumeArgs {
     pub(crate) fn wants_json(&self) -> bool {
         match &self.command {
             VolumeCommand::Add { node, .. }
+            | VolumeCommand::Config { node, .. }
+            | VolumeCommand::List(node)
             | VolumeCommand::Approve { node, .. }
             | VolumeCommand::Remove { node, .. } => node.json,
         }
@@ -216,6 +238,27 @@ pub(crate) enum LinkCommand {
         /// Who makes changes
         #[arg(long, value_enum, default_value_t)]
         mode: ModeArg,
+        /// Patterns of what need not be brought to the site, one a line as in .gitignore: what it begins with, and may change there
+        #[arg(long, value_name = "FILE")]
+        filter_from: Option<PathBuf>,
+        #[command(flatten)]
+        settings: LinkSettingsArgs,
+    },
+    /// Change what is set of a link, for what this site sends, or show it.
+    #[command(after_help = crate::settings_args::LINK_HELP)]
+    Config {
+        #[command(flatten)]
+        link: LinkName,
+        #[command(flatten)]
+        settings: LinkSettingsArgs,
+    },
+    /// Wait until the site holds everything that was changed here before now.
+    Checkpoint {
+        #[command(flatten)]
+        link: LinkName,
+        /// How long to wait: 90s, 30m, 1h
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::units::parse_age)]
+        timeout: u64,
     },
     /// Run a link that was stopped.
     Start(LinkName),
@@ -247,6 +290,8 @@ impl LinkArgs {
         use LinkCommand as C;
         match &self.command {
             C::Create { link, .. }
+            | C::Config { link, .. }
+            | C::Checkpoint { link, .. }
             | C::Start(link)
             | C::Stop(link)
             | C::Pause(link)

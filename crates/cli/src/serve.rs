@@ -37,6 +37,7 @@ fn read(args: &ServeArgs) -> Result<Config, CliError> {
         state: args.state.clone(),
         admin: args.admin.clone(),
         log: args.log.clone(),
+        ..Settings::default()
     };
     let (settings, place) = of_file(args.config.as_deref())?;
     let settings = flags.or(settings);
@@ -65,6 +66,10 @@ pub(crate) fn config(args: &ConfigArgs) -> Result<ExitCode, CliError> {
     );
     println!("state      {}", config.state.display());
     println!("admin      {}", config.admin.map_or_else(|| "off".into(), |a| a.to_string()));
+    let volumes: Vec<&str> = config.volumes.keys().map(String::as_str).collect();
+    if !volumes.is_empty() {
+        println!("volumes    {}", volumes.join(", "));
+    }
     Ok(ExitCode::InSync)
 }
 

@@ -5,6 +5,8 @@
 
 use crate::args::{TrashArgs, TrashCommand, TrashEmptyArgs, TrashListArgs, TrashRestoreArgs};
 use crate::error::{CliError, ExitCode};
+use crate::everywhere;
+use crate::node_args::NodeArgs;
 use crate::print::{json_line, path, result_line};
 use crate::units;
 use driftless_core::Name;
@@ -16,7 +18,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs `driftless trash ...`.
@@ -33,8 +35,16 @@ fn failed(e: &VolumeError) -> CliError {
     CliError::failed(e.to_string(), "run it as the user that runs the sync; see the message for the rest")
 }
 
+/// A volume of the running node may be named instead of its directory.
+fn volume_root(name: &Path) -> Option<PathBuf> {
+    let name = name.to_str().filter(|n| !n.contains('/') && !Path::new(n).exists())?;
+    everywhere::root_of(&NodeArgs { state: None, json: false }, name).ok()
+}
+
 /// The directory, and its trash if it has one.
 fn open(dir: &Path) -> Result<(Directory, Option<Trash>), CliError> {
+    let of_volume = volume_root(dir);
+    let dir = of_volume.as_deref().unwrap_or(dir);
     if !dir.join(".driftless").exists() {
         return Err(CliError::failed(
             format!("{} is no synced directory: it has no .driftless", dir.display()),

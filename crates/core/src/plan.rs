@@ -195,8 +195,8 @@ pub enum Wait {
     Parent(EntryId),
 }
 
-/// Says of a path (real names from the root) whether it is left out.
-pub type SkipPath<'a> = &'a dyn Fn(&[Name]) -> bool;
+/// Says of a path (real names from the root), and whether it is one of a directory, if it is left out.
+pub type SkipPath<'a> = &'a dyn Fn(&[Name], bool) -> bool;
 
 /// What the caller decides about plans.
 #[derive(Clone, Copy, Default)]

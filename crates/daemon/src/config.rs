@@ -7,10 +7,26 @@
 //! state = "/var/lib/driftless"     # keys, records, indexes
 //! admin = "127.0.0.1:7441"         # health and metrics over HTTP; "off" for none
 //! log = "text"                     # or "json"
+//!
+//! [volume.data]                    # for a volume, if it has one of this name (see `settings`)
+//! filter_from = "/etc/driftless/data.filter"
+//! trash_keep = "30d"
+//! trash_max = "10GiB"
+//! max_delete = "20%"
+//! on_rollback = "ask"
+//!
+//! [volume.data.link.bergen]        # for what is sent to that site
+//! bwlimit = "20M"
+//! bwlimit_schedule = "Mon-Fri 08:00,5M 19:00,off"
+//! container_size = "8MiB"
+//! container_age = "30s"
+//! compress = "zstd"
 //! ```
 
 use crate::log::Format;
+use crate::settings::VolumeSettings;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +38,7 @@ pub const DEFAULT_STATE: &str = "/var/lib/driftless";
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 7440);
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7441);
-/// Longest file: it has six settings.
+/// Longest file: some settings for each of thousands of volumes.
 const FILE_LEN_MAX: u64 = 1 << 20;
 /// Longest name of a site or a volume, in bytes.
 pub const NAME_LEN_MAX: usize = 63;
@@ -52,6 +68,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How the log is written.
     pub log: Format,
+    /// Of volumes, by name; files of patterns have been read.
+    pub volumes: BTreeMap<String, VolumeSettings>,
 }
 
 /// One source of settings: what it does not say another does.
@@ -70,6 +88,9 @@ pub struct Settings {
     pub admin: Option<String>,
     /// `text` or `json`.
     pub log: Option<String>,
+    /// See [`Config::volumes`].
+    #[serde(default)]
+    pub volume: BTreeMap<String, VolumeSettings>,
 }
 
 impl Settings {
@@ -99,6 +120,8 @@ impl Settings {
             state: get("DRIFTLESS_STATE").map(PathBuf::from),
             admin: get("DRIFTLESS_ADMIN"),
             log: get("DRIFTLESS_LOG"),
+            // Asked for by name when the names are known.
+            volume: BTreeMap::new(),
         }
     }
 
@@ -112,6 +135,7 @@ impl Settings {
             state: self.state.or(other.state),
             admin: self.admin.or(other.admin),
             log: self.log.or(other.log),
+            volume: if self.volume.is_empty() { other.volume } else { self.volume },
         }
     }
 
@@ -151,7 +175,12 @@ impl Settings {
             Some(other) => return Err(wrong("log", format!("{other:?} is neither \"text\" nor \"json\""))),
         };
         let state = self.state.unwrap_or_else(|| DEFAULT_STATE.into());
-        Ok(Config { name: self.name, listen, advertise, state, admin, log })
+        let mut volumes = self.volume;
+        for (name, volume) in &mut volumes {
+            let checked = check_name(name).and_then(|()| volume.read_filter()).and_then(|()| volume.check());
+            checked.map_err(|what| wrong(&format!("volume.{name}"), what))?;
+        }
+        Ok(Config { name: self.name, listen, advertise, state, admin, log, volumes })
     }
 }
 
@@ -209,6 +238,10 @@ mod tests {
             ("log = \"xml\"", "log"),
             ("admin = 7", "admin"),
             ("name = \"a\"\nname = \"b\"", "duplicate"),
+            ("[volume.data]\ntrash_keep = \"x\"", "volume.data: trash_keep"),
+            ("[volume.data.link.b]\nbwlimit = \"x\"", "volume.data: link.b.bwlimit"),
+            ("[volume.data]\nfilter_from = \"/nowhere/f\"", "/nowhere/f"),
+            ("[volume.data]\ntrash = \"1d\"", "trash"),
         ] {
             let e = of(text).unwrap_err().to_string();
             assert!(e.contains(says), "{text}: {e}");

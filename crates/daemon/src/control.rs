@@ -2,7 +2,8 @@
 //! in, one out. Only the user that runs the node can connect.
 
 use crate::records::Mode;
-use crate::status::NodeStatus;
+use crate::settings::{LinkSettings, VolumeSettings};
+use crate::status::{NodeStatus, SiteHeld, SiteWhy};
 use driftless_node::api::PathText;
 use driftless_node::control::short;
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub enum Ask {
         root: PathText,
         /// The site that has it.
         from: Option<String>,
+        /// What is set of it here from the beginning.
+        #[serde(default)]
+        settings: VolumeSettings,
     },
     /// Forget a volume. Its files stay.
     RemoveVolume {
@@ -75,6 +79,43 @@ pub enum Ask {
         /// Newer versions come back from other sites instead.
         heal: bool,
     },
+    /// What each site says of a path of a volume.
+    Why {
+        /// The volume.
+        volume: String,
+        /// Bytes of the path below its root, in hex.
+        path_hex: String,
+    },
+    /// Wait until other sites hold what was changed here before now.
+    Flush {
+        /// The volume.
+        volume: String,
+        /// Only this one, which is linked; else all there are.
+        to: Option<String>,
+        /// Seconds to wait at most.
+        timeout_s: u64,
+    },
+    /// Try what waits here at once.
+    Retry {
+        /// The volume.
+        volume: String,
+    },
+    /// Change what is set of a volume here; what is not said stays.
+    SetVolume {
+        /// The volume.
+        name: String,
+        /// New values.
+        settings: VolumeSettings,
+    },
+    /// Change what is set of a link; what is not said stays.
+    SetLink {
+        /// The volume.
+        volume: String,
+        /// The site.
+        to: String,
+        /// New values.
+        settings: LinkSettings,
+    },
     /// Link a volume to a site, which may have it from then on.
     CreateLink {
         /// The volume.
@@ -83,6 +124,12 @@ pub enum Ask {
         to: String,
         /// Who makes changes.
         mode: Mode,
+        /// For what is sent to it.
+        #[serde(default)]
+        settings: LinkSettings,
+        /// Patterns that it begins with.
+        #[serde(default)]
+        filter: Option<String>,
     },
     /// Change what is wanted of a link.
     Link {
@@ -121,6 +168,15 @@ pub enum Answer {
     Token(String),
     /// See [`Ask::Status`].
     Status(Box<NodeStatus>),
+    /// See [`Ask::Why`].
+    Why(Vec<SiteWhy>),
+    /// See [`Ask::Flush`].
+    Flushed {
+        /// Which sites hold it.
+        held: Vec<SiteHeld>,
+        /// Entries that wait here: no site gets them from here.
+        waiting_here: u64,
+    },
     /// It could not be done: what, and what to do.
     Failed {
         /// What happened.
@@ -213,7 +269,11 @@ fn serve(client: UnixStream, answer: &impl Fn(Ask) -> Answer) -> io::Result<()> 
 /// If none runs, or it does not answer.
 pub fn ask(state: &Path, ask: &Ask) -> io::Result<Answer> {
     let stream = short(&state.join(SOCKET), UnixStream::connect)?;
-    stream.set_read_timeout(Some(ANSWER_WAIT_MAX))?;
+    let waits = match ask {
+        Ask::Flush { timeout_s, .. } => Duration::from_secs(*timeout_s),
+        _ => Duration::ZERO,
+    };
+    stream.set_read_timeout(Some(ANSWER_WAIT_MAX + waits))?;
     let mut bytes = serde_json::to_vec(ask)?;
     bytes.push(b'\n');
     (&stream).write_all(&bytes)?;

@@ -1,15 +1,35 @@
-//! The admin endpoint: `GET /metrics` for Prometheus, `GET /health` for load balancers. Reads at most a few lines, answers, closes.
+//! The admin endpoint: `GET /metrics` for Prometheus, `GET /health` for load balancers, `GET /volumes/NAME/changes` for programs of
+//! this machine. Reads at most a few lines, answers, closes.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Longest request, in bytes: only its first line is looked at.
 const REQUEST_LEN_MAX: u64 = 8 << 10;
 /// A client that is slower is left, so that it does not keep the others waiting.
 const CLIENT_IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// Clients that are answered at once; some of them wait for changes.
+const CLIENTS_MAX: usize = 32;
+
+/// What is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Get {
+    pub(crate) path: String,
+    query: String,
+    /// By a program of this machine.
+    pub(crate) local: bool,
+}
+
+impl Get {
+    /// The value of `key` in the query, as it stands there.
+    pub(crate) fn value(&self, key: &str) -> Option<&str> {
+        self.query.split('&').filter_map(|pair| pair.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
+    }
+}
 
 /// A page: status line, type, body.
 pub(crate) type Page = (&'static str, &'static str, String);
@@ -21,22 +41,34 @@ pub(crate) struct HttpServer {
 }
 
 impl HttpServer {
-    /// `page` gets a path.
+    /// `page` gets what is asked for.
     pub(crate) fn start(
         address: SocketAddr,
-        page: impl Fn(&str) -> Page + Send + 'static,
+        page: impl Fn(&Get) -> Page + Send + Sync + 'static,
     ) -> io::Result<HttpServer> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let (stopped, page) = (stop.clone(), Arc::new(page));
+        let clients = Arc::new(AtomicUsize::new(0));
         std::thread::Builder::new().name("http".into()).spawn(move || {
             for client in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                // What goes wrong with one client is that client's business.
-                let _ = client.and_then(|client| serve(client, &page));
+                let Ok(client) = client else { continue };
+                if clients.fetch_add(1, Ordering::SeqCst) >= CLIENTS_MAX {
+                    clients.fetch_sub(1, Ordering::SeqCst);
+                    continue; // hung up: whoever asks so much asks again
+                }
+                let (page, clients) = (page.clone(), clients.clone());
+                let served = std::thread::Builder::new().name("http-client".into()).spawn(move || {
+                    // What goes wrong with one client is that client's business.
+                    let _ = serve(client, &*page);
+                    clients.fetch_sub(1, Ordering::SeqCst);
+                });
+                // No thread: the client sees that it was hung up on.
+                drop(served);
             }
         })?;
         Ok(HttpServer { address, stop })
@@ -55,7 +87,8 @@ impl Drop for HttpServer {
     }
 }
 
-fn serve(client: TcpStream, page: &impl Fn(&str) -> Page) -> io::Result<()> {
+fn serve(client: TcpStream, page: &impl Fn(&Get) -> Page) -> io::Result<()> {
+    let local = client.peer_addr()?.ip().is_loopback();
     client.set_read_timeout(Some(CLIENT_IDLE_MAX))?;
     client.set_write_timeout(Some(CLIENT_IDLE_MAX))?;
     let mut reader = BufReader::new((&client).take(REQUEST_LEN_MAX));
@@ -67,7 +100,7 @@ fn serve(client: TcpStream, page: &impl Fn(&str) -> Page) -> io::Result<()> {
         line.clear();
     }
     let (status, kind, body) = match path_of(&first) {
-        Some(path) => page(path),
+        Some((path, query)) => page(&Get { path: path.into(), query: query.into(), local }),
         None => ("405 Method Not Allowed", "text/plain", "only GET\n".into()),
     };
     let head = format!(
@@ -78,11 +111,11 @@ fn serve(client: TcpStream, page: &impl Fn(&str) -> Page) -> io::Result<()> {
     (&client).write_all(body.as_bytes())
 }
 
-fn path_of(first: &[u8]) -> Option<&str> {
+fn path_of(first: &[u8]) -> Option<(&str, &str)> {
     let line = std::str::from_utf8(first).ok()?;
     let mut words = line.split_ascii_whitespace();
     let path = words.next().filter(|method| *method == "GET").and(words.next())?;
-    Some(path.split('?').next().unwrap_or(path))
+    Some(path.split_once('?').unwrap_or((path, "")))
 }
 
 #[cfg(test)]
@@ -100,9 +133,16 @@ mod tests {
     #[test]
     fn pages_are_served() {
         let any = "127.0.0.1:0".parse().unwrap();
-        let server = HttpServer::start(any, |path| ("200 OK", "text/plain", path.to_owned())).unwrap();
+        let server = HttpServer::start(any, |get| {
+            assert!(get.local && get.value("y").is_none());
+            ("200 OK", "text/plain", format!("{} {:?}", get.path, get.value("x")))
+        })
+        .unwrap();
         let text = get(server.address(), "GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\n\r\n");
-        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n/metrics"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n/metrics Some(\"1\")"),
+            "{text}"
+        );
         let text = get(server.address(), "POST / HTTP/1.1\r\n\r\n");
         assert!(text.starts_with("HTTP/1.1 405"), "{text}");
     }

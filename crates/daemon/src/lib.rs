@@ -1,6 +1,7 @@
 //! A node: one process that keeps any number of volumes, knows other sites by their keys, and has links that are made, paused
 //! and removed while it runs.
 //!
+//! - [`settings`], [`schedule`], [`units`]: what can be set of volumes and links.
 //! - [`config`]: the TOML file; what of it may be changed while the process runs.
 //! - [`records`]: what is remembered between runs: volumes, sites, links, invitations.
 //! - [`token`], [`preface`]: the invitation, and the first words on a connection.
@@ -24,8 +25,11 @@ pub mod node;
 mod notify;
 mod preface;
 mod records;
+pub mod schedule;
+pub mod settings;
 pub mod status;
 pub mod token;
+pub mod units;
 
 pub use control::{Answer, Ask, ask};
 pub use node::{Node, NodeError, init, recorded};

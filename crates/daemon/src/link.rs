@@ -7,13 +7,15 @@
 
 use crate::log;
 use crate::preface::{self, Request, Response};
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crate::settings::LinkRules;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 use driftless_net::identity::PublicKey;
 use driftless_net::tls::{Tls, TlsOptions, TlsReader, TlsStop, TlsWriter};
-use driftless_net::{Carrier, CarrierOptions, Frame, Incoming};
+use driftless_net::{Carrier, CarrierOptions, Compress, Frame, Incoming, Rate, Traffic};
 use driftless_node::api::Level;
-use driftless_node::replica::{FromLink, LinkEnd, LinkId, Replica};
+use driftless_node::replica::{FromLink, LinkEnd, LinkId, Replica, Tuning};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,8 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(8);
 /// Pauses between attempts to connect: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How fast it goes is told over so long.
+const PACE_OVER: Duration = Duration::from_secs(3);
 /// The site that does not go first waits so much longer.
 const SECOND_WAITS: Duration = Duration::from_secs(2);
 /// How long what waits may take to be written when a link ends in good order.
@@ -48,6 +52,10 @@ pub(crate) enum Order {
     Moved(Vec<SocketAddr>),
     /// The volume runs (again).
     Again,
+    /// Batches are cut differently from now on.
+    Tune(Tuning),
+    /// A new connection is to be made: frames are to be compressed differently.
+    Anew,
 }
 
 /// Where the other site is, and who.
@@ -81,7 +89,25 @@ pub(crate) struct LinkThread {
     orders: Sender<Order>,
     stop: Option<Sender<()>>,
     seen: Arc<Mutex<Seen>>,
+    how: Arc<How>,
+    pace: Mutex<Pace>,
+    connecting: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// How fast bytes went lately.
+#[derive(Default)]
+struct Pace {
+    at: Option<(Instant, u64)>,
+    bytes_per_s: u64,
+}
+
+/// How what this site sends is sent; may change while the link runs.
+#[derive(Default)]
+struct How {
+    rate: Rate,
+    traffic: Traffic,
+    cut: Mutex<(Tuning, Compress)>,
 }
 
 impl LinkThread {
@@ -95,9 +121,56 @@ impl LinkThread {
         let (stop, stopped) = bounded(0);
         let seen = Arc::new(Mutex::new(Seen::default()));
         let addresses = Mutex::new(target.addresses.clone());
-        let runs = Runs { target, addresses, tls, replica, seen: seen.clone(), orders: taken, stopped };
+        let how = Arc::new(How::default());
+        let connecting = Arc::new(AtomicBool::new(false));
+        let runs = Runs {
+            target,
+            addresses,
+            tls,
+            replica,
+            seen: seen.clone(),
+            how: how.clone(),
+            connecting: connecting.clone(),
+            orders: taken,
+            stopped,
+        };
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || runs.run())?;
-        Ok(LinkThread { orders, stop: Some(stop), seen, thread: Some(thread) })
+        let pace = Mutex::default();
+        Ok(LinkThread { orders, stop: Some(stop), seen, how, pace, connecting, thread: Some(thread) })
+    }
+
+    /// Keeps to what is set, at this day and minute of it.
+    pub(crate) fn keep_to(&self, rules: &LinkRules, now: (u32, u32)) {
+        self.how.rate.set(rules.bytes_per_s_at(now));
+        let cut = (rules.tuning, rules.compress);
+        let before = std::mem::replace(&mut *lock(&self.how.cut), cut);
+        if before.0 != cut.0 {
+            self.order(Order::Tune(cut.0));
+        }
+        if before.1 != cut.1 {
+            self.order(Order::Anew);
+        }
+    }
+
+    /// Bytes sent and received since the link was started, and bytes sent per second lately.
+    pub(crate) fn traffic(&self) -> (u64, u64, u64) {
+        let (sent, received) = self.how.traffic.get();
+        (sent, received, lock(&self.pace).bytes_per_s)
+    }
+
+    /// Looks how fast it goes; to be called now and then.
+    pub(crate) fn note_pace(&self) {
+        let (now, sent) = (Instant::now(), self.how.traffic.get().0);
+        let mut pace = lock(&self.pace);
+        match pace.at {
+            Some((at, before)) if now.duration_since(at) >= PACE_OVER => {
+                let passed = now.duration_since(at).as_secs_f64();
+                pace.bytes_per_s = (sent.saturating_sub(before) as f64 / passed) as u64;
+                pace.at = Some((now, sent));
+            }
+            Some(_) => {}
+            None => pace.at = Some((now, sent)),
+        }
     }
 
     pub(crate) fn order(&self, order: Order) {
@@ -118,7 +191,9 @@ impl LinkThread {
 impl Drop for LinkThread {
     fn drop(&mut self) {
         self.stop = None;
-        if let Some(thread) = self.thread.take() {
+        // One that is connecting holds nothing and ends by itself, in seconds that nobody has to wait for.
+        let waits = !self.connecting.load(Ordering::SeqCst);
+        if let Some(thread) = self.thread.take().filter(|_| waits) {
             // A panicked thread has said so on stderr.
             let _ = thread.join();
         }
@@ -137,6 +212,8 @@ struct Runs {
     tls: TlsOptions,
     replica: Arc<Mutex<Option<Replica>>>,
     seen: Arc<Mutex<Seen>>,
+    how: Arc<How>,
+    connecting: Arc<AtomicBool>,
     orders: Receiver<Order>,
     stopped: Receiver<()>,
 }
@@ -147,6 +224,8 @@ enum Over {
     Replaced(Box<Open>),
     /// The link is to end.
     Stopped,
+    /// It is to be made anew.
+    Anew,
     /// It broke, or was refused.
     Failed(String),
 }
@@ -162,10 +241,13 @@ impl Runs {
                     Ok(Order::Take(open)) => open,
                     Ok(Order::Moved(to)) => { *lock(&self.addresses) = to; continue }
                     Ok(Order::Again) => { pause = RETRY_FIRST; wait = Duration::ZERO; continue }
+                    // Heeded by the next connection.
+                    Ok(Order::Tune(_) | Order::Anew) => continue,
                     Err(_) => return,
                 },
-                default(wait) => match self.connect() {
-                    Ok(open) => Box::new(open),
+                default(wait) => match self.connect_unless_stopped() {
+                    Ok(Some(open)) => Box::new(open),
+                    Ok(None) => return,
                     Err(Failed { why, refused }) => {
                         self.failed(&why, refused);
                         wait = pause + if self.target.first { Duration::ZERO } else { SECOND_WAITS };
@@ -180,6 +262,7 @@ impl Runs {
                 match self.serve(*open) {
                     Over::Replaced(open) => next = Some(open),
                     Over::Stopped => return,
+                    Over::Anew => {}
                     Over::Failed(why) => self.failed(&why, false),
                 }
             }
@@ -208,6 +291,17 @@ impl Runs {
 
     fn log(&self, level: Level, text: &str) {
         log::line(level, text, &[("volume", &self.target.volume), ("site", &self.target.site)]);
+    }
+
+    /// `None` if the link was stopped meanwhile.
+    fn connect_unless_stopped(&self) -> Result<Option<Open>, Failed> {
+        self.connecting.store(true, Ordering::SeqCst);
+        let connected = self.connect();
+        self.connecting.store(false, Ordering::SeqCst);
+        match self.stopped.try_recv() {
+            Err(TryRecvError::Disconnected) => Ok(None),
+            _ => connected.map(Some),
+        }
     }
 
     fn connect(&self) -> Result<Open, Failed> {
@@ -244,7 +338,10 @@ impl Runs {
     /// Passes messages until the connection is over.
     fn serve(&self, open: Open) -> Over {
         let Open { reader, writer, stop, from } = open;
-        let carrier = match Carrier::start(reader, writer, CarrierOptions::default()) {
+        let (tuning, compress) = *lock(&self.how.cut);
+        let options =
+            CarrierOptions { rate: self.how.rate.clone(), compress, traffic: self.how.traffic.clone() };
+        let carrier = match Carrier::start(reader, writer, options) {
             Ok(carrier) => carrier,
             Err(e) => return Over::Failed(format!("{from}: {e}")),
         };
@@ -252,6 +349,7 @@ impl Runs {
             Some(replica) => replica.connect(),
             None => return Over::Failed("the volume does not run here".into()),
         };
+        end.tune(tuning);
         {
             let mut seen = lock(&self.seen);
             let last_error = seen.last_error.take();
@@ -279,7 +377,9 @@ impl Runs {
             // Both wake a writer that waits for a peer which takes nothing.
             match over {
                 // What waits is written if that is quick; the other site goes on from what it has got.
-                Over::Stopped => _ = carrier.close("the other site has ended the link", CLOSE_PATIENCE),
+                Over::Stopped | Over::Anew => {
+                    _ = carrier.close("the other site has ended the link", CLOSE_PATIENCE)
+                }
                 _ => carrier.break_off("the link ends"),
             }
             over
@@ -304,6 +404,8 @@ impl Runs {
                     Ok(Order::Take(open)) => return Over::Replaced(open),
                     Ok(Order::Moved(to)) => *lock(&self.addresses) = to,
                     Ok(Order::Again) => {}
+                    Ok(Order::Tune(tuning)) => end.tune(tuning),
+                    Ok(Order::Anew) => return Over::Anew,
                     Err(_) => return Over::Stopped,
                 },
                 recv(self.stopped) -> _ => return Over::Stopped,
@@ -350,13 +452,24 @@ pub(crate) fn ask_site(
     key: PublicKey,
     request: &Request,
 ) -> Result<Response, String> {
+    ask_site_for(tls, addresses, key, request, SILENCE_MAX)
+}
+
+/// As [`ask_site`], of one that may take so long to answer.
+pub(crate) fn ask_site_for(
+    tls: &TlsOptions,
+    addresses: &[SocketAddr],
+    key: PublicKey,
+    request: &Request,
+    patience: Duration,
+) -> Result<Response, String> {
     let mut why = "no address of it is known".to_owned();
     for address in addresses {
         let asked = || -> Result<Response, String> {
             let tls: Tls = tls.connect(*address, key, CONNECT_PATIENCE).map_err(|e| e.to_string())?;
-            let (mut reader, mut writer, _stop) = tls.split(SILENCE_MAX).map_err(|e| e.to_string())?;
+            let (mut reader, mut writer, _stop) = tls.split(patience).map_err(|e| e.to_string())?;
             preface::write(&mut writer, request).map_err(|e| e.to_string())?;
-            preface::read(&mut reader).map_err(|e| e.to_string())
+            preface::read_answer(&mut reader).map_err(|e| e.to_string())
         };
         match asked() {
             Ok(response) => return Ok(response),

@@ -113,6 +113,18 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
             Some(info) => preface::write(&mut writer, Response::Volume(info)).map_err(|e| e.to_string()),
             None => refuse(&mut writer, NO_SUCH_VOLUME, false),
         },
+        (Request::Why { volume, path_hex, asked }, Some(site)) => {
+            match node.why_for(&volume, &site, &path_hex, &asked) {
+                Some(found) => preface::write(&mut writer, Response::Why(found)).map_err(|e| e.to_string()),
+                None => refuse(&mut writer, NO_SUCH_VOLUME, false),
+            }
+        }
+        (Request::Flush { volume, asked, timeout_s }, Some(site)) => {
+            match node.flush_for(&volume, &site, &asked, timeout_s) {
+                Some(held) => preface::write(&mut writer, Response::Flushed(held)).map_err(|e| e.to_string()),
+                None => refuse(&mut writer, NO_SUCH_VOLUME, false),
+            }
+        }
         (Request::Link { volume, addresses }, Some(site)) => {
             match node.accept_link(&volume, &site, addresses) {
                 Ok(link) => {

@@ -3,7 +3,10 @@
 //! One lock on what is recorded and what runs ([`Inner`]). Whatever may take long, as talking to another site or stopping a
 //! replica, is done without it.
 
+mod asking;
 mod commands;
+mod feed;
+mod settings;
 mod standing;
 
 use crate::config::{Config, Settings, check_name};
@@ -15,14 +18,13 @@ use crate::log;
 use crate::notify;
 use crate::preface::{Response, VolumeInfo};
 use crate::records::{Mode, Records, Volume, Wanted};
+use crate::settings::{VolumeRules, VolumeSettings};
 use crate::token::Secret;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_index::{Lock, StateDir};
 use driftless_net::identity::{Identity, PublicKey};
 use driftless_net::tls::TlsOptions;
-use driftless_node::api::{
-    CRAWL_EVERY_DEFAULT_S, Event, Level, MaxDelete, OnRollback, SessionError, Shared as Rules,
-};
+use driftless_node::api::{Event, Level, MaxDelete, OnRollback, PathText, SessionError, Shared as Rules};
 use driftless_node::replica::{Replica, ReplicaOptions, Service};
 use std::collections::BTreeMap;
 use std::io;
@@ -142,6 +144,8 @@ pub(crate) struct Shared {
     started: Instant,
     listen: SocketAddr,
     advertise: Mutex<Vec<SocketAddr>>,
+    /// What the configuration says of volumes.
+    configured: Mutex<BTreeMap<String, VolumeSettings>>,
     events: Sender<(String, Event)>,
     inner: Mutex<Inner>,
 }
@@ -162,6 +166,10 @@ struct Running {
     approved: Option<(OnRollback, Instant)>,
     /// Its replica is to be opened anew, with other rules.
     reopen: bool,
+    /// The rules that it was opened with.
+    rules: Option<VolumeRules>,
+    /// The volume's id and directory that it was opened with.
+    of: Option<(String, PathText)>,
 }
 
 impl Running {
@@ -173,6 +181,8 @@ impl Running {
             again: Some(Instant::now()),
             approved: None,
             reopen: false,
+            rules: None,
+            of: None,
         }
     }
 }
@@ -222,6 +232,7 @@ impl Node {
             started: Instant::now(),
             listen,
             advertise: Mutex::new(advertise),
+            configured: Mutex::new(config.volumes.clone()),
             events,
             inner: Mutex::new(Inner { records, volumes: BTreeMap::new() }),
         });
@@ -232,7 +243,7 @@ impl Node {
         let paged = shared.clone();
         let admin = match config.admin {
             Some(address) => Some(
-                HttpServer::start(address, move |path| paged.page(path))
+                HttpServer::start(address, move |get| paged.page(get))
                     .map_err(|e| cannot(&address.to_string(), e))?,
             ),
             None => None,
@@ -261,10 +272,11 @@ impl Node {
         self.listener.address()
     }
 
-    /// Takes over what may change while it runs: the log's form and the addresses told to others.
+    /// Takes over what may change while it runs: the log's form, the addresses told to others, what is set of volumes and links.
     pub fn reload(&self, config: &Config) {
         log::set_format(config.log);
         *lock(&self.shared.advertise) = config.advertise.clone();
+        *lock(&self.shared.configured) = config.volumes.clone();
         log::line(Level::Info, "the configuration was read again", &[]);
     }
 
@@ -373,17 +385,26 @@ impl Shared {
             let inner = &mut *inner;
             let names: Vec<String> = inner.records.volumes.keys().cloned().collect();
             inner.volumes.retain(|name, running| {
-                let keep = inner.records.volumes.contains_key(name);
+                // One that was removed and added again between two rounds is another.
+                let recorded = inner.records.volumes.get(name).map(|v| (v.id.clone(), v.root.clone()));
+                let keep = recorded.is_some() && (running.of.is_none() || running.of == recorded);
                 if !keep {
                     gone.push((name.clone(), std::mem::replace(running, Running::new())));
                 }
                 keep
             });
             for name in names {
+                let was_another = gone.iter().any(|(gone, _)| *gone == name);
                 let running = inner.volumes.entry(name.clone()).or_insert_with(Running::new);
+                if was_another {
+                    // Opened by the next round, when the other is closed.
+                    running.again = Some(Instant::now() + TEND_EVERY);
+                    continue;
+                }
                 if running.approved.is_some_and(|(_, until)| until <= Instant::now()) {
                     (running.approved, running.reopen) = (None, true);
                 }
+                self.note_rules(&inner.records, &name, running);
                 if std::mem::take(&mut running.reopen) {
                     // It is stopped without the lock, and opened again by the next round.
                     let old = std::mem::take(&mut *lock(&running.replica));
@@ -418,7 +439,10 @@ impl Shared {
         }
         if running.again.is_some_and(|at| at <= Instant::now()) {
             running.again = None;
-            match self.open(records, name, volume, running.approved.map(|(how, _)| how)) {
+            let rules = self.volume_rules(name, volume);
+            running.rules = Some(rules.clone());
+            running.of = Some((volume.id.clone(), volume.root.clone()));
+            match self.open(records, name, volume, rules, running.approved.map(|(how, _)| how)) {
                 Ok(replica) => {
                     *lock(&running.replica) = Some(replica);
                     running.error = None;
@@ -439,6 +463,10 @@ impl Shared {
             if link.wanted == Wanted::Running && !running.links.contains_key(site) {
                 self.start_link(records, name, volume, site, running);
             }
+            if let Some(thread) = running.links.get_mut(site) {
+                thread.keep_to(&self.link_rules(name, site, link), settings::local_now());
+                thread.note_pace();
+            }
         }
     }
 
@@ -447,6 +475,7 @@ impl Shared {
         records: &Records,
         name: &str,
         volume: &Volume,
+        rules: VolumeRules,
         approved: Option<OnRollback>,
     ) -> Result<Replica, SessionError> {
         let damaged = || SessionError::new("its id is damaged", "remove the volume and add it again");
@@ -469,16 +498,16 @@ impl Shared {
         drop(forward);
         let shared = Rules {
             active_passive: volume.follower,
-            filters: Vec::new(),
-            max_delete: if approved.is_some() { MaxDelete::Count(u64::MAX) } else { MaxDelete::Default },
-            on_rollback: approved.unwrap_or_default(),
+            filters: rules.filters,
+            max_delete: if approved.is_some() { MaxDelete::Count(u64::MAX) } else { rules.max_delete },
+            on_rollback: approved.unwrap_or(rules.on_rollback),
             dry_run: false,
             once: false,
             allow_unsafe_fs: false,
             site_names: (own, String::new()),
             verbose: false,
-            trash: None,
-            crawl_every_s: CRAWL_EVERY_DEFAULT_S,
+            trash: rules.trash,
+            crawl_every_s: rules.crawl_every_s,
         };
         let state = StateDir::at(self.state.join("volumes"));
         Replica::open(ReplicaOptions { root: volume.root(), state, service, shared }, events)
@@ -515,7 +544,9 @@ impl Shared {
                 let Some(status) = lock(&running.replica).as_ref().map(Replica::status) else { continue };
                 for (site, link) in &running.links {
                     let Some(id) = link.seen().connected else { continue };
-                    let Some(peer) = status.peers.iter().find(|p| p.link == Some(id)) else { continue };
+                    let Some(peer) = status.standing.peers.iter().find(|p| p.link == Some(id)) else {
+                        continue;
+                    };
                     let replica = format!("{:016x}", peer.replica.0);
                     let known =
                         inner.records.volumes.get(name).and_then(|v| v.links.get(site)?.replica.clone());
@@ -629,7 +660,7 @@ fn info(records: &Records, name: &str, site: &str) -> Option<VolumeInfo> {
     let link = volume.links.get(site)?;
     // A follower that is followed makes no changes that could be followed: its followers follow the same writers.
     let follower = link.mode == Mode::ActivePassive;
-    Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower })
+    Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower, filter: link.filter.clone() })
 }
 
 fn addresses(texts: &[String]) -> Vec<SocketAddr> {

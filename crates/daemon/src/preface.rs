@@ -1,12 +1,15 @@
 //! The first words on a connection, after TLS and before anything else: one line of JSON from the end that connected, one in
 //! answer. What an unknown key may say is only [`Request::Join`]; whatever it says is at most [`LINE_LEN_MAX`] bytes.
 
+use crate::status::{SiteHeld, SiteWhy};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Longest line: a join with addresses; an answer with volumes.
 const LINE_LEN_MAX: usize = 16 << 10;
+/// Longest answer of a site that is asked something: explanations of many sites.
+const ANSWER_LEN_MAX: usize = 4 << 20;
 /// The version of these words.
 const VERSION: u16 = 1;
 
@@ -28,6 +31,24 @@ pub(crate) enum Request {
         /// The name.
         name: String,
     },
+    /// Why is a path of this volume as it is at your site, and at those that only you are linked to?
+    Why {
+        /// Its id.
+        volume: String,
+        /// Bytes of the path below the root, in hex.
+        path_hex: String,
+        /// Sites that are asked already.
+        asked: Vec<String>,
+    },
+    /// Which sites, of those not asked already, hold what you hold of this volume? Wait for it.
+    Flush {
+        /// Its id.
+        volume: String,
+        /// Sites that are asked already.
+        asked: Vec<String>,
+        /// Seconds to wait at most.
+        timeout_s: u64,
+    },
     /// Bring this volume up to date with me. After a good answer the greeting and frames follow.
     Link {
         /// Its id.
@@ -38,7 +59,7 @@ pub(crate) enum Request {
 }
 
 /// What is answered.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Response {
     /// Your key is known now.
@@ -50,6 +71,10 @@ pub(crate) enum Response {
     },
     /// That one.
     Volume(VolumeInfo),
+    /// To [`Request::Why`].
+    Why(Vec<SiteWhy>),
+    /// To [`Request::Flush`].
+    Flushed(Vec<SiteHeld>),
     /// Go on.
     Linked,
     /// No. Volumes that are unknown and volumes that are forbidden get the same answer.
@@ -69,6 +94,9 @@ pub(crate) struct VolumeInfo {
     pub(crate) id: String,
     /// You make no changes in it.
     pub(crate) follower: bool,
+    /// What need not be brought to you, unless you say otherwise: patterns, one a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) filter: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,6 +121,15 @@ pub(crate) fn write<T: Serialize>(to: &mut impl Write, says: T) -> io::Result<()
 
 /// Reads one line and nothing beyond it.
 pub(crate) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    read_line(from, LINE_LEN_MAX)
+}
+
+/// As [`read`], for an answer that may be longer: from a site that was asked.
+pub(crate) fn read_answer(from: &mut impl Read) -> io::Result<Response> {
+    read_line(&mut io::BufReader::new(from), ANSWER_LEN_MAX)
+}
+
+fn read_line<T: DeserializeOwned>(from: &mut impl Read, len_max: usize) -> io::Result<T> {
     let mut line = Vec::new();
     let mut byte = [0];
     loop {
@@ -105,7 +142,7 @@ pub(crate) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
         if byte[0] == b'\n' {
             break;
         }
-        if line.len() == LINE_LEN_MAX {
+        if line.len() == len_max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its first line is too long"));
         }
         line.push(byte[0]);

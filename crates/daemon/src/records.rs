@@ -3,6 +3,7 @@
 //!
 //! The functions that judge an invitation or a site's rights are pure: they take the time and give a value.
 
+use crate::settings::{LinkSettings, VolumeSettings};
 use crate::token::Secret;
 use driftless_core::link::Role;
 use driftless_net::identity::PublicKey;
@@ -74,6 +75,9 @@ pub(crate) struct Volume {
     /// By name of the other site. A site without a link may not have the volume.
     #[serde(default)]
     pub(crate) links: BTreeMap<String, Link>,
+    /// As commands have set them.
+    #[serde(default)]
+    pub(crate) settings: VolumeSettings,
 }
 
 impl Volume {
@@ -122,6 +126,12 @@ pub(crate) struct Link {
     /// The replica there, once met, in hex.
     #[serde(default)]
     pub(crate) replica: Option<String>,
+    /// As commands have set them, for what is sent to the other site.
+    #[serde(default)]
+    pub(crate) settings: LinkSettings,
+    /// Patterns that the other site is told to begin with when it gets the volume.
+    #[serde(default)]
+    pub(crate) filter: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -281,6 +291,7 @@ mod tests {
             first: true,
             follower: false,
             links: BTreeMap::new(),
+            settings: VolumeSettings::default(),
         };
         records.volumes.insert("data".into(), volume);
         records

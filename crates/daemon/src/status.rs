@@ -2,6 +2,8 @@
 
 use crate::records::Mode;
 use driftless_node::api::PathText;
+use driftless_node::query::Explanation;
+use driftless_node::replica::Propagation;
 use serde::{Deserialize, Serialize};
 
 /// How a link stands. A closed list: every place that says so uses it.
@@ -12,6 +14,8 @@ pub enum LinkState {
     InSync,
     /// Connected, and something is on its way to the other site.
     CatchingUp,
+    /// Connected, but nothing has come from the other site's volume for a while: it, or this one, stands still.
+    Stalled,
     /// A connection is being made for the first time since it was asked for.
     Connecting,
     /// The other site does not answer.
@@ -28,9 +32,10 @@ pub enum LinkState {
 
 impl LinkState {
     /// All of them.
-    pub const ALL: [LinkState; 8] = [
+    pub const ALL: [LinkState; 9] = [
         LinkState::InSync,
         LinkState::CatchingUp,
+        LinkState::Stalled,
         LinkState::Connecting,
         LinkState::Unreachable,
         LinkState::Refused,
@@ -44,6 +49,7 @@ impl LinkState {
         match self {
             LinkState::InSync => "in-sync",
             LinkState::CatchingUp => "catching-up",
+            LinkState::Stalled => "stalled",
             LinkState::Connecting => "connecting",
             LinkState::Unreachable => "unreachable",
             LinkState::Refused => "refused",
@@ -57,6 +63,65 @@ impl LinkState {
     pub fn is_well(self) -> bool {
         matches!(self, LinkState::InSync | LinkState::CatchingUp)
     }
+}
+
+/// Each side says something through its volume every five seconds; two that are missed and a little are no accident.
+pub(crate) const STALLED_AFTER_S: u64 = 12;
+
+/// What a site says of a path.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SiteWhy {
+    /// The site.
+    pub site: String,
+    /// It has the newest version that any of the asked sites knows; `None`: it did not say.
+    #[serde(default)]
+    pub newest: Option<bool>,
+    /// How the link to it stands, where it could not be asked.
+    #[serde(default)]
+    pub link: Option<LinkState>,
+    /// Why it could not be asked.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// What it says.
+    #[serde(default)]
+    pub why: Option<Explanation>,
+}
+
+impl SiteWhy {
+    pub(crate) fn new(site: &str, answer: Result<Explanation, String>) -> SiteWhy {
+        let (why, error) = match answer {
+            Ok(why) => (Some(why), None),
+            Err(e) => (None, Some(e)),
+        };
+        SiteWhy { site: site.to_owned(), newest: None, link: None, error, why }
+    }
+
+    pub(crate) fn unasked(site: &str, link: LinkState, error: impl Into<String>) -> SiteWhy {
+        SiteWhy { link: Some(link), ..SiteWhy::new(site, Err(error.into())) }
+    }
+}
+
+/// Whether a site holds everything up to a position of a feed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeldAt {
+    /// Not yet.
+    Behind,
+    /// It cannot be reached, and was behind when it was heard last.
+    Unreachable,
+    /// It does, but for what waits there.
+    Held,
+}
+
+/// A site, when it was asked whether it holds everything.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SiteHeld {
+    /// The site.
+    pub site: String,
+    /// Whether it does.
+    pub at: HeldAt,
+    /// Entries that wait there.
+    pub waiting: u64,
 }
 
 /// A node and everything it has.
@@ -114,6 +179,21 @@ pub struct VolumeStatus {
     pub waiting_items: u64,
     /// Conflict copies seen since the start.
     pub conflicts: u64,
+    /// The last position of its feed here.
+    #[serde(default)]
+    pub head: u64,
+    /// Local changes recorded since the start.
+    #[serde(default)]
+    pub recorded: u64,
+    /// Entry states received since the start.
+    #[serde(default)]
+    pub received: u64,
+    /// Content bytes written since the start.
+    #[serde(default)]
+    pub applied_bytes: u64,
+    /// How long changes of others took to get here; in metrics only.
+    #[serde(skip)]
+    pub propagation: Propagation,
     /// Why it does not run.
     pub error: Option<String>,
     /// Its links.
@@ -135,6 +215,18 @@ pub struct LinkStatus {
     pub backlog_items: u64,
     /// Bytes on their way.
     pub in_flight_bytes: u64,
+    /// Bytes sent since the link was started.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Bytes received since then.
+    #[serde(default)]
+    pub received_bytes: u64,
+    /// Bytes sent per second lately.
+    #[serde(default)]
+    pub sent_bytes_per_s: u64,
+    /// When the oldest change was made that is not on the other site's disk, in milliseconds since 1970.
+    #[serde(default)]
+    pub behind_since_ms: Option<u64>,
     /// Entries that wait at the other site.
     pub waiting_there_items: u64,
     /// What went wrong last, though it may be over.
@@ -153,6 +245,8 @@ pub(crate) struct Seen {
     /// An attempt has failed since it was connected last, or since the start.
     pub(crate) failed: bool,
     pub(crate) behind: bool,
+    /// It was not heard for [`STALLED_AFTER_S`].
+    pub(crate) unheard: bool,
 }
 
 pub(crate) fn link_state(seen: &Seen) -> LinkState {
@@ -160,6 +254,7 @@ pub(crate) fn link_state(seen: &Seen) -> LinkState {
         Seen { stopped: true, .. } => LinkState::Stopped,
         Seen { paused: true, .. } => LinkState::Paused,
         Seen { volume_runs: false, .. } => LinkState::VolumeDown,
+        Seen { connected: true, unheard: true, .. } => LinkState::Stalled,
         Seen { connected: true, behind: false, .. } => LinkState::InSync,
         Seen { connected: true, .. } => LinkState::CatchingUp,
         Seen { refused: true, .. } => LinkState::Refused,
@@ -179,6 +274,7 @@ pub(crate) fn verdict(volumes: &[VolumeStatus]) -> (bool, String) {
     let links = || volumes.iter().flat_map(|v| v.links.iter().map(move |l| (v, l)));
     for state in [
         LinkState::Unreachable,
+        LinkState::Stalled,
         LinkState::Refused,
         LinkState::Connecting,
         LinkState::Paused,
@@ -240,6 +336,11 @@ mod tests {
             scanned: true,
             waiting_items: 0,
             conflicts: 0,
+            head: 0,
+            recorded: 0,
+            received: 0,
+            applied_bytes: 0,
+            propagation: Propagation::default(),
             error: None,
             links,
         }
@@ -253,6 +354,10 @@ mod tests {
             lag_ms,
             backlog_items: 0,
             in_flight_bytes: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            sent_bytes_per_s: 0,
+            behind_since_ms: None,
             waiting_there_items: 0,
             last_error: None,
             last_error_age_s: None,
@@ -290,8 +395,10 @@ mod tests {
             refused: false,
             failed: false,
             behind: false,
+            unheard: false,
         };
         assert_eq!(link_state(&seen), LinkState::Connecting);
+        assert_eq!(link_state(&Seen { connected: true, unheard: true, ..seen }), LinkState::Stalled);
         assert_eq!(link_state(&Seen { failed: true, ..seen }), LinkState::Unreachable);
         let seen = Seen { refused: true, failed: true, ..seen };
         assert_eq!(link_state(&seen), LinkState::Refused);

@@ -10,8 +10,9 @@
 //! The end. [`Carrier::close`] lets both lanes drain, then says why; the peer sees [`End::Closed`]. Any other end of the
 //! stream is [`End::Broken`]. Dropping a carrier stops the writer at once and leaves the peer with a broken stream.
 
+use crate::compress::Compress;
 use crate::greeting::{GreetingError, greet, read_greeting};
-use crate::rate::RateLimit;
+use crate::rate::{Rate, RateLimit, Traffic};
 use crate::wire::{Frame, FrameReader, FrameWriter, PIECE_PART_LEN_MAX, WireError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_core::Entry;
@@ -32,22 +33,20 @@ const FAIR_BYTES: usize = 4 << 20;
 const BUFFER_LEN: usize = 64 << 10;
 /// With a rate limit at most this share of a second passes between two looks at the lanes.
 const PACED_PARTS_PER_S: u64 = 20;
+/// The first protocol version whose ends know LZ4.
+const LZ4_SINCE: u16 = 2;
 /// Shortest part of a piece, however low the limit.
 const PACED_PART_LEN_MIN: usize = 4 << 10;
 
 /// How a carrier works.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CarrierOptions {
-    /// Most bytes per second that are written; `None` = no limit.
-    pub bytes_per_s_max: Option<u64>,
-    /// Compress where it pays.
-    pub compress: bool,
-}
-
-impl Default for CarrierOptions {
-    fn default() -> Self {
-        Self { bytes_per_s_max: None, compress: true }
-    }
+    /// Most bytes per second that are written.
+    pub rate: Rate,
+    /// How payloads are compressed where it pays.
+    pub compress: Compress,
+    /// Where bytes are counted: frames as they are written and read.
+    pub traffic: Traffic,
 }
 
 /// Why a carrier could not be started.
@@ -141,21 +140,29 @@ impl Carrier {
         greet(&mut writer).map_err(GreetingError::Io)?;
         let mut reader = BufReader::with_capacity(BUFFER_LEN, reader);
         let version = read_greeting(&mut reader)?;
-        let frames = FrameReader::new(reader)?;
+        let frames = FrameReader::new(Counted { inner: reader, traffic: options.traffic.clone() })?;
         let out = Arc::new(Outbox::default());
-        let paced =
-            Paced { inner: writer, limit: options.bytes_per_s_max.map(RateLimit::new), out: out.clone() };
-        let writer = FrameWriter::new(BufWriter::with_capacity(BUFFER_LEN, paced), options.compress)?;
+        let paced = Paced {
+            inner: writer,
+            rate: options.rate.clone(),
+            limit: None,
+            out: out.clone(),
+            traffic: options.traffic,
+        };
+        let compress = match options.compress {
+            Compress::Lz4 if version < LZ4_SINCE => Compress::Zstd,
+            other => other,
+        };
+        let writer = FrameWriter::new(BufWriter::with_capacity(BUFFER_LEN, paced), compress)?;
         let budget = Arc::new(Budget::default());
         let (to_consumer, incoming) = unbounded();
-        let part_len = part_len(options.bytes_per_s_max);
         let (writer_out, reader_out, reader_budget) = (out.clone(), out.clone(), budget.clone());
         std::thread::Builder::new()
             .name("carrier-read".into())
             .spawn(move || read_all(frames, &to_consumer, &reader_budget, &reader_out))?;
         let (writer_alive, writer_ended) = bounded::<()>(0);
         std::thread::Builder::new().name("carrier-write".into()).spawn(move || {
-            write_all(writer, &writer_out, part_len);
+            write_all(writer, &writer_out, &options.rate);
             drop(writer_alive);
         })?;
         Ok(Carrier { out, incoming, writer_ended, budget, version })
@@ -411,17 +418,13 @@ impl OutState {
     }
 }
 
-fn write_all<W: Write>(mut w: FrameWriter<W>, out: &Outbox, part_len: usize) {
-    if let Err(e) = write_until_closed(&mut w, out, part_len) {
+fn write_all<W: Write>(mut w: FrameWriter<W>, out: &Outbox, rate: &Rate) {
+    if let Err(e) = write_until_closed(&mut w, out, rate) {
         out.break_off(&e.to_string());
     }
 }
 
-fn write_until_closed<W: Write>(
-    w: &mut FrameWriter<W>,
-    out: &Outbox,
-    part_len: usize,
-) -> Result<(), WireError> {
+fn write_until_closed<W: Write>(w: &mut FrameWriter<W>, out: &Outbox, rate: &Rate) -> Result<(), WireError> {
     loop {
         let job = match out.take(false) {
             Some(job) => job,
@@ -436,7 +439,7 @@ fn write_until_closed<W: Write>(
         match job {
             Job::Frame(frame) => w.write(&frame)?,
             Job::Part { piece, at } => {
-                let end = piece.bytes.len().min(at + part_len);
+                let end = piece.bytes.len().min(at + part_len(rate.get()));
                 w.write_piece(&piece, at..end)?;
                 if end < piece.bytes.len() {
                     out.put_back(piece, end);
@@ -459,16 +462,41 @@ fn part_len(bytes_per_s_max: Option<u64>) -> usize {
 /// Lets bytes through no faster than allowed.
 struct Paced<W> {
     inner: W,
+    rate: Rate,
     limit: Option<RateLimit>,
     out: Arc<Outbox>,
+    traffic: Traffic,
+}
+
+/// Counts what is read.
+struct Counted<R> {
+    inner: R,
+    traffic: Traffic,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(bytes)?;
+        self.traffic.received(len);
+        Ok(len)
+    }
 }
 
 impl<W: Write> Write for Paced<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(limit) = &mut self.limit else { return self.inner.write(bytes) };
+        let allowed = self.rate.get();
+        if self.limit.as_ref().map(RateLimit::bytes_per_s) != allowed {
+            self.limit = allowed.map(RateLimit::new);
+        }
+        let Some(limit) = &mut self.limit else {
+            let written = self.inner.write(bytes)?;
+            self.traffic.sent(written);
+            return Ok(written);
+        };
         // So much at once that the pauses stay short.
         let len = bytes.len().min(part_len(Some(limit.bytes_per_s())));
         let written = self.inner.write(&bytes[..len])?;
+        self.traffic.sent(written);
         let pause = limit.take(written, Instant::now());
         self.out.pause(pause);
         Ok(written)

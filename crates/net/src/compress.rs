@@ -1,4 +1,4 @@
-//! zstd where it pays. A sample decides: what does not shrink by a tenth is stored, and a stream that
+//! zstd or LZ4 where it pays. A sample decides: what does not shrink by a tenth is stored, and a stream that
 //! goes on like that is probed only now and then.
 
 use std::io;
@@ -24,6 +24,21 @@ const WINDOW_LOG_MAX: u32 = 21;
 const FIRST_PER_BYTE: usize = 16;
 /// Memory for what is unpacked then doubles, but by this much at least.
 const GROWTH_LEN_MIN: usize = 64 << 10;
+
+/// LZ4 makes at most 255 bytes of one, so who says more lies, and memory is taken for no more.
+const LZ4_RATIO_MAX: usize = 256;
+
+/// How payloads are made shorter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Compress {
+    /// Not at all.
+    None,
+    /// Quickly. Where the other end does not know it (before protocol 2), zstd.
+    Lz4,
+    /// Well.
+    #[default]
+    Zstd,
+}
 
 /// What a stream of payloads of one sort was like so far.
 #[derive(Default, Debug)]
@@ -58,18 +73,24 @@ fn shrank(compressed: usize, raw: usize) -> bool {
 
 /// Compresses payloads of one connection.
 pub(crate) struct Packer {
+    how: Compress,
     zstd: Compressor<'static>,
     out: Vec<u8>,
 }
 
 impl Packer {
-    pub(crate) fn new() -> io::Result<Packer> {
-        Ok(Packer { zstd: Compressor::new(LEVEL)?, out: Vec::new() })
+    pub(crate) fn new(how: Compress) -> io::Result<Packer> {
+        Ok(Packer { how, zstd: Compressor::new(LEVEL)?, out: Vec::new() })
+    }
+
+    /// How it does it.
+    pub(crate) fn how(&self) -> Compress {
+        self.how
     }
 
     /// The compressed form of `raw`, if that is worth it.
     pub(crate) fn pack(&mut self, raw: &[u8], probe: &mut Probe) -> io::Result<Option<&[u8]>> {
-        if !probe.should_try(raw.len()) {
+        if self.how == Compress::None || !probe.should_try(raw.len()) {
             return Ok(None);
         }
         let sample = &raw[..raw.len().min(SAMPLE_LEN)];
@@ -83,6 +104,12 @@ impl Packer {
 
     fn run(&mut self, raw: &[u8]) -> io::Result<usize> {
         self.out.clear();
+        if self.how == Compress::Lz4 {
+            self.out.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+            let len = lz4_flex::block::compress_into(raw, &mut self.out).map_err(io::Error::other)?;
+            self.out.truncate(len);
+            return Ok(len);
+        }
         self.out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
         self.zstd.compress_to_buffer(raw, &mut self.out)
     }
@@ -127,6 +154,19 @@ impl Unpacker {
     }
 }
 
+/// What one LZ4 block holds: exactly `raw_len` bytes, or an error.
+pub(crate) fn unpack_lz4(packed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
+    if raw_len > packed.len().saturating_mul(LZ4_RATIO_MAX) {
+        return Err(not_as_said());
+    }
+    let mut raw = vec![0; raw_len];
+    match lz4_flex::block::decompress_into(packed, &mut raw) {
+        Ok(len) if len == raw_len => Ok(raw),
+        Ok(_) => Err(not_as_said()),
+        Err(e) => Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+    }
+}
+
 fn not_as_said() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not of the length it says")
 }
@@ -148,7 +188,8 @@ mod tests {
 
     #[test]
     fn text_shrinks_and_comes_back() {
-        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let (mut p, mut u, mut probe) =
+            (Packer::new(Compress::Zstd).unwrap(), Unpacker::new().unwrap(), Probe::default());
         for len in [LEN_MIN, SAMPLE_LEN - 1, SAMPLE_LEN + 1, 1 << 20] {
             let raw: Vec<u8> =
                 b"what is written twice is shorter ".iter().cycle().take(len).copied().collect();
@@ -160,8 +201,26 @@ mod tests {
     }
 
     #[test]
+    fn lz4_comes_back_and_lies_do_not() {
+        let (mut p, mut probe) = (Packer::new(Compress::Lz4).unwrap(), Probe::default());
+        let raw: Vec<u8> =
+            b"what is written twice is shorter ".iter().cycle().take(300_000).copied().collect();
+        let packed = p.pack(&raw, &mut probe).unwrap().unwrap().to_vec();
+        assert!(packed.len() < raw.len() / 10);
+        assert_eq!(unpack_lz4(&packed, raw.len()).unwrap(), raw);
+        for len in [0, 1, raw.len() - 1, raw.len() + 1, 64 << 20] {
+            assert!(unpack_lz4(&packed, len).is_err(), "{len}");
+        }
+        for cut in 0..packed.len().min(200) {
+            assert!(unpack_lz4(&packed[..cut], raw.len()).is_err(), "{cut}");
+        }
+        assert!(unpack_lz4(&[0xff; 64], 1000).is_err());
+        assert_eq!(Packer::new(Compress::None).unwrap().pack(&raw, &mut probe).unwrap(), None);
+    }
+
+    #[test]
     fn noise_is_stored_and_soon_not_even_tried() {
-        let (mut p, mut probe) = (Packer::new().unwrap(), Probe::default());
+        let (mut p, mut probe) = (Packer::new(Compress::Zstd).unwrap(), Probe::default());
         let raw = noise(SAMPLE_LEN * 2);
         for _ in 0..STREAK {
             assert_eq!(p.pack(&raw, &mut probe).unwrap(), None);
@@ -176,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_sample_that_pays_does_not_decide_for_the_rest() {
-        let (mut p, mut probe) = (Packer::new().unwrap(), Probe::default());
+        let (mut p, mut probe) = (Packer::new(Compress::Zstd).unwrap(), Probe::default());
         let mut raw = vec![0; SAMPLE_LEN];
         raw.extend(noise(SAMPLE_LEN * 20));
         assert_eq!(p.pack(&raw, &mut probe).unwrap(), None);
@@ -184,7 +243,8 @@ mod tests {
 
     #[test]
     fn what_shrank_a_lot_grows_back_in_steps() {
-        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let (mut p, mut u, mut probe) =
+            (Packer::new(Compress::Zstd).unwrap(), Unpacker::new().unwrap(), Probe::default());
         // The longest that a frame may have, and lengths at which the memory for it just suffices, or does not.
         for len in [GROWTH_LEN_MIN - 1, GROWTH_LEN_MIN, GROWTH_LEN_MIN + 1, 3 << 20, 64 << 20] {
             let raw: Vec<u8> = (0..len).map(|i| (i / 1000) as u8).collect();
@@ -209,7 +269,8 @@ mod tests {
 
     #[test]
     fn one_frame_and_nothing_behind_it() {
-        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let (mut p, mut u, mut probe) =
+            (Packer::new(Compress::Zstd).unwrap(), Unpacker::new().unwrap(), Probe::default());
         let packed = p.pack(&[7; 1000], &mut probe).unwrap().unwrap().to_vec();
         for cut in 0..packed.len() {
             assert!(u.unpack(&packed[..cut], 1000).is_err(), "{cut}");
@@ -221,7 +282,8 @@ mod tests {
 
     #[test]
     fn lies_about_the_length_are_errors() {
-        let (mut p, mut u, mut probe) = (Packer::new().unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let (mut p, mut u, mut probe) =
+            (Packer::new(Compress::Zstd).unwrap(), Unpacker::new().unwrap(), Probe::default());
         let packed = p.pack(&[7; 1 << 20], &mut probe).unwrap().unwrap().to_vec();
         for len in [0, 100, (1 << 20) - 1, (1 << 20) + 1] {
             assert!(u.unpack(&packed, len).is_err(), "{len}");

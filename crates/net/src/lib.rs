@@ -18,6 +18,7 @@ pub mod tls;
 pub mod wire;
 
 pub use carrier::{Carrier, CarrierOptions, End, Incoming, SendError, StartError};
+pub use compress::Compress;
 pub use greeting::GreetingError;
-pub use rate::RateLimit;
+pub use rate::{Rate, RateLimit, Traffic};
 pub use wire::{Frame, WireError};

@@ -1,10 +1,60 @@
 //! A bound on bytes per second: a token bucket that may go into debt, so that a frame larger than the
 //! bucket still passes, and what follows waits for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How much unused allowance is kept: 100 ms. Over 30 s that is a third of a percent.
 const BURST_S: f64 = 0.1;
+
+/// A bound that may be changed while it is kept to: bytes per second, or none. Copies are the same one.
+#[derive(Clone, Debug)]
+pub struct Rate(Arc<AtomicU64>);
+
+impl Rate {
+    /// At most so many bytes per second; `None` = no bound.
+    pub fn new(bytes_per_s_max: Option<u64>) -> Rate {
+        let rate = Rate(Arc::default());
+        rate.set(bytes_per_s_max);
+        rate
+    }
+
+    /// From now on.
+    pub fn set(&self, bytes_per_s_max: Option<u64>) {
+        self.0.store(bytes_per_s_max.map_or(u64::MAX, |n| n.min(u64::MAX - 1)), Ordering::Relaxed);
+    }
+
+    /// What is allowed now.
+    pub fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|n| *n != u64::MAX)
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Rate {
+        Rate::new(None)
+    }
+}
+
+/// Bytes that have passed, over any number of connections. Copies are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic(Arc<[AtomicU64; 2]>);
+
+impl Traffic {
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.0[0].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.0[1].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Sent and received so far.
+    pub fn get(&self) -> (u64, u64) {
+        (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
+    }
+}
 
 /// A token bucket.
 #[derive(Clone, Debug)]

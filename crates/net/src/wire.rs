@@ -6,6 +6,7 @@
 //!          head length u8 | head | payload          piece: so that its bytes are never copied
 //! payload  as it is                                 flag 1 not set
 //!          raw length u32 | one zstd frame          flag 1 set
+//!          raw length u32 | one LZ4 block           flag 2 set (from protocol 2 on)
 //! ```
 //!
 //! Numbers of fixed width are big-endian; the rest is the core's codec. A payload (a piece's head) that has
@@ -14,7 +15,7 @@
 
 mod message;
 
-use crate::compress::{Packer, Probe, Unpacker};
+use crate::compress::{Compress, Packer, Probe, Unpacker, unpack_lz4};
 use driftless_core::codec::{Decoder, Malformed};
 use driftless_core::link::{Message, Piece};
 use std::io::{self, ErrorKind, Read, Write};
@@ -82,6 +83,7 @@ pub enum WireError {
 /// Length, type and flags.
 const HEADER_LEN: usize = 6;
 const FLAG_ZSTD: u8 = 1;
+const FLAG_LZ4: u8 = 2;
 /// Memory for a body is taken in steps of this as its bytes come in: a length alone costs nothing.
 const READ_STEP_LEN: usize = 256 << 10;
 
@@ -181,14 +183,13 @@ pub struct FrameWriter<W> {
     packer: Packer,
     pieces: Probe,
     others: Probe,
-    compress: bool,
 }
 
 impl<W: Write> FrameWriter<W> {
-    /// On top of `inner`, which should be buffered. `compress` = where it pays.
-    pub fn new(inner: W, compress: bool) -> io::Result<Self> {
+    /// On top of `inner`, which should be buffered. Payloads are compressed where it pays.
+    pub fn new(inner: W, compress: Compress) -> io::Result<Self> {
         let (pieces, others) = (Probe::default(), Probe::default());
-        Ok(Self { inner, packer: Packer::new()?, pieces, others, compress })
+        Ok(Self { inner, packer: Packer::new(compress)?, pieces, others })
     }
 
     /// Writes a frame; it may stay in `inner`'s buffer until [`FrameWriter::flush`]. Frames beyond their bounds are
@@ -222,10 +223,11 @@ impl<W: Write> FrameWriter<W> {
             return Err(WireError::TooLong { frame: t.name(), len: len as u64, max: t.len_max() });
         }
         let probe = if t == Type::Piece { &mut self.pieces } else { &mut self.others };
-        let packed = if self.compress { self.packer.pack(payload, probe)? } else { None };
+        let flag = if self.packer.how() == Compress::Lz4 { FLAG_LZ4 } else { FLAG_ZSTD };
+        let packed = self.packer.pack(payload, probe)?;
         let mut start = Vec::with_capacity(HEADER_LEN + head.len() + 4);
         let (flags, extra, payload) = match packed {
-            Some(packed) => (FLAG_ZSTD, Some(payload.len() as u32), packed),
+            Some(packed) => (flag, Some(payload.len() as u32), packed),
             None => (0, None, payload),
         };
         let len = head.len() + extra.map_or(0, |_| 4) + payload.len();
@@ -269,7 +271,7 @@ impl<R: Read> FrameReader<R> {
         }
         let [a, b, c, d, code, flags] = header;
         let t = Type::from_code(code).ok_or(WireError::UnknownType(code))?;
-        if flags & !FLAG_ZSTD != 0 {
+        if !matches!(flags, 0 | FLAG_ZSTD | FLAG_LZ4) {
             return Err(WireError::UnknownFlags { frame: t.name(), flags });
         }
         let len = check_len(t, u32::from_be_bytes([a, b, c, d]))?;
@@ -277,7 +279,7 @@ impl<R: Read> FrameReader<R> {
         // A piece's head has its length in front; other frames have none.
         let head_len = if t == Type::Piece { head.len() + 1 } else { 0 };
         let payload = self.read_exact(t, len - head_len)?;
-        let payload = if flags & FLAG_ZSTD == 0 { payload } else { self.unpack(t, &payload)? };
+        let payload = if flags == 0 { payload } else { self.unpack(t, flags, &payload)? };
         let decoded = match t {
             Type::Control => return Ok(Some(Frame::Control(payload))),
             Type::Close => message::text(&mut Decoder::new(&payload), payload.len()).map(Frame::Close),
@@ -323,7 +325,7 @@ impl<R: Read> FrameReader<R> {
         Ok(bytes)
     }
 
-    fn unpack(&mut self, t: Type, payload: &[u8]) -> Result<Vec<u8>, WireError> {
+    fn unpack(&mut self, t: Type, flag: u8, payload: &[u8]) -> Result<Vec<u8>, WireError> {
         let Some((raw_len, packed)) = payload.split_first_chunk::<4>() else {
             return Err(WireError::Damaged {
                 frame: t.name(),
@@ -331,7 +333,10 @@ impl<R: Read> FrameReader<R> {
             });
         };
         let raw_len = check_len(t, u32::from_be_bytes(*raw_len))?;
-        let unpacked = self.unpacker.unpack(packed, raw_len);
+        let unpacked = match flag {
+            FLAG_LZ4 => unpack_lz4(packed, raw_len),
+            _ => self.unpacker.unpack(packed, raw_len),
+        };
         unpacked.map_err(|source| WireError::Compressed { frame: t.name(), source })
     }
 }

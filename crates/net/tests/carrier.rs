@@ -5,7 +5,9 @@
 use driftless_core::link::{Message, Piece};
 use driftless_core::{Dot, EntryId, ReplicaId};
 use driftless_net::wire::FrameReader;
-use driftless_net::{Carrier, CarrierOptions, End, Frame, GreetingError, Incoming, StartError};
+use driftless_net::{
+    Carrier, CarrierOptions, Compress, End, Frame, GreetingError, Incoming, Rate, StartError,
+};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -37,7 +39,8 @@ fn start(stream: UnixStream, options: CarrierOptions) -> Carrier {
 
 fn pair(options: CarrierOptions) -> (Carrier, Carrier) {
     let (a, b) = UnixStream::pair().unwrap();
-    let other = thread::spawn(move || start(b, options));
+    let other_options = options.clone();
+    let other = thread::spawn(move || start(b, other_options));
     (start(a, options), other.join().unwrap())
 }
 
@@ -74,7 +77,7 @@ fn collect(c: &Carrier, len: usize) -> Vec<u8> {
 #[test]
 fn frames_go_both_ways_in_order_and_close_in_good_order() {
     let (a, b) = pair(CarrierOptions::default());
-    assert_eq!((a.version(), b.version()), (1, 1));
+    assert_eq!((a.version(), b.version()), (2, 2));
     for i in 0..2000 {
         a.send(heartbeat(i)).unwrap();
     }
@@ -140,7 +143,7 @@ fn pieces_do_not_starve() {
 
 #[test]
 fn a_consumer_that_does_not_take_stops_the_sender() {
-    let (a, b) = pair(CarrierOptions { compress: false, ..CarrierOptions::default() });
+    let (a, b) = pair(CarrierOptions { compress: Compress::None, ..CarrierOptions::default() });
     let body = vec![0; 4 << 20];
     let mut sent = 0;
     while a.has_room() && sent < 100 {
@@ -208,13 +211,14 @@ fn garbage_after_the_greeting_breaks_the_connection() {
     }
     let mut greeting = [0; 14];
     b.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"driftless 1 1\n");
+    assert_eq!(&greeting, b"driftless 1 2\n");
 }
 
 #[test]
 fn the_rate_limit_holds_and_lets_small_messages_through() {
     let rate = 400_000;
-    let options = CarrierOptions { bytes_per_s_max: Some(rate), compress: false };
+    let options =
+        CarrierOptions { rate: Rate::new(Some(rate)), compress: Compress::None, ..CarrierOptions::default() };
     let (a, b) = pair(options);
     let len = 600_000;
     let start = Instant::now();

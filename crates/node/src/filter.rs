@@ -68,6 +68,27 @@ impl Filter {
     }
 }
 
+/// Rules of lines as in `.gitignore`: `#` comments, `!` for what is kept although an earlier line leaves it out, `\\` before a
+/// first character that is meant as it is. There the last line that matches decides, here the first rule.
+pub fn of_lines(text: &str) -> Vec<FilterRule> {
+    let rules = text.lines().filter_map(|line| {
+        let line = match line.trim_end() {
+            // The blank at the end is meant.
+            cut if cut.ends_with('\\') && cut.len() < line.len() => &line[..=cut.len()],
+            cut => cut,
+        };
+        let (include, glob) = match line.strip_prefix('!') {
+            Some(rest) => (true, rest),
+            None => (false, line),
+        };
+        let is_pattern = !glob.trim_matches('/').is_empty() && !line.starts_with('#');
+        is_pattern.then(|| FilterRule { include, glob: glob.to_owned() })
+    });
+    let mut rules: Vec<FilterRule> = rules.collect();
+    rules.reverse();
+    rules
+}
+
 impl Rule {
     fn new(rule: &FilterRule) -> Result<Rule, BadGlob> {
         let dirs_only = rule.glob.ends_with('/');
@@ -97,6 +118,21 @@ mod tests {
             .collect();
         let path: Vec<_> = path.split('/').map(|n| Name::new(n.as_bytes()).unwrap()).collect();
         Filter::new(&rules).unwrap().hides(&path, is_dir)
+    }
+
+    #[test]
+    fn lines_are_read_as_git_does() {
+        let rules = of_lines("# comment\n\n*.log\n!keep.log\n/build/\n\\#odd\r\n  \n/\ndocs/**/*.pdf  \n");
+        let filter = Filter::new(&rules).unwrap();
+        let hides = |path: &str, is_dir| {
+            let path: Vec<_> = path.split('/').map(|n| Name::new(n.as_bytes()).unwrap()).collect();
+            filter.hides(&path, is_dir)
+        };
+        assert_eq!(rules.len(), 5);
+        assert!(hides("a/b.log", false) && !hides("a/keep.log", false));
+        assert!(hides("build", true) && hides("build/keep.log", false) && !hides("a/build", true));
+        assert!(!hides("build", false), "a file");
+        assert!(hides("#odd", false) && hides("docs/x/y.pdf", false) && !hides("y.pdf", false));
     }
 
     #[test]

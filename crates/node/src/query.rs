@@ -56,6 +56,8 @@ pub enum Request {
         /// At most so many (and at most [`PAGE_ROWS_MAX`]).
         limit: usize,
     },
+    /// Whose feed this is, and where it ends.
+    Feed,
     /// Why a path is as it is.
     Why {
         /// The path below the root, in hex: paths are bytes.
@@ -84,6 +86,13 @@ pub enum Response {
     Accepted(AcceptOutcome),
     /// To [`Request::Changes`].
     Changes(Vec<ChangeRow>),
+    /// To [`Request::Feed`].
+    Feed {
+        /// The replica, in hex: positions mean something in its feed only.
+        replica: String,
+        /// The last position.
+        head: u64,
+    },
     /// To [`Request::Why`].
     Why(Box<Explanation>),
     /// It could not be answered: why, for people.
@@ -147,6 +156,9 @@ pub struct FailureRow {
     pub since: String,
     /// Failed attempts.
     pub tries: u64,
+    /// When it is tried again by itself, RFC 3339, UTC, as planned when it failed last; earlier if something happens there.
+    #[serde(default)]
+    pub retry: String,
     /// The entry, if it is one already.
     pub entry: Option<String>,
 }
@@ -201,6 +213,7 @@ pub fn answer(snapshot: &dyn Read, request: &Request) -> Response {
         Request::Lost { after } => lost::page(&mut tx, after.as_ref()).map(Response::Lost),
         Request::Accept(_) => Ok(Response::Failed("a snapshot cannot be changed".into())),
         Request::Changes { since, limit } => changes::page(&mut tx, *since, *limit).map(Response::Changes),
+        Request::Feed => Ok(Response::Feed { replica: format!("{:016x}", tx.me().0), head: tx.head() }),
         Request::Why { path_hex } => why_hex(&mut tx, path_hex),
     });
     answered.unwrap_or_else(|e| Response::Failed(e.to_string()))
@@ -236,6 +249,7 @@ fn failure_row(tx: &mut Tx<'_>, waiter: Waiter, need: Need) -> Result<FailureRow
         advice: need.reason.advice().to_owned(),
         since: text::time_of_ns(need.since_ns),
         tries: need.tries,
+        retry: text::time_of_ns(need.retry_ns),
         entry,
     })
 }

@@ -10,7 +10,7 @@ use crate::roots;
 use crate::session::{End, guard_state, state_dir};
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, select, unbounded};
 use driftless_net::ssh::{self, Remote, Session};
-use driftless_net::{Carrier, CarrierOptions, Frame, Incoming};
+use driftless_net::{Carrier, CarrierOptions, Frame, Incoming, Rate};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -61,7 +61,8 @@ pub(crate) fn open(
         args: &args,
         ssh_command: std::env::var_os(ssh::SSH_ENV),
     };
-    let carrier = CarrierOptions { bytes_per_s_max: options.bwlimit_bytes_per_s, compress: true };
+    let carrier =
+        CarrierOptions { rate: Rate::new(options.bwlimit_bytes_per_s), ..CarrierOptions::default() };
     let session = ssh::spawn(&remote, carrier).map_err(|e| {
         SessionError::new(
             e.to_string(),
@@ -100,7 +101,7 @@ fn pass_on(target: &str, session: Session, commands: &Channel<ToEngine>, out: &C
                 let frame = match command {
                     ToEngine::Link(_, m) => Ok(Frame::Message(m)),
                     // The engine over there has one link, from its start to its end.
-                    ToEngine::LinkUp(_) => continue,
+                    ToEngine::LinkUp(_) | ToEngine::Tune(..) | ToEngine::Retry => continue,
                     ToEngine::LinkDown(_) => encode(&Command::LinkDown),
                     ToEngine::Stop => encode(&Command::Stop),
                 };
@@ -176,7 +177,7 @@ fn decode<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, SessionError> {
 
 /// The remote end itself: `driftless agent --stdio`. Returns when the session is over.
 pub fn run_agent(state: Option<PathBuf>, bwlimit_bytes_per_s: Option<u64>) -> Result<(), SessionError> {
-    let options = CarrierOptions { bytes_per_s_max: bwlimit_bytes_per_s, compress: true };
+    let options = CarrierOptions { rate: Rate::new(bwlimit_bytes_per_s), ..CarrierOptions::default() };
     let carrier = Carrier::stdio(options).map_err(|e| {
         SessionError::new(
             e.to_string(),

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-pub use crate::engine::{LinkId, PeerStatus, Service};
+pub use crate::engine::{LinkId, PROPAGATION_BOUNDS_S, PeerStatus, Propagation, Service, Standing, Tuning};
 
 /// What a replica is opened with.
 pub struct ReplicaOptions {
@@ -41,8 +41,8 @@ pub struct ReplicaStatus {
     pub waiting: u64,
     /// Counts since it was opened.
     pub counts: Counts,
-    /// Every peer ever met.
-    pub peers: Vec<PeerStatus>,
+    /// Its peers, and how far they are.
+    pub standing: Standing,
     /// It has ended, and why if not because it was asked to.
     pub ended: Option<Result<(), SessionError>>,
 }
@@ -118,6 +118,12 @@ impl Replica {
         self.board.status().clone()
     }
 
+    /// Has what waits tried at once.
+    pub fn retry(&self) {
+        // An engine that has ended tries everything when it is opened.
+        let _ = self.to.send(ToEngine::Retry);
+    }
+
     /// A new link. It ends when the returned end is dropped.
     pub fn connect(&self) -> LinkEnd {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
@@ -170,6 +176,12 @@ impl LinkEnd {
         self.id
     }
 
+    /// How what is sent is cut into batches, from now on.
+    pub fn tune(&self, tuning: Tuning) {
+        // A replica that has ended sends nothing.
+        let _ = self.to.send(ToEngine::Tune(self.id, tuning));
+    }
+
     /// What is for the peer. Disconnected when the replica has ended.
     pub fn outgoing(&self) -> &Channel<FromLink> {
         &self.from
@@ -215,7 +227,7 @@ fn route(from: &Channel<FromEngine>, board: &Board, events: &ChannelSender<Event
                 let mut status = board.status();
                 (status.idle, status.scanned, status.waiting) = (idle, scanned, waiting);
             }
-            FromEngine::Peers(peers) => board.status().peers = peers,
+            FromEngine::Peers(standing) => board.status().standing = standing,
             FromEngine::Ended(result) => {
                 let text = match &result {
                     Ok(_) => None,
@@ -223,7 +235,7 @@ fn route(from: &Channel<FromEngine>, board: &Board, events: &ChannelSender<Event
                 };
                 {
                     let mut status = board.status();
-                    status.peers.iter_mut().for_each(|p| p.link = None);
+                    status.standing.peers.iter_mut().for_each(|p| p.link = None);
                     status.ended = Some(result.map(|counts| status.counts = counts));
                 }
                 board.links().clear();

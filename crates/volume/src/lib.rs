@@ -51,5 +51,6 @@ pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
 pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
 pub use staged_dir::StagedDir;
 pub use stat::MountId;
+pub use sys::local_time;
 pub use trash::{Taken, Trash, TrashItem, TrashWriter, sum_of as trash_sum};
 pub use watch::{Delivery, Hint, WatchMode, WatchOptions, Watcher};

@@ -1,4 +1,4 @@
-//! The system calls that have no safe wrapper in our dependencies: file handles, fanotify, leases.
+//! The calls of the system that have no safe wrapper in our dependencies: file handles, fanotify, leases, the local time.
 //!
 //! All `unsafe` code of the crate is here. Each block hands the kernel pointers to values that live on the
 //! stack of the caller for the whole call, with lengths taken from those values; the kernel keeps none of them.
@@ -15,6 +15,22 @@ pub(crate) const HANDLE_LEN_MAX: usize = 128;
 const AT_HANDLE_FID: i32 = 0x200;
 /// Which signal tells of a broken lease (`fcntl`); not among libc's constants.
 const F_SETSIG: i32 = 10;
+
+/// The day of the week (0 = Sunday) and the minute of the day that this machine's clocks show at a time; `None` for one that
+/// has no calendar date.
+pub fn local_time(unix_s: i64) -> Option<(u32, u32)> {
+    // SAFETY: an all-zero `tm` is valid (its zone pointer is null and not read); both pointers are to locals of this call, and
+    // `localtime_r` writes only to the second and keeps neither.
+    let tm = unsafe {
+        let mut tm: libc::tm = std::mem::zeroed();
+        let at = unix_s as libc::time_t;
+        if libc::localtime_r(&at, &mut tm).is_null() {
+            return None;
+        }
+        tm
+    };
+    Some((u32::try_from(tm.tm_wday).ok()?, u32::try_from(tm.tm_hour * 60 + tm.tm_min).ok()?))
+}
 
 /// `struct file_handle` with room for the longest one.
 #[repr(C)]

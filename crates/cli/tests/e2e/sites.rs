@@ -13,53 +13,81 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A site: its directory, its state, its node while that runs.
-struct Site {
-    name: String,
-    base: PathBuf,
-    dir: PathBuf,
-    node: Option<Child>,
+pub(crate) struct Site {
+    pub(crate) name: String,
+    pub(crate) base: PathBuf,
+    pub(crate) dir: PathBuf,
+    pub(crate) node: Option<Child>,
+    /// The network namespace that its node runs in, and its address there.
+    netns: Option<(String, String)>,
 }
 
 impl Site {
     /// With a node that runs.
-    fn new(base: &Path, name: &str) -> Site {
+    pub(crate) fn new(base: &Path, name: &str) -> Site {
         let base = base.join(name);
         let dir = base.join("data");
         fs::create_dir_all(&dir).unwrap();
-        let mut site = Site { name: name.into(), base, dir, node: None };
+        let mut site = Site { name: name.into(), base, dir, node: None, netns: None };
         site.start();
         site
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_driftless"));
+    /// With a node that runs in a network namespace and listens at an address there.
+    pub(crate) fn within(base: &Path, name: &str, netns: &str, address: &str) -> Site {
+        let base = base.join(name);
+        let dir = base.join("data");
+        fs::create_dir_all(&dir).unwrap();
+        let netns = Some((netns.into(), address.into()));
+        let mut site = Site { name: name.into(), base, dir, node: None, netns };
+        site.start();
+        site
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        self.with_env(Command::new(env!("CARGO_BIN_EXE_driftless")))
+    }
+
+    fn with_env(&self, mut command: Command) -> Command {
         command.env("HOME", &self.base).env("DRIFTLESS_STATE", self.base.join("state")).stdin(Stdio::null());
         command
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.base.join("log")).unwrap();
         // The port differs from start to start: the site tells the others where it is now.
-        let args = ["serve", "--name", &self.name, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-        self.node = Some(self.command().args(args).stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        let (mut command, listen, admin) = match &self.netns {
+            None => (self.command(), "127.0.0.1:0".to_owned(), "127.0.0.1:0"),
+            Some((netns, address)) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns, env!("CARGO_BIN_EXE_driftless")]);
+                (self.with_env(command), address.clone(), "off")
+            }
+        };
+        command.args(["serve", "--name", &self.name, "--listen", &listen, "--admin", admin]);
+        let config = self.base.join("driftless.toml");
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
+        self.node = Some(command.stderr(log).stdout(Stdio::null()).spawn().unwrap());
         wait_until("the node to answer", || match self.try_status() {
             Some(_) => Ok(()),
             None => Err(self.log()),
         });
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.base.join("log")).unwrap_or_default()
     }
 
     /// The log since the last start.
-    fn admin(&self) -> String {
+    pub(crate) fn admin(&self) -> String {
         let log = self.log();
         let line = log.lines().rfind(|l| l.contains("metrics at http://")).unwrap();
         line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned()
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin()).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\n\r\n").unwrap();
         let mut text = String::new();
@@ -68,43 +96,43 @@ impl Site {
     }
 
     /// Runs a command, which must work; what it prints.
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let ran = run(self.command().args(args));
         assert_eq!(ran.code, 0, "{}: {args:?}: {ran:?}\n{}", self.name, self.log());
         ran.out.trim().to_owned()
     }
 
     /// Runs a command, which must fail; what it says.
-    fn fails(&self, args: &[&str]) -> String {
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
         let ran = run(self.command().args(args));
         assert_eq!(ran.code, 1, "{}: {args:?}: {ran:?}", self.name);
         ran.err
     }
 
-    fn try_status(&self) -> Option<Value> {
+    pub(crate) fn try_status(&self) -> Option<Value> {
         let output = self.command().args(["status", "--json"]).output().unwrap();
         serde_json::from_slice(&output.stdout).ok().filter(|v: &Value| v["verdict"].is_string())
     }
 
     /// How its link to a site stands.
-    fn link(&self, to: &str) -> Value {
+    pub(crate) fn link(&self, to: &str) -> Value {
         let status = self.try_status().unwrap();
         let links = status["volumes"][0]["links"].as_array().cloned().unwrap_or_default();
         links.into_iter().find(|l| l["site"] == to).unwrap_or_default()
     }
 
-    fn wait_link(&self, to: &str, state: &str) {
+    pub(crate) fn wait_link(&self, to: &str, state: &str) {
         wait_until(&format!("{} to find {to} {state}", self.name), || match self.link(to) {
             link if link["state"] == state => Ok(()),
             link => Err(format!("{link}\n{}", self.log())),
         });
     }
 
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.try_status().unwrap()["listen"].as_str().unwrap().to_owned()
     }
 
-    fn end(&mut self, signal: Signal) {
+    pub(crate) fn end(&mut self, signal: Signal) {
         let mut node = self.node.take().unwrap();
         rustix::process::kill_process(Pid::from_child(&node), signal).unwrap();
         let code = node.wait().unwrap().code();
@@ -122,7 +150,7 @@ impl Drop for Site {
     }
 }
 
-fn wait_same(sites: &[&Site]) {
+pub(crate) fn wait_same(sites: &[&Site]) {
     for site in &sites[1..] {
         wait_until(&format!("{} and {} to be the same", sites[0].name, site.name), || {
             let found =

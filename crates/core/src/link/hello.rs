@@ -14,7 +14,7 @@ use crate::tx::{Known, Result, Tx, dec};
 /// Least protocol version spoken.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Greatest protocol version spoken.
-pub const PROTOCOL_MAX: u16 = 1;
+pub const PROTOCOL_MAX: u16 = 2;
 
 /// What a hello says beside what the index knows.
 #[derive(Clone, PartialEq, Eq, Debug)]

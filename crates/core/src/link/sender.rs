@@ -244,6 +244,14 @@ impl Sender {
         self.heard = Some(replicas.into_iter().collect());
     }
 
+    /// Other bounds from now on: how full a batch gets, and how old its oldest change.
+    pub fn tune(&mut self, batch_bytes: u64, age_limit_ms: u64) {
+        self.limits.batch_bytes = batch_bytes;
+        self.limits.first_batch_bytes = self.limits.first_batch_bytes.min(batch_bytes);
+        self.limits.age_limit_ms = age_limit_ms;
+        self.batch_bytes_now = self.batch_bytes_now.min(batch_bytes);
+    }
+
     // ----- input
 
     /// The next batch, if one should leave now. `tx` must be a fresh transaction without changes: what

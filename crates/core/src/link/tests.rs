@@ -654,7 +654,7 @@ fn tags_tell_an_index_that_was_put_back() {
     old_a.create(Kind::File, EntryId::ROOT, "other y");
     assert_eq!(verdict(&old_a, &b), HelloVerdict::WeAreRolledBack, "change 2 has another tag");
     assert_eq!(verdict(&b, &old_a), HelloVerdict::PeerRolledBack);
-    let fine = HelloVerdict::Fine { version: 1, start_cursor: 2, distrusted: Vec::new() };
+    let fine = HelloVerdict::Fine { version: PROTOCOL_MAX, start_cursor: 2, distrusted: Vec::new() };
     assert_eq!(verdict(&a, &b), fine);
 }
 

@@ -255,7 +255,7 @@ impl<'p, 't> Planner<'p, 't> {
         Ok(self.bases(class[0])?.into_iter().next())
     }
 
-    fn skipped(&mut self, class: &Class, name: &Name) -> Result<bool> {
+    fn skipped(&mut self, class: &Class, name: &Name, is_dir: bool) -> Result<bool> {
         let Some(skip) = self.options.skip else { return Ok(false) };
         let mut path = Vec::new();
         if !class[0].is_root() {
@@ -265,7 +265,22 @@ impl<'p, 't> Planner<'p, 't> {
             }
         }
         path.push(name.clone());
-        Ok(skip(&path))
+        Ok(skip(&path, is_dir))
+    }
+
+    /// True if what this disk has at this place is nothing to plan for.
+    fn is_left_out(&mut self, at: &At) -> Result<bool> {
+        if self.options.skip.is_none() {
+            return Ok(false);
+        }
+        let Some(dir) = self.tx.node(&at.dir)? else { return Ok(false) };
+        match &dir.bind {
+            Bind::Dir(members) if !members.is_empty() => {
+                let class: Class = members.iter().copied().collect();
+                self.skipped(&class, &at.name, false)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn goal(&mut self, at: At, class: &Class, base: &Name, group: &Group) -> Result<Option<Goal>> {
@@ -437,7 +452,7 @@ impl<'p, 't> Planner<'p, 't> {
 
     fn place_busy_dir(&mut self, class: &Class) -> Result<Dir> {
         let Some((above, name)) = self.spot(class)? else { return Ok(Dir::Later) };
-        if self.skipped(&above, &name)? {
+        if self.skipped(&above, &name, true)? {
             return Ok(Dir::Skipped);
         }
         let at = match self.dir_for(&above)? {
@@ -829,7 +844,7 @@ impl<'p, 't> Planner<'p, 't> {
     fn shown_elsewhere(&mut self, entry: EntryId, identity: Digest, at: &At) -> Result<bool> {
         let Some(row) = self.tx.entry(entry)? else { return Ok(false) };
         for (class, base) in self.bases(entry)? {
-            if self.skipped(&class, &base)? {
+            if self.skipped(&class, &base, false)? {
                 continue;
             }
             let shown = self.shown_at(&class, &base)?;
@@ -870,7 +885,7 @@ impl<'p, 't> Planner<'p, 't> {
         let mut complete = true;
         let mut goals = Vec::new();
         for (class, base) in self.bases(id)? {
-            if self.skipped(&class, &base)? {
+            if self.skipped(&class, &base, false)? {
                 continue;
             }
             let dir = match self.dir_for(&class)? {
@@ -1149,7 +1164,7 @@ impl<'p, 't> Planner<'p, 't> {
 
     fn drop_name(&mut self, id: EntryId, at: &At) -> Result<()> {
         let Some(place) = self.tx.place(&at.dir, &at.name)? else { return Ok(()) };
-        if !place.claims.iter().any(|c| c.entry == id) {
+        if !place.claims.iter().any(|c| c.entry == id) || self.is_left_out(at)? {
             return Ok(());
         }
         if let Some(goal) = self.wanted_at(at, &place)? {

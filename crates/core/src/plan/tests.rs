@@ -760,7 +760,7 @@ fn what_a_filter_leaves_out_is_not_made() {
     a.file(d, "f", "x");
     a.file(ROOT, "in", "y");
     v.receive(a.states.values());
-    let skip = |path: &[Name]| path[0] == name("out");
+    let skip = |path: &[Name], _: bool| path[0] == name("out");
     let plan = v.plan_with(&PlanOptions { skip: Some(&skip) });
     assert_eq!(words(&plan.steps), ["put"]);
 }

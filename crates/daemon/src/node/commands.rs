@@ -1,11 +1,12 @@
 //! What commands ask of a node.
 
-use super::{APPROVED_FOR, Shared, addresses, lock, now_s};
+use super::{APPROVED_FOR, Shared, addresses, lock, now_s, settings};
 use crate::config::check_name;
 use crate::control::{Answer, Ask, LinkVerb};
 use crate::link;
 use crate::preface::{Request, Response, VolumeInfo};
 use crate::records::{self, Mode, Volume, Wanted};
+use crate::settings::{LinkSettings, VolumeSettings};
 use crate::token::{NoToken, Secret, Token};
 use driftless_node::api::{OnRollback, PathText, SessionError};
 use std::collections::BTreeMap;
@@ -19,10 +20,19 @@ impl Shared {
             Ask::Invite { volumes, mode, expires_s } => self.invite(&volumes, mode, expires_s),
             Ask::Join { token, volumes } => self.join(&token, &volumes),
             Ask::RemoveSite { name } => self.remove_site(&name),
-            Ask::AddVolume { name, root, from } => self.add_volume(&name, root, from.as_deref()),
+            Ask::AddVolume { name, root, from, settings } => {
+                self.add_volume(&name, root, from.as_deref(), settings)
+            }
             Ask::RemoveVolume { name } => self.remove_volume(&name),
             Ask::Approve { name, heal } => self.approve(&name, heal),
-            Ask::CreateLink { volume, to, mode } => self.create_link(&volume, &to, mode),
+            Ask::Why { volume, path_hex } => self.why(&volume, &path_hex),
+            Ask::Flush { volume, to, timeout_s } => self.flush(&volume, to.as_deref(), timeout_s),
+            Ask::Retry { volume } => self.retry(&volume),
+            Ask::SetVolume { name, settings } => self.set_volume(&name, settings),
+            Ask::SetLink { volume, to, settings } => self.set_link(&volume, &to, settings),
+            Ask::CreateLink { volume, to, mode, settings, filter } => {
+                self.create_link(&volume, &to, mode, (settings, filter))
+            }
             Ask::Link { volume, to, verb } => self.change_link(&volume, &to, verb),
         };
         done.unwrap_or_else(|failed| failed)
@@ -101,7 +111,7 @@ impl Shared {
                     format!("link it there: driftless link create {volume} --to <this site>"),
                 ));
             };
-            self.have_volume(info, root.clone(), &name)?;
+            self.have_volume(info, root.clone(), &name, VolumeSettings::default())?;
             text += &format!("; volume {volume} comes to {}", root.text);
         }
         let others: Vec<&str> =
@@ -128,14 +138,25 @@ impl Shared {
         )))
     }
 
-    fn add_volume(&self, name: &str, root: PathText, from: Option<&str>) -> Result<Answer, Answer> {
+    fn add_volume(
+        &self,
+        name: &str,
+        root: PathText,
+        from: Option<&str>,
+        settings: VolumeSettings,
+    ) -> Result<Answer, Answer> {
         check_name(name).map_err(|what| Answer::failed(what, "give the volume another name"))?;
+        settings
+            .check()
+            .map_err(|what| Answer::failed(what, "write it as driftless volume add --help shows"))?;
         let Some(from) = from else {
             let id = getrandom::u64().and_then(|a| Ok((u128::from(a) << 64) | u128::from(getrandom::u64()?)));
             let id =
                 id.map_err(|e| Answer::failed(format!("the system gives no random numbers: {e}"), ""))?;
             self.check_root(&root, None)?;
-            self.record_volume(name, format!("{:032x}", id.max(1)), root, true, false, BTreeMap::new())?;
+            let id = format!("{:032x}", id.max(1));
+            let links = BTreeMap::new();
+            self.record_volume(name, Volume { id, root, first: true, follower: false, links, settings })?;
             return Ok(Answer::Done(format!("volume {name} begins here")));
         };
         let site = self.lock().records.sites.get(from).cloned();
@@ -148,7 +169,7 @@ impl Shared {
         let asked = link::ask_site(&self.tls, &at, key, &Request::Volume { name: name.to_owned() });
         match asked {
             Ok(Response::Volume(info)) => {
-                self.have_volume(&info, root, from)?;
+                self.have_volume(&info, root, from, settings)?;
                 Ok(Answer::Done(format!("volume {name} comes from {from}")))
             }
             Ok(Response::Refused { why, .. }) => Err(Answer::failed(
@@ -164,7 +185,13 @@ impl Shared {
     }
 
     /// A volume that another site has, linked to that site.
-    fn have_volume(&self, info: &VolumeInfo, root: PathText, from: &str) -> Result<(), Answer> {
+    fn have_volume(
+        &self,
+        info: &VolumeInfo,
+        root: PathText,
+        from: &str,
+        settings: VolumeSettings,
+    ) -> Result<(), Answer> {
         let id = u128::from_str_radix(&info.id, 16).ok().filter(|id| *id != 0 && info.id.len() <= 32);
         let Some(id) = id else {
             return Err(Answer::failed(
@@ -177,7 +204,12 @@ impl Shared {
         let mode = if info.follower { Mode::ActivePassive } else { Mode::ActiveActive };
         let link = records::Link { mode, created_s: now_s(), ..records::Link::default() };
         let links = BTreeMap::from([(from.to_owned(), link)]);
-        self.record_volume(&info.name, format!("{id:032x}"), root, false, info.follower, links)
+        let told = VolumeSettings { filter: info.filter.clone(), ..VolumeSettings::default() };
+        told.check()
+            .map_err(|what| Answer::failed(what, format!("correct it at {from}: driftless link create")))?;
+        let (id, settings) = (format!("{id:032x}"), settings.or(told));
+        let volume = Volume { id, root, first: false, follower: info.follower, links, settings };
+        self.record_volume(&info.name, volume)
     }
 
     /// What is found wrong with a directory now need not be found later in the log.
@@ -208,28 +240,18 @@ impl Shared {
         }
     }
 
-    fn record_volume(
-        &self,
-        name: &str,
-        id: String,
-        root: PathText,
-        first: bool,
-        follower: bool,
-        links: BTreeMap<String, records::Link>,
-    ) -> Result<(), Answer> {
+    fn record_volume(&self, name: &str, volume: Volume) -> Result<(), Answer> {
         self.change(|records| {
             match records.volumes.get_mut(name) {
                 // Had from one more site.
-                Some(known) if known.id == id && !first => known.links.extend(links),
+                Some(known) if known.id == volume.id && !volume.first => known.links.extend(volume.links),
                 Some(_) => {
                     return Err(Answer::failed(
                         format!("there is another volume {name} already"),
                         "give this one another name, or remove that one first",
                     ));
                 }
-                None => {
-                    _ = records.volumes.insert(name.to_owned(), Volume { id, root, first, follower, links })
-                }
+                None => _ = records.volumes.insert(name.to_owned(), volume),
             }
             Ok(())
         })
@@ -258,7 +280,14 @@ impl Shared {
         }))
     }
 
-    fn create_link(&self, volume: &str, to: &str, mode: Mode) -> Result<Answer, Answer> {
+    fn create_link(
+        &self,
+        volume: &str,
+        to: &str,
+        mode: Mode,
+        (settings, filter): (LinkSettings, Option<String>),
+    ) -> Result<Answer, Answer> {
+        settings::check_link(&settings, filter.as_deref())?;
         self.change(|records| {
             if !records.sites.contains_key(to) {
                 return Err(Answer::failed(
@@ -273,7 +302,8 @@ impl Shared {
                     "driftless status shows how it stands",
                 ));
             }
-            let link = records::Link { mode, created_s: now_s(), ..records::Link::default() };
+            let link =
+                records::Link { mode, created_s: now_s(), settings, filter, ..records::Link::default() };
             known.links.insert(to.to_owned(), link);
             Ok(())
         })?;
@@ -306,6 +336,6 @@ impl Shared {
     }
 }
 
-fn no_volume(name: &str) -> Answer {
+pub(super) fn no_volume(name: &str) -> Answer {
     Answer::failed(format!("there is no volume {name} here"), "driftless status shows what there is")
 }

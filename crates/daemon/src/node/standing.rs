@@ -1,23 +1,28 @@
 //! How a node stands: from what runs and what is recorded to what is said.
 
 use super::{Running, Shared, lock, now_ms};
-use crate::http::Page;
+use crate::http::{Get, Page};
 use crate::link::{self, LinkThread};
 use crate::metrics;
 use crate::records::{self, Volume, Wanted};
 use crate::status::{self, LinkStatus, NodeStatus, SiteStatus, VolumeStatus};
 use driftless_node::replica::{LinkId, PeerStatus, Replica, ReplicaStatus};
+use std::time::Duration;
 
 impl Shared {
-    pub(super) fn page(&self, path: &str) -> Page {
-        match path {
+    pub(super) fn page(&self, get: &Get) -> Page {
+        match get.path.as_str() {
             "/metrics" => ("200 OK", "text/plain; version=0.0.4", metrics::render(&self.status())),
             // Load balancers learn no more than they need.
             "/health" => match self.status().well {
                 true => ("200 OK", "text/plain", "well\n".into()),
                 false => ("503 Service Unavailable", "text/plain", "not well\n".into()),
             },
-            _ => ("404 Not Found", "text/plain", "there are /metrics and /health\n".into()),
+            path if path.starts_with("/volumes/") => self.feed_page(get),
+            _ => {
+                let text = "there are /metrics, /health and /volumes/NAME/changes\n";
+                ("404 Not Found", "text/plain", text.into())
+            }
         }
     }
 
@@ -61,8 +66,12 @@ fn volume_status(name: &str, volume: &Volume, running: Option<&Running>) -> Volu
     let runs = replica.as_ref().is_some_and(|s| s.ended.is_none());
     let seen = replica.unwrap_or_default();
     let links = volume.links.iter().map(|(site, link)| {
-        let thread = running.and_then(|r| r.links.get(site)).map(LinkThread::seen).unwrap_or_default();
-        link_status(site, link, &thread, &seen, runs)
+        let running = running.and_then(|r| r.links.get(site));
+        let thread = running.map(LinkThread::seen).unwrap_or_default();
+        let (sent_bytes, received_bytes, sent_bytes_per_s) =
+            running.map(LinkThread::traffic).unwrap_or_default();
+        let status = link_status(site, link, &thread, &seen, runs);
+        LinkStatus { sent_bytes, received_bytes, sent_bytes_per_s, ..status }
     });
     VolumeStatus {
         name: name.to_owned(),
@@ -72,6 +81,11 @@ fn volume_status(name: &str, volume: &Volume, running: Option<&Running>) -> Volu
         scanned: seen.scanned,
         waiting_items: seen.waiting,
         conflicts: seen.counts.conflicts,
+        head: seen.standing.head,
+        recorded: seen.counts.recorded,
+        received: seen.counts.received,
+        applied_bytes: seen.counts.applied_bytes,
+        propagation: seen.standing.propagation.clone(),
         error: running.and_then(|r| r.error.clone()),
         links: links.collect(),
     }
@@ -89,12 +103,13 @@ fn link_status(
         connected
             .map_or_else(|| link.replica == Some(format!("{:016x}", p.replica.0)), |id| p.link == Some(id))
     };
-    let peer = replica.peers.iter().find(is_it);
+    let peer = replica.standing.peers.iter().find(is_it);
     let since_ms = match peer {
         Some(peer) => peer.behind_since_ns.map(|ns| ns / 1_000_000),
         // Never met: it has nothing.
         None => Some(link.created_s.saturating_mul(1000)),
     };
+    let unheard_s = peer.and_then(|p| p.heard_s).map(|at| (now_ms() / 1000).saturating_sub(at));
     let seen = status::Seen {
         stopped: link.wanted == Wanted::Stopped,
         paused: link.wanted == Wanted::Paused,
@@ -103,10 +118,12 @@ fn link_status(
         refused: thread.refused,
         failed: thread.failed,
         behind: since_ms.is_some(),
+        unheard: unheard_s.is_some_and(|s| s > status::STALLED_AFTER_S),
     };
     let state = status::link_state(&seen);
     // What a site holds that cannot be asked is not known: its lag counts from when it was heard last.
-    let unheard = thread.down_since.map(|since| since.elapsed());
+    let silent = unheard_s.filter(|_| state == status::LinkState::Stalled).map(Duration::from_secs);
+    let unheard = thread.down_since.map(|since| since.elapsed()).or(silent);
     let lag_ms = since_ms.map(|since| now_ms().saturating_sub(since));
     let unheard_ms = unheard.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
     LinkStatus {
@@ -116,6 +133,10 @@ fn link_status(
         lag_ms: lag_ms.or(if state.is_well() { None } else { unheard_ms }),
         backlog_items: peer.map_or(0, |p| p.backlog_items),
         in_flight_bytes: peer.map_or(0, |p| p.in_flight_bytes),
+        sent_bytes: 0,
+        received_bytes: 0,
+        sent_bytes_per_s: 0,
+        behind_since_ms: since_ms,
         waiting_there_items: peer.map_or(0, |p| p.waiting_there),
         last_error: thread.last_error.as_ref().map(|(_, text)| text.clone()),
         last_error_age_s: thread.last_error.as_ref().map(|(at, _)| at.elapsed().as_secs()),

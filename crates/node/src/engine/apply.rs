@@ -77,7 +77,7 @@ impl Engine {
         let mut missing = Vec::new();
         let mut parent_waits = Vec::new();
         let filter = self.filter.clone();
-        let skip = |path: &[driftless_core::Name]| filter.hides(path, false);
+        let skip = |path: &[driftless_core::Name], is_dir: bool| filter.hides(path, is_dir);
         let options = PlanOptions { skip: if filter.is_empty() { None } else { Some(&skip) } };
         for &id in entries {
             let lacking = self.lacking(&mut scratch, id)?;
@@ -146,6 +146,7 @@ impl Engine {
         for id in entries {
             if !lacking.contains(id) && !run.failed.contains_key(id) {
                 tx.remove_pending(*id);
+                self.note_propagated(&mut tx, *id)?;
                 self.entry_done(&mut tx, *id)?;
             }
         }

@@ -401,6 +401,9 @@ impl Engine {
             match todo {
                 Todo::Place(at) => {
                     let Some(place) = tx.place(&at.dir, &at.name)? else { continue };
+                    if self.forgets_hidden(tx, &at.dir, &at.name)? {
+                        continue;
+                    }
                     let dir = place.node.clone();
                     if tx.node_must(&dir)?.kind.is_dir() {
                         stack.push(Todo::Below { at, dir, after: None });

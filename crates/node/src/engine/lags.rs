@@ -1,6 +1,7 @@
 //! How far each peer is behind, connected or not, and how the links stand: for those who watch.
 
 use super::link::LinkId;
+use super::propagation::Propagation;
 use super::{Engine, Fail, FromEngine, wall_ns};
 use crate::sites;
 use driftless_core::link::{Held, Lag, PeerRow, peer_rows};
@@ -30,13 +31,28 @@ pub struct PeerStatus {
     pub in_flight_bytes: u64,
     /// Entries that wait over there.
     pub waiting_there: u64,
+    /// It holds everything up to this position of this replica's feed, but for what waits there.
+    pub held: u64,
+    /// The second at which its engine was heard last, since 1970, if it is connected: it says something every five seconds.
+    pub heard_s: Option<u64>,
+}
+
+/// What is told of the peers.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Standing {
+    /// Every peer ever met.
+    pub peers: Vec<PeerStatus>,
+    /// The last position of this replica's feed.
+    pub head: u64,
+    /// How long changes of others took to get here.
+    pub propagation: Propagation,
 }
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Lags {
     peers: BTreeMap<ReplicaId, Known>,
-    told: Vec<PeerStatus>,
+    told: Standing,
     told_at: Option<Instant>,
 }
 
@@ -88,10 +104,11 @@ impl Engine {
             return Ok(());
         }
         self.lags.told_at = Some(Instant::now());
-        let statuses = self.peer_statuses();
-        if statuses != self.lags.told {
-            self.lags.told.clone_from(&statuses);
-            self.post(FromEngine::Peers(statuses))?;
+        let (peers, head, propagation) = (self.peer_statuses(), self.head, self.propagation.clone());
+        let standing = Standing { peers, head, propagation };
+        if standing != self.lags.told {
+            self.lags.told.clone_from(&standing);
+            self.post(FromEngine::Peers(standing))?;
         }
         Ok(())
     }
@@ -102,9 +119,10 @@ impl Engine {
         for (replica, known) in &mut self.lags.peers {
             known.lag.head_is(head, now_ns);
             let mut backlog_items = head.saturating_sub(known.held.cursor);
-            let (mut link, mut in_flight_bytes) = (None, 0);
+            let (mut link, mut in_flight_bytes, mut heard_s) = (None, 0, None);
             if let Some((id, peer)) = self.links.peers().find(|(_, p)| p.id == *replica) {
                 link = Some(id);
+                heard_s = self.links.get(id).map(|l| l.heard_ns / 1_000_000_000);
                 let backlog = peer.sender.backlog(head);
                 (backlog_items, in_flight_bytes) = (backlog.rows, backlog.in_flight_bytes);
                 known.held = peer.sender.held_there().unwrap_or(known.held);
@@ -129,6 +147,8 @@ impl Engine {
                 backlog_items,
                 in_flight_bytes,
                 waiting_there: known.held.waiting,
+                held: if known.lag.since_ns().is_none() { head } else { known.held.cursor },
+                heard_s,
             });
         }
         out

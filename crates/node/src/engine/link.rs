@@ -5,7 +5,7 @@
 //! find it: nothing is passed from link to link. What a peer remembers of another between connections is in the index
 //! ([`driftless_core::link::PeerRow`]); a [`Link`] lasts as long as its connection, and its [`LinkId`] is never used again.
 
-use super::{Engine, Fail, FromEngine, weight};
+use super::{Engine, Fail, FromEngine, wall_ns, weight};
 use driftless_core::link::{self, FeedCursor, FetchLimits, Fetcher, Message, Receiver, Sender};
 use driftless_core::{EntryId, ReplicaId, Tx};
 use std::collections::{BTreeMap, VecDeque};
@@ -24,12 +24,38 @@ impl LinkId {
     pub(crate) const ONLY: LinkId = LinkId(0);
 }
 
+/// How what is sent to a peer is cut into batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// A batch is full with so many bytes.
+    pub container_bytes: u64,
+    /// Under load, a batch that is not full leaves when its oldest change is so old.
+    pub container_age_ms: u64,
+}
+
+impl Tuning {
+    /// Fewer bytes are not worth a message.
+    pub const BYTES_MIN: u64 = 64 << 10;
+    /// Several of these are in memory at both ends, for each link.
+    pub const BYTES_MAX: u64 = 32 << 20;
+    /// What a peer waits for longer than this is not worth saving messages for.
+    pub const AGE_MS_MAX: u64 = 3_600_000;
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning { container_bytes: 8 << 20, container_age_ms: 30_000 }
+    }
+}
+
 /// One connection to a peer.
 pub(super) struct Link {
     /// Who it is; `None` until it has introduced itself.
     pub(super) peer: Option<Peer>,
     /// What is asked of it.
     pub(super) fetcher: Fetcher,
+    /// How its batches are cut.
+    pub(super) tuning: Tuning,
     /// Entries that are to be asked for when there is room.
     pub(super) no_room: VecDeque<EntryId>,
     /// Its batches that have come and are not merged yet.
@@ -38,6 +64,8 @@ pub(super) struct Link {
     pub(super) send_blocked_at: Option<(u64, u64)>,
     /// It has acknowledged all of our feed.
     pub(super) sent_all: bool,
+    /// When its engine was heard last, in nanoseconds since 1970.
+    pub(super) heard_ns: u64,
     /// Sums of what was got from and given to it.
     pub(super) messages_in: u64,
     pub(super) messages_out: u64,
@@ -64,10 +92,12 @@ impl Link {
         Link {
             peer: None,
             fetcher: Fetcher::new(FetchLimits::default()),
+            tuning: Tuning::default(),
             no_room: VecDeque::new(),
             batches: 0,
             send_blocked_at: None,
             sent_all: false,
+            heard_ns: wall_ns(),
             messages_in: 0,
             messages_out: 0,
         }
@@ -184,6 +214,15 @@ impl Engine {
         self.send_to(id, Message::Hello(hello))
     }
 
+    /// Cuts its batches differently from now on.
+    pub(super) fn tune(&mut self, id: LinkId, tuning: Tuning) {
+        let Some(link) = self.links.get_mut(id) else { return };
+        link.tuning = tuning;
+        if let Some(peer) = &mut link.peer {
+            peer.sender.tune(tuning.container_bytes, tuning.container_age_ms);
+        }
+    }
+
     /// A connection ended: what it knew is kept, and what was asked of it is asked of others.
     pub(super) fn link_down(&mut self, id: LinkId) -> Result<(), Fail> {
         let Some(link) = self.links.take(id) else { return Ok(()) };
@@ -203,6 +242,7 @@ impl Engine {
     pub(super) fn take_from_link(&mut self, id: LinkId, message: Message) -> Result<(), Fail> {
         let Some(link) = self.links.get_mut(id) else { return Ok(()) };
         link.messages_in += weight(&message);
+        link.heard_ns = wall_ns();
         link.send_blocked_at = None;
         self.links.met = true;
         let result = self.handle_message(id, message);

@@ -8,6 +8,7 @@
 //! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
 //! - [`apply`]: doing what a plan says.
 //! - [`elsewhere`]: what is in directories whose move is not recorded yet.
+//! - [`filter_change`]: another filter than the last time.
 //! - [`hasher`]: reading large files on another core.
 //! - [`content`]: reading, sending and receiving bytes of files.
 //! - [`held`]: telling the peer what is on this disk for good.
@@ -19,6 +20,7 @@
 //! - [`rollback`]: asking before a tree that was put back to an earlier state is taken for users' edits.
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
+//! - [`propagation`]: how long changes of others took to get here.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
 //! - [`suspect`]: judging what a power cut left; [`verify`]: what a sync that failed may have lost.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
@@ -34,6 +36,7 @@ mod causes;
 mod content;
 mod copies;
 mod elsewhere;
+mod filter_change;
 mod hasher;
 mod held;
 mod judge;
@@ -47,6 +50,7 @@ mod observe;
 mod open;
 mod open_files;
 mod peer;
+mod propagation;
 mod recover;
 mod rollback;
 mod routine;
@@ -94,11 +98,12 @@ use suspect::{BeforeRows, LastMoments};
 use verify::FailedSyncs;
 use waiters::Waiters;
 
-pub use lags::PeerStatus;
-pub use link::LinkId;
+pub use lags::{PeerStatus, Standing};
+pub use link::{LinkId, Tuning};
 pub use nowhere::accept_lost;
 pub use open::Service;
 pub(crate) use open::{EngineOptions, inbox, start};
+pub use propagation::{BOUNDS_S as PROPAGATION_BOUNDS_S, Propagation};
 
 /// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
 const DEPTH_MAX: usize = 4096;
@@ -205,8 +210,12 @@ pub(crate) enum ToEngine {
     LinkUp(LinkId),
     /// From the peer at its other end.
     Link(LinkId, Message),
+    /// How what is sent by it is cut into batches.
+    Tune(LinkId, Tuning),
     /// It ended.
     LinkDown(LinkId),
+    /// Try what waits at once.
+    Retry,
     /// Finish what is begun, seal, and end.
     Stop,
 }
@@ -222,7 +231,7 @@ pub(crate) enum FromEngine {
     /// How it stands; sent before any message that builds on it.
     Status(Status),
     /// How its peers stand. Not in a session of two.
-    Peers(Vec<PeerStatus>),
+    Peers(Standing),
     /// It has ended.
     Ended(Result<Counts, SessionError>),
 }
@@ -355,6 +364,9 @@ pub(crate) struct Engine {
     removal_window_at: Instant,
     rollback: Rollback,
     stage_ids: StageIds,
+    propagation: Propagation,
+    /// When this process began with it, by the wall clock.
+    begun_ns: u64,
 
     // what it says
     counts: Counts,
@@ -394,6 +406,7 @@ impl Engine {
 
     fn begin(&mut self) -> Result<(), Fail> {
         self.set_phase(Phase::Starting);
+        self.take_filter()?;
         let new_and_empty = self.is_new_and_empty()?;
         (self.scanned, self.crawled) = (self.scanned || new_and_empty, new_and_empty);
         let snapshot = self.store.snapshot()?;
@@ -592,7 +605,16 @@ impl Engine {
                 Ok(())
             }
             ToEngine::LinkUp(id) => self.link_up(id),
+            ToEngine::Tune(id, tuning) => {
+                self.tune(id, tuning);
+                Ok(())
+            }
             ToEngine::LinkDown(id) => self.link_down(id),
+            ToEngine::Retry => {
+                self.waiting.retry_all();
+                self.want_crawl |= self.waiting.get(&Waiter::Path(b".".to_vec())).is_some();
+                Ok(())
+            }
             ToEngine::Link(id, message) => self.take_from_link(id, message),
         }
     }

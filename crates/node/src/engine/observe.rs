@@ -258,9 +258,9 @@ impl Engine {
         loop {
             let places = tx.places_in(&dir.key, after.as_ref(), PLACES_AT_ONCE)?;
             let Some(last) = places.last().map(|p| p.0.clone()) else { return Ok(()) };
-            for (name, _) in places {
+            for (name, place) in places {
                 let shown = dir.names.contains(name.as_bytes()) && !dir.gone.contains(&name);
-                if !shown && !self.stays_hidden(&dir.path, &name) {
+                if !shown && !self.stays_hidden(&dir.path, &name, place.claims.is_empty()) {
                     pass.missing.push((dir.key.clone(), name));
                 }
             }
@@ -269,13 +269,13 @@ impl Engine {
     }
 
     /// A name the filter hides is not looked at, so its absence means nothing.
-    fn stays_hidden(&self, dir: &RelPath, name: &Name) -> bool {
+    fn stays_hidden(&self, dir: &RelPath, name: &Name, is_dir: bool) -> bool {
         if self.filter.is_empty() {
             return false;
         }
         let mut path = dir.clone();
         path.push(name);
-        self.filter.hides(&path, false)
+        self.filter.hides(&path, is_dir)
     }
 
     /// A directory that cannot be read: nothing below it may be taken for removed.
@@ -324,7 +324,8 @@ impl Engine {
             Ok(Some(s)) => self.look_at_seen(tx, pass, &fd, dir, &path, s),
             Ok(None) => {
                 pass.touched.insert(dir.clone());
-                if tx.place(dir, name)?.is_some() {
+                let place = tx.place(dir, name)?;
+                if place.is_some_and(|p| !self.stays_hidden(&path, name, p.claims.is_empty())) {
                     pass.missing.push((dir.clone(), name.clone()));
                 }
                 let mut p = path.clone();

@@ -255,6 +255,8 @@ impl Engine {
             removal_window_at: now,
             rollback: Default::default(),
             stage_ids,
+            propagation: Default::default(),
+            begun_ns: super::wall_ns(),
             counts: Counts::default(),
             phase: Phase::Stopping,
             status: Status::default(),

@@ -80,12 +80,13 @@ impl Engine {
                 if self.volume_id == 0 {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
                 }
+                let tuning = self.links.get(id).map(|link| link.tuning).unwrap_or_default();
                 let limits = SendLimits {
-                    // What a session keeps of contents in memory.
-                    batch_bytes: 8 << 20,
+                    batch_bytes: tuning.container_bytes,
+                    age_limit_ms: tuning.container_age_ms,
                     window: BATCH_WINDOW,
                     batch_entries: ENTRIES_PER_BATCH,
-                    first_batch_bytes: 1 << 20,
+                    first_batch_bytes: tuning.container_bytes.min(1 << 20),
                     fill_rows: 2048,
                     relay_delay_ms: if self.service.is_some() { RELAY_DELAY_MS } else { 0 },
                     inline: hello.inline,

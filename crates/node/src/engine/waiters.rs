@@ -127,6 +127,13 @@ impl Waiters {
         }
     }
 
+    /// Everything is due now.
+    pub(super) fn retry_all(&mut self) {
+        for who in self.needs.keys().cloned().collect::<Vec<_>>() {
+            self.make_due(&who, 0);
+        }
+    }
+
     /// Due at `at_ns`, if it is not before.
     fn make_due(&mut self, who: &Waiter, at_ns: u64) {
         if let Some(need) = self.needs.get_mut(who).filter(|n| n.retry_ns > at_ns) {

@@ -99,6 +99,9 @@ pub struct VersionRow {
     pub wins: bool,
     /// True if it is what this disk shows at the path.
     pub on_disk: bool,
+    /// Its stamp's clock, in nanoseconds since 1970: of versions that were not made unseen of each other, the later has the greater.
+    #[serde(default)]
+    pub made_ns: u64,
 }
 
 /// Explains `path`, bytes below the root; empty is the root.
@@ -254,6 +257,7 @@ fn version_row(
         counts: entry.counts(version),
         wins: winner == Some(version.dot),
         on_disk: claimed.contains(&version.dot),
+        made_ns: version.stamp.clock_ns,
     })
 }
 

@@ -81,7 +81,7 @@ impl Sites {
 
     /// Which sites' peers are behind, as site `i` sees it.
     pub(crate) fn peers_behind(&self, i: usize) -> Vec<usize> {
-        let peers = self.replica(i).status().peers;
+        let peers = self.replica(i).status().standing.peers;
         let behind = peers.iter().filter(|p| p.behind_since_ns.is_some());
         behind.map(|p| p.site.trim_start_matches("site").parse().unwrap()).collect()
     }
@@ -122,7 +122,7 @@ impl Sites {
         wait_until("all to be quiet", || {
             for (i, replica) in self.replicas.iter().enumerate() {
                 let Some(status) = replica.as_ref().map(Replica::status) else { continue };
-                if !status.idle || status.peers.iter().any(|p| p.behind_since_ns.is_some()) {
+                if !status.idle || status.standing.peers.iter().any(|p| p.behind_since_ns.is_some()) {
                     return Err(format!("site {i}: {status:?}"));
                 }
             }

@@ -1,0 +1,181 @@
+//! What can be set of volumes and links while a node runs: by commands, and by its configuration.
+
+use crate::common::*;
+use crate::sites::{Site, wait_same};
+use rustix::process::{Pid, Signal};
+use std::fs;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Two sites with one volume, in sync.
+fn two(base: &TempDir) -> (Site, Site) {
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data"]);
+    bergen.ok(&["site", "join", &token]);
+    (oslo, bergen)
+}
+
+fn have(site: &Site, flags: &[&str]) {
+    let dir = site.dir.to_str().unwrap();
+    site.ok(&[&["volume", "add", "data", dir, "--from", "oslo"], flags].concat());
+}
+
+fn wait_for(site: &Site, path: &str, content: &str) {
+    wait_until(&format!("{path} at {}", site.name), || match fs::read_to_string(site.dir.join(path)) {
+        Ok(text) if text == content => Ok(()),
+        other => Err(format!("{other:?}\n{}", site.log())),
+    });
+}
+
+/// What a filter leaves out is not brought, not taken for removed, and comes when the filter goes.
+#[test]
+fn a_filter_may_change_and_loses_nothing() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two(&base);
+    for path in ["a.txt", "x.bin", "keep.bin", "cache/y", "sub/cache/z", "sub/w"] {
+        put(&oslo.dir, path, path);
+    }
+    let patterns = bergen.base.join("patterns");
+    fs::write(&patterns, "# what is large\n*.bin\n!keep.bin\ncache/\n").unwrap();
+    have(&bergen, &["--filter-from", patterns.to_str().unwrap()]);
+    put(&bergen.dir, "own.bin", "not for others");
+    for path in ["a.txt", "keep.bin", "sub/w"] {
+        wait_for(&bergen, path, path);
+    }
+    oslo.wait_link("bergen", "in-sync");
+    assert_eq!(names(&bergen.dir), ["a.txt", "keep.bin", "own.bin", "sub"]);
+    assert_eq!(names(&bergen.dir.join("sub")), ["w"]);
+
+    bergen.ok(&["volume", "config", "data", "--filter-from", "none"]);
+    wait_same(&[&oslo, &bergen]);
+    assert_eq!(read(&oslo.dir, "own.bin"), "not for others");
+
+    // Left out again, it stays as it was; taking it away makes room here and removes nothing there.
+    let said = bergen.ok(&["volume", "config", "data", "--filter-from", patterns.to_str().unwrap()]);
+    assert!(said.contains("filter: 4 lines"), "{said}");
+    wait_until("the filter to be heeded", || match bergen.log().matches("the filter has changed").count() {
+        3 => Ok(()),
+        n => Err(format!("{n}: {}", bergen.log())),
+    });
+    put(&oslo.dir, "x.bin", "edited while left out");
+    put(&oslo.dir, "a.txt", "edited");
+    wait_for(&bergen, "a.txt", "edited");
+    assert_eq!(read(&bergen.dir, "x.bin"), "x.bin");
+    fs::remove_file(bergen.dir.join("x.bin")).unwrap();
+    fs::remove_file(bergen.dir.join("keep.bin")).unwrap();
+    fs::remove_dir_all(bergen.dir.join("cache")).unwrap();
+    wait_until("keep.bin to go", || {
+        if oslo.dir.join("keep.bin").exists() { Err("it is there".into()) } else { Ok(()) }
+    });
+    assert_eq!(read(&oslo.dir, "cache/y"), "cache/y");
+    bergen.ok(&["volume", "config", "data", "--filter-from", "none"]);
+    wait_for(&bergen, "x.bin", "edited while left out");
+    wait_same(&[&oslo, &bergen]);
+    assert_eq!(read(&bergen.dir, "cache/y"), "cache/y");
+    assert!(names(&bergen.dir).iter().all(|n| !n.contains("conflict")), "{:?}", names(&bergen.dir));
+}
+
+#[test]
+fn a_link_keeps_to_what_is_set() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two(&base);
+    have(&bergen, &[]);
+    put(&oslo.dir, "first", "1");
+    wait_same(&[&oslo, &bergen]);
+    let link = ["link", "config", "data", "--to", "bergen"];
+    let set = |flags: &[&str]| oslo.ok(&[&link[..], flags].concat());
+    let said = set(&["--bwlimit", "500k", "--container-size", "1MiB", "--container-age", "5s"]);
+    assert!(said.contains("bwlimit: 500k") && said.contains("container_age: 5s"), "{said}");
+    oslo.fails(&[&link[..], &["--bwlimit", "fast"]].concat());
+    oslo.fails(&[&link[..], &["--container-size", "1"]].concat());
+    // Heeded within a moment, without a new connection.
+    std::thread::sleep(Duration::from_secs(1));
+    let started = Instant::now();
+    fs::write(oslo.dir.join("random"), driftless_testkit::Rng::new(6).bytes(1_500_000)).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    assert!(
+        started.elapsed() > Duration::from_millis(2000),
+        "1.5 MB at 500 kB/s took {:?}",
+        started.elapsed()
+    );
+    set(&["--bwlimit", "none", "--bwlimit-schedule", "daily 00:00,off", "--compress", "lz4"]);
+    fs::write(oslo.dir.join("text"), "what is written twice is shorter ".repeat(30_000)).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    set(&["--compress", "none"]);
+    put(&oslo.dir, "plain", "2");
+    wait_same(&[&oslo, &bergen]);
+}
+
+#[test]
+fn the_configuration_is_read_again() {
+    let base = TempDir::new().unwrap();
+    let (oslo, mut bergen) = two(&base);
+    have(&bergen, &[]);
+    for i in 0..6 {
+        put(&oslo.dir, &format!("f{i}"), "1");
+    }
+    wait_same(&[&oslo, &bergen]);
+    let config = bergen.base.join("driftless.toml");
+    let with = |text: &str| fs::write(&config, format!("[volume.data]\n{text}\n")).unwrap();
+    with("trash_keep = \"1d\"");
+    bergen.end(Signal::TERM);
+    bergen.start();
+    fs::remove_file(oslo.dir.join("f0")).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    let trash = bergen.dir.join(".driftless/trash");
+    wait_until("f0 in the trash", || match fs::read_dir(&trash).map(Iterator::count) {
+        Ok(n) if n > 0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    with("max_delete = \"2\"\n[volume.data.link.oslo]\nbwlimit = \"9M\"");
+    let hup = || {
+        let pid = Pid::from_child(bergen.node.as_ref().unwrap());
+        rustix::process::kill_process(pid, Signal::HUP).unwrap();
+    };
+    hup();
+    wait_until("the settings to change", || match bergen.ok(&["volume", "config", "data"]) {
+        said if said.contains("max_delete: 2") => Ok(()),
+        said => Err(said),
+    });
+    assert!(bergen.ok(&["link", "config", "data", "--to", "oslo"]).contains("bwlimit: 9M"));
+    // Heeded with the next round.
+    wait_until("the volume to be opened again", || match bergen.log().matches("connected to").count() {
+        n if n >= 3 => Ok(()),
+        n => Err(format!("{n}: {}", bergen.log())),
+    });
+    (1..5).for_each(|i| fs::remove_file(bergen.dir.join(format!("f{i}"))).unwrap());
+    wait_until("the guard to hold it", || match bergen.try_status().unwrap()["volumes"][0]["waiting_items"]
+        .as_u64()
+    {
+        Some(n) if n > 0 => Ok(()),
+        other => Err(format!("{other:?}\n{}", bergen.log())),
+    });
+    assert!(oslo.dir.join("f1").exists());
+    with("max_delete = \"x\"");
+    hup();
+    wait_until("the mistake to be told", || match bergen.log() {
+        log if log.contains("volume.data: max_delete") => Ok(()),
+        log => Err(log),
+    });
+    assert!(bergen.ok(&["volume", "config", "data"]).contains("max_delete: 2"), "it goes on as it was");
+}
+
+/// A volume that is removed and had again in another directory at once is filled there.
+#[test]
+fn a_volume_may_move_to_another_directory() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two(&base);
+    have(&bergen, &[]);
+    put(&oslo.dir, "f", "1");
+    wait_same(&[&oslo, &bergen]);
+    let new = bergen.base.join("new");
+    fs::create_dir(&new).unwrap();
+    bergen.ok(&["volume", "remove", "data"]);
+    bergen.ok(&["volume", "add", "data", new.to_str().unwrap(), "--from", "oslo"]);
+    wait_until("f in the new directory", || match fs::read(new.join("f")) {
+        Ok(bytes) if bytes == b"1" => Ok(()),
+        other => Err(format!("{other:?}\n{}", bergen.log())),
+    });
+    assert_eq!(read(&bergen.dir, "f"), "1", "the old one stays");
+}
