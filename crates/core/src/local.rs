@@ -276,6 +276,9 @@ fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: bool) -> Res
     let mut chosen = !names::is_whole(tx, &moved)?;
     settle::other_names(tx, from)?;
     if over {
+        // While they are siblings of what they stand beside: the last that is left of them would be their whole entry, and
+        // go with it if somebody else removes it as one of several.
+        settle::copies_of(tx, to, Some(from))?;
         // What was settled above may have stood there.
         if let Some(over) = tx.place(to.0, to.1)? {
             chosen |= over.claims.iter().any(|c| c.entry == claim.entry && c.version != claim.version);
@@ -369,7 +372,8 @@ fn write_content(tx: &mut Tx<'_>, key: &NodeKey, content: Content) -> Result<()>
     let dot = change_with(tx, owner.entry, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max());
         let replaced = |v: &Version| shown.contains(&v.dot) || mutant!(SiblingsOverwritten);
-        e.data = e.data.iter().filter(|v| e.counts(v) && !replaced(v)).cloned().collect();
+        // One that counts no more stays: somebody may have given a name to it meanwhile, which holds it.
+        e.data.retain(|v| !replaced(v));
         e.data.push(Version { dot, stamp, content });
         e.data.sort_by_key(|v| v.dot);
         Ok(())

@@ -27,7 +27,7 @@ mod roots;
 mod tests;
 
 pub use change::{put_state, receive, remove_state};
-pub(crate) use conflict::{MARK, conflict_bases};
+pub(crate) use conflict::{MARK, conflict_base, conflict_bases};
 pub use conflict::{conflict_name, utc};
 
 use crate::entry::{Entry, Version};

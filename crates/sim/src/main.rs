@@ -6,7 +6,11 @@ use driftless_sim::Scene;
 use driftless_sim::mutants::{self, Mutant};
 use driftless_sim::report;
 use driftless_sim::run::{self, Options};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Runs seeded worlds of replicas with faults, and checks what must be true of them
@@ -68,16 +72,22 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let stop = stop_on_interrupt()?;
     let options = Options {
         from: args.from,
         seeds: args.seeds,
         threads: args.threads,
         failures_max: args.failures,
         time_limit: args.seconds.map(Duration::from_secs),
+        progress: true,
+        stop: stop.clone(),
     };
     let mut outcomes = Vec::new();
     println!("{}", report::header());
     for scene in scenes {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         let outcome = run::run(scene, &options);
         println!("{}", report::row(&outcome));
         outcomes.push(outcome);
@@ -86,6 +96,16 @@ fn main() -> anyhow::Result<ExitCode> {
     let failures: Vec<_> = outcomes.iter().flat_map(|o| &o.failures).collect();
     failures.iter().for_each(|f| println!("\n{}", report::failure(f)));
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// An interrupt ends a run with the table so far, a second one at once.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
 }
 
 /// `--seeds` bounds the histories for each bug and round.

@@ -1,12 +1,12 @@
 //! Makes a disk show the effective tree by the planner's steps, performed strictly.
 
 use crate::disk::{Disk, PARKED};
-use crate::site::{Site, time_of_union};
+use crate::site::Site;
 use crate::world::Available;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
 use driftless_core::tx::{Result as TxResult, Tx};
-use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey};
+use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey, Wanted, tree};
 use std::collections::{BTreeSet, HashMap};
 
 /// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
@@ -284,11 +284,16 @@ pub(crate) fn restore_dir_times(tx: &mut Tx<'_>, disk: &mut Disk) -> TxResult<()
     for dir in std::mem::take(&mut disk.touched) {
         let Some(node) = tx.node(&Disk::key(dir))? else { continue };
         let Bind::Dir(members) = &node.bind else { continue };
-        if let (Some(inode), Some(mtime)) = (disk.inodes.get_mut(&dir), time_of_union(tx, members)?) {
+        if let (Some(inode), Some(mtime)) = (disk.inodes.get_mut(&dir), tree::dir_time(tx, members)?) {
             inode.mtime = mtime;
             let looked = disk.looked(dir);
-            let given = Attrs { dir_mtime: looked.attrs.dir_mtime, ..node.given.clone() };
-            tx.put_node(&looked.key, Node { fingerprint: looked.fingerprint, given, ..(*node).clone() });
+            let mut restored = Node { fingerprint: looked.fingerprint, ..(*node).clone() };
+            if restored.given.dir_mtime != looked.attrs.dir_mtime {
+                // The state's time came by this way and may go back to the one that was applied last.
+                restored.wanted = Wanted::UNKNOWN;
+            }
+            restored.given.dir_mtime = looked.attrs.dir_mtime;
+            tx.put_node(&looked.key, restored);
         }
     }
     Ok(())

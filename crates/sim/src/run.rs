@@ -4,10 +4,12 @@ use crate::scene::{self, Scene};
 use crate::world::{Rules, Stats, Step, Verdict, World};
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
+
+/// How often a long run says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -22,6 +24,10 @@ pub struct Options {
     pub failures_max: usize,
     /// Begin no seed after this.
     pub time_limit: Option<Duration>,
+    /// Say on standard error how far it is, and what failed as soon as it did.
+    pub progress: bool,
+    /// Begin no seed once this is set.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// A history in which something was wrong.
@@ -59,7 +65,9 @@ pub fn run(scene: Scene, options: &Options) -> Outcome {
     quiet_panics();
     let next = AtomicU64::new(options.from);
     let stop = AtomicBool::new(false);
+    let stopped = || stop.load(Ordering::Relaxed) || options.stop.load(Ordering::Relaxed);
     let begun = Instant::now();
+    let told = Mutex::new(begun);
     let total = Mutex::new(Outcome { scene, seeds: 0, stats: Stats::default(), failures: Vec::new() });
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -67,15 +75,21 @@ pub fn run(scene: Scene, options: &Options) -> Outcome {
     };
     let work = || {
         let (mut seeds, mut stats) = (0, Stats::default());
-        while !stop.load(Ordering::Relaxed) && options.time_limit.is_none_or(|t| begun.elapsed() < t) {
+        while !stopped() && options.time_limit.is_none_or(|t| begun.elapsed() < t) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= options.from + options.seeds {
                 break;
+            }
+            if options.progress {
+                tell(scene, seed - options.from, options.seeds, begun, &told);
             }
             let history = live(scene, seed);
             seeds += 1;
             stats.add(&history.stats);
             if let Err(why) = history.verdict {
+                if options.progress {
+                    eprintln!("FAILED world {} seed {seed} {why}", scene.name());
+                }
                 let failure = shorten(scene, seed, why, history.rules, history.steps);
                 let mut total = total.lock().unwrap();
                 total.failures.push(failure);
@@ -97,6 +111,16 @@ pub fn run(scene: Scene, options: &Options) -> Outcome {
     let mut total = total.into_inner().unwrap();
     total.failures.sort_by_key(|f| f.seed);
     total
+}
+
+/// Says how far a world is, now and then.
+fn tell(scene: Scene, done: u64, seeds: u64, begun: Instant, told: &Mutex<Instant>) {
+    // Another thread is just saying it.
+    let Ok(mut last) = told.try_lock() else { return };
+    if last.elapsed() >= PROGRESS_EVERY {
+        *last = Instant::now();
+        eprintln!("{:<18} {done} of {seeds} histories in {} s", scene.name(), begun.elapsed().as_secs());
+    }
 }
 
 /// One history.

@@ -313,6 +313,16 @@ impl Site {
         *self.memos.head.get((self.store.version(), 0), read)
     }
 
+    /// How many inodes on this disk hold each of these contents, of those that are there.
+    pub fn files_with(&self, contents: &[Digest]) -> BTreeMap<Digest, usize> {
+        let mut found = BTreeMap::new();
+        let held = self.disk.inodes.values().filter_map(|inode| inode.content.as_ref());
+        for d in held.map(Content::identity).filter(|d| contents.contains(d)) {
+            *found.entry(d).or_default() += 1;
+        }
+        found
+    }
+
     /// Contents on its disk.
     pub fn identities(&self) -> Rc<BTreeSet<Digest>> {
         self.memos.identities.get((self.disk.inodes.version(), 0), || self.disk.identities())

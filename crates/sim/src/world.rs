@@ -446,22 +446,27 @@ impl World {
     /// True if the user could do it.
     fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
         if self.sites[i].blind {
-            let (before, touched) = (self.sites[i].disk_tree(), self.touched(i, op));
+            let (before, touched, target) =
+                (self.sites[i].disk_tree(), self.touched(i, op), self.target(i, op));
+            let files = self.sites[i].files_with(&touched);
             let done = self.sites[i].act(op);
             if done {
                 self.stats.acts += 1;
-                self.note(i, op, &before, touched);
+                self.note(i, op, &before, touched, target);
+                self.note_fewer(i, files);
             }
             return Ok(done);
         }
         let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
-        let touched = self.touched(i, op);
+        let (touched, target) = (self.touched(i, op), self.target(i, op));
+        let files = self.sites[i].files_with(&touched);
         if !self.sites[i].act(op) {
             return Ok(false);
         }
         self.stats.acts += 1;
-        self.note(i, op, &disk, touched);
+        self.note(i, op, &disk, touched, target);
+        self.note_fewer(i, files);
         self.check_records(i)?;
         if faithful {
             self.check_fidelity(i, &format!("{op:?}"))?;
@@ -513,7 +518,15 @@ impl World {
         out
     }
 
-    fn note(&mut self, i: usize, op: &Op, before: &Tree, touched: Vec<Digest>) {
+    /// The name that the operation gives. Copies are numbered as long as they are there: afterwards its path says another.
+    fn target(&self, i: usize, op: &Op) -> Option<(u64, Name)> {
+        match op {
+            Op::Mv(_, to) | Op::Ln(_, to) => self.sites[i].spot(to),
+            _ => None,
+        }
+    }
+
+    fn note(&mut self, i: usize, op: &Op, before: &Tree, touched: Vec<Digest>, target: Option<(u64, Name)>) {
         let site = &self.sites[i];
         // What nobody watches is recorded later, at a position not known yet.
         let at = (site.me, if site.blind { UNRECORDED } else { site.head() });
@@ -522,8 +535,7 @@ impl World {
         for d in touched.iter().chain(has.difference(&had)) {
             self.tokens.entry(*d).or_default().touched.push(at);
         }
-        if let (Op::Mv(_, to) | Op::Ln(_, to), false) = (op, site.blind)
-            && let Some((dir, name)) = site.spot(to)
+        if let (Some((dir, name)), false) = (target, site.blind)
             && let Some(ino) = site.disk.get(dir, &name)
             && let Some(content) = &site.disk.inodes[&ino].content
         {
@@ -563,6 +575,18 @@ impl World {
             let token = self.tokens.entry(*d).or_default();
             token.dropped.push(seen.clone());
             token.replaced |= !matches!(op, Op::Rm(_));
+        }
+    }
+
+    /// Of several files with one content (a copy that one made a file of its own while another chose it) each may
+    /// go where the others are seen: it counts as written for each.
+    fn note_fewer(&mut self, i: usize, before: BTreeMap<Digest, usize>) {
+        let contents: Vec<Digest> = before.keys().copied().collect();
+        let after = self.sites[i].files_with(&contents);
+        for (d, n) in after {
+            if n < before[&d] {
+                self.tokens.entry(d).or_default().born += 1;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use driftless_sim::Scene;
 use driftless_sim::report;
 use driftless_sim::run::{self, Options};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Of each world.
@@ -12,8 +13,15 @@ const WORLD_TIME_MAX: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_slice_of_every_world_holds() {
-    let options =
-        Options { from: 1, seeds: SEEDS, threads: 0, failures_max: 1, time_limit: Some(WORLD_TIME_MAX) };
+    let options = Options {
+        from: 1,
+        seeds: SEEDS,
+        threads: 0,
+        failures_max: 1,
+        time_limit: Some(WORLD_TIME_MAX),
+        progress: false,
+        stop: Arc::default(),
+    };
     let mut failures = String::new();
     for scene in Scene::ALL {
         let outcome = run::run(scene, &options);

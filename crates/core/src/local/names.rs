@@ -167,14 +167,19 @@ pub(super) fn retitle(
 }
 
 /// True if the inode at a place stands for its whole entry: it has its real name or several names, or shows the
-/// entry's only version.
+/// entry's only version. If somebody removed them all, what this disk shows tells which was one of several: the name of
+/// the entry, which may have been moved elsewhere meanwhile, is not for a sibling to take.
 pub(super) fn is_whole(tx: &mut Tx<'_>, place: &Place) -> Result<bool> {
     if place.conflict_of.is_none() || tx.node_must(&place.node)?.names.len() > 1 {
         return Ok(true);
     }
     let Some(owner) = place.claims.first() else { return Ok(true) };
     let row = tx.entry_must(owner.entry)?;
-    Ok(row.entry.counting().all(|v| v.dot == owner.version))
+    if row.entry.counting().next().is_some() {
+        return Ok(row.entry.counting().all(|v| v.dot == owner.version));
+    }
+    let other = |c: &Claim| c.entry == owner.entry && c.version != owner.version;
+    Ok(!records::places_of(tx, owner.entry)?.iter().any(|(_, _, p)| p.claims.iter().any(other)))
 }
 
 /// Puts the name `claim.link` at `to`. Versions that count no more are dropped; if none is left, or if
@@ -272,8 +277,7 @@ fn hold(
     if chosen {
         e.data.retain(|v| v.dot != claim.version);
     }
-    e.data = e.data.iter().filter(|v| e.counts(v)).cloned().collect();
-    if !chosen && !e.data.is_empty() {
+    if !chosen && e.counting().next().is_some() {
         return Ok(claim.version);
     }
     let content = content.ok_or_else(|| lost_content(claim))?;

@@ -10,25 +10,37 @@ use crate::tree;
 
 /// Settles all conflict copies of the name `of`, but not the one at `except`.
 pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>) -> Result<()> {
-    for (name, place) in copies(tx, of)? {
-        if mutant!(CopiesNotSettled) {
-            continue;
-        }
-        if except != Some((of.0, &name)) {
-            settle(tx, (of.0, &name), &place)?;
-        }
+    if mutant!(CopiesNotSettled) {
+        return Ok(());
     }
-    Ok(())
+    let mut copies = copies(tx, of)?;
+    copies.extend(displaced(tx, of)?);
+    copies.retain(|(name, _)| except != Some((of.0, name)));
+    settle_each(tx, of, copies)
 }
 
 /// Settles those conflict copies of the name `of` that hold the same as `content`, which is about to be
 /// written there: contents that are equal are shown once.
 pub(super) fn equal_copies(tx: &mut Tx<'_>, of: Spot<'_>, content: &Content) -> Result<()> {
     let identity = content.identity();
+    let mut equal = Vec::new();
     for (name, place) in copies(tx, of)? {
         if tx.node_must(&place.node)?.bind == (Bind::Leaf { identity }) {
-            settle(tx, (of.0, &name), &place)?;
+            equal.push((name, place));
         }
+    }
+    settle_each(tx, of, equal)
+}
+
+/// Settles these copies of the name `of`. The last sibling that is left is its whole entry, but was none: it is written
+/// again, for somebody else may remove it as one of several.
+fn settle_each(tx: &mut Tx<'_>, of: Spot<'_>, copies: Vec<(Name, Place)>) -> Result<()> {
+    let mut siblings = Vec::with_capacity(copies.len());
+    for (_, place) in &copies {
+        siblings.push(!names::is_whole(tx, place)?);
+    }
+    for ((name, place), sibling) in copies.iter().zip(siblings) {
+        settle(tx, (of.0, name), place, sibling)?;
     }
     Ok(())
 }
@@ -71,15 +83,15 @@ pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> 
             c.entry == claim.entry && c.version != claim.version && link.is_none_or(|l| l == c.link)
         };
         if place.claims.first().is_some_and(extra) && !names::is_whole(tx, &place)? {
-            settle(tx, (&dir, &name), &place)?;
+            settle(tx, (&dir, &name), &place, true)?;
         }
     }
     Ok(())
 }
 
-/// Settles a place as a side effect of something done elsewhere. What is out of date on this disk is left as it
-/// is: nobody touched it.
-fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+/// Settles a place as a side effect of something done elsewhere; `sibling`: it showed one of several versions. What is out
+/// of date on this disk is left as it is: nobody touched it.
+fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool) -> Result<()> {
     let Some(owner) = place.claims.first().copied() else { return Ok(()) };
     let row = tx.entry_must(owner.entry)?;
     let counts = row.entry.counting().any(|v| v.dot == owner.version);
@@ -90,19 +102,19 @@ fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
     // Nobody gave it this name on purpose: it is written as early as what was seen allows, so that a name that somebody
     // gives it elsewhere meanwhile wins. Else a removal that follows would take that name unseen.
     let now_ns = std::mem::take(&mut tx.env.now_ns);
-    let settled = make_plain(tx, at, place);
+    let settled = make_plain(tx, at, place, sibling);
     tx.env.now_ns = now_ns;
     settled
 }
 
 fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     let place = super::must_place(tx, at)?;
-    if place.conflict_of.is_some() { make_plain(tx, at, &place) } else { Ok(()) }
+    if place.conflict_of.is_some() { make_plain(tx, at, &place, false) } else { Ok(()) }
 }
 
-fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
+fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, chosen: bool) -> Result<()> {
     let old = records::owner_at(tx, at)?;
-    let claim = names::retitle(tx, at, place, at, false)?;
+    let claim = names::retitle(tx, at, place, at, chosen)?;
     let plain = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::set_place(tx, at, plain)?;
     names::follow_version(tx, &place.node, old, claim.version)
@@ -112,6 +124,15 @@ fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()> {
 fn copies(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
     let mut found = tx.places_beginning(of.0, &copies_prefix(of.1))?;
     found.retain(|(_, place)| place.conflict_of.as_ref() == Some(of.1));
+    Ok(found)
+}
+
+/// Conflict copies of another name that `of`, a name that looks like theirs, may keep from being called like that: theirs
+/// are longer for it.
+fn displaced(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
+    let Some(base) = tree::conflict_base(of.1) else { return Ok(Vec::new()) };
+    let mut found = copies(tx, (of.0, &base))?;
+    found.retain(|(name, _)| name.as_bytes().len() > of.1.as_bytes().len());
     Ok(found)
 }
 

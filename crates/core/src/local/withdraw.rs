@@ -58,10 +58,10 @@ fn take_out(tx: &mut Tx<'_>, id: EntryId, version: Dot, earlier: Option<Earlier>
     let content = earlier.as_ref().map(|e| e.content.clone());
     let dot = change_with(tx, id, |tx, e, dot| {
         let stamp = tx.stamp_above(e.stamp_max());
-        e.data = e.data.iter().filter(|v| e.counts(v) && v.dot != version).cloned().collect();
+        e.data.retain(|v| v.dot != version);
         e.data.extend(content.map(|content| Version { dot, stamp, content }));
         e.data.sort_by_key(|v| v.dot);
-        if e.data.is_empty() {
+        if e.counting().next().is_none() {
             let ctx = e.ctx.clone();
             e.links.iter_mut().for_each(|link| link.gone.join(&ctx));
             e.removed.join(&ctx);

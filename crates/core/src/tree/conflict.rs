@@ -56,8 +56,8 @@ pub(super) fn free_conflict_name(
 
 /// Real names whose conflict copies could have been given `name`. Nearly always none.
 pub(crate) fn conflict_bases(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) -> Result<Vec<Name>> {
-    let Some((stem, extension)) = parse_conflict(name.as_bytes()) else { return Ok(Vec::new()) };
-    let mut out: Vec<Name> = Name::new(&[stem, extension].concat()).into_iter().collect();
+    let Some((stem, _)) = parse_conflict(name.as_bytes()) else { return Ok(Vec::new()) };
+    let mut out: Vec<Name> = conflict_base(name).into_iter().collect();
     // A cut stem does not tell the rest. A cut may fall short by the bytes of one character.
     if name.as_bytes().len() + 3 >= Name::LEN_MAX
         && let Ok(prefix) = Name::new(stem)
@@ -68,6 +68,12 @@ pub(crate) fn conflict_bases(tx: &mut Tx<'_>, class: &[EntryId], name: &Name) ->
         out.retain(|base| base != name);
     }
     Ok(out)
+}
+
+/// The real name whose copies are called like `name`, if its stem is not cut.
+pub(crate) fn conflict_base(name: &Name) -> Option<Name> {
+    let (stem, extension) = parse_conflict(name.as_bytes())?;
+    Name::new(&[stem, extension].concat()).ok()
 }
 
 fn names_with_prefix(tx: &mut Tx<'_>, dir: EntryId, prefix: &Name, out: &mut Vec<Name>) -> Result<()> {
