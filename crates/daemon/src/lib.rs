@@ -16,6 +16,8 @@
 
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod link;
 mod listen;

@@ -152,4 +152,22 @@ mod tests {
             assert!(decode(bytes).is_err());
         }
     }
+
+    #[test]
+    fn any_bytes_are_a_row_or_an_error() {
+        let need = |reason, detail: &str| Need {
+            reason,
+            detail: detail.into(),
+            tries: 300,
+            since_ns: u64::MAX,
+            retry_ns: 10,
+        };
+        let rows: Vec<Vec<u8>> = Reason::ALL.iter().map(|r| encode(&need(*r, "EPERM: ä"))).collect();
+        driftless_testkit::fuzz::fuzz("needs", &rows, driftless_testkit::fuzz::HELD_MAX, |bytes| {
+            if let Ok(need) = decode(bytes) {
+                // What is read is written as something that is read.
+                decode(&encode(&need)).unwrap();
+            }
+        });
+    }
 }

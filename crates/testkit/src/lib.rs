@@ -5,6 +5,7 @@
 //! nobody else touches, the same operations.
 
 pub mod compare;
+pub mod fuzz;
 pub mod grow;
 pub mod journal;
 mod rng;

@@ -622,3 +622,20 @@ impl Directory {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driftless_testkit::fuzz::{HELD_MAX, fuzz};
+
+    #[test]
+    fn any_bytes_are_a_marker_or_none() {
+        let marker = Marker { volume: u128::MAX - 5, replica: ReplicaId(7) };
+        assert_eq!(Marker::parse(marker.text().as_bytes()), Some(marker));
+        fuzz("marker", &[marker.text().into_bytes()], HELD_MAX, |bytes| {
+            if let Some(read) = Marker::parse(bytes) {
+                assert_eq!(Marker::parse(read.text().as_bytes()), Some(read));
+            }
+        });
+    }
+}

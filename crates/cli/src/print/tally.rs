@@ -158,8 +158,8 @@ impl Tally {
             received: a.received + b.received,
             applied: a.applied + b.applied,
             to_apply: a.to_apply + b.to_apply,
-            applied_bytes: a.applied_bytes + b.applied_bytes,
-            to_apply_bytes: a.to_apply_bytes + b.to_apply_bytes,
+            applied_bytes: a.applied_bytes.saturating_add(b.applied_bytes),
+            to_apply_bytes: a.to_apply_bytes.saturating_add(b.to_apply_bytes),
             waiting: a.waiting + b.waiting,
             // Conflict copies are shown at both ends.
             conflicts: a.conflicts.max(b.conflicts),
@@ -180,7 +180,8 @@ impl Tally {
     /// How far the writing is.
     pub(crate) fn progress(&self) -> Progress {
         let c = self.counts();
-        let (entries_all, bytes_all) = (c.applied + c.to_apply, c.applied_bytes + c.to_apply_bytes);
+        let (entries_all, bytes_all) =
+            (c.applied + c.to_apply, c.applied_bytes.saturating_add(c.to_apply_bytes));
         let done = work(c.applied, c.applied_bytes);
         let all = work(entries_all, bytes_all);
         let (work_per_s, bytes_per_s) = self.rates();

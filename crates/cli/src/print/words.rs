@@ -205,7 +205,7 @@ fn summary(t: &Tally, outcome: &Outcome, now: Instant) -> String {
         (false, 0) => "stopped before both ends agreed; what is left is done by the next run".to_owned(),
     };
     let applied = a.applied + b.applied;
-    let written = a.applied_bytes + b.applied_bytes;
+    let written = a.applied_bytes.saturating_add(b.applied_bytes);
     let seconds = now.duration_since(t.began).as_secs_f64();
     line += &format!(": {} written, {} in {seconds:.1}s", entries(applied), bytes(written));
     let conflicts = t.conflict_count();

@@ -216,7 +216,7 @@ impl Engine {
                 let wanted = self.as_wanted(early, attrs, content.mtime());
                 match wanted.and_then(|(s, d)| Ok((self.stay_within(s, at, victim.is_some(), run)?, d))) {
                     Ok((staged, durable)) => {
-                        self.counts.applied_bytes += content.size();
+                        self.counts.applied_bytes = self.counts.applied_bytes.saturating_add(content.size());
                         if !durable {
                             new.push((node, *entry));
                             to_sync.push(staged.clone());
@@ -231,7 +231,7 @@ impl Engine {
             }
             match self.stage_one(*kind, (*entry, *version), content, attrs, copy.as_ref()) {
                 Ok(Some(staged)) => {
-                    self.counts.applied_bytes += content.size();
+                    self.counts.applied_bytes = self.counts.applied_bytes.saturating_add(content.size());
                     new.push((node, *entry));
                     to_sync.push(staged.clone());
                     run.staged.insert(node.clone(), staged);

@@ -384,7 +384,8 @@ impl Engine {
             }
         };
         let file = FetchFile { entry, version: lack.version, size: lack.size, digest: lack.digest, have };
-        self.counts.to_apply_bytes += lack.size;
+        // A size is what a peer says.
+        self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_add(lack.size);
         let whole = file.have.iter().any(|r| r.start == 0 && r.end >= lack.size);
         self.contents.given_up.remove(&key);
         self.contents.fetching.insert(key, Fetch { from, lack, sink });

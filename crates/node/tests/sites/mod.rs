@@ -1,4 +1,5 @@
 //! Replicas within this process, joined by cables that count what goes through them and can be pulled.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use driftless_core::link::{Message, Role};
