@@ -52,11 +52,13 @@ pub enum Scene {
     FailingWrites,
     /// The power goes.
     PowerCuts,
+    /// Which sites can reach each other changes all the time.
+    Partitions,
 }
 
 impl Scene {
     /// All worlds.
-    pub const ALL: [Scene; 22] = [
+    pub const ALL: [Scene; 23] = [
         Scene::Mixed,
         Scene::Ring,
         Scene::Mesh,
@@ -79,6 +81,7 @@ impl Scene {
         Scene::Serial,
         Scene::FailingWrites,
         Scene::PowerCuts,
+        Scene::Partitions,
     ];
 
     /// The name on the command line.
@@ -121,6 +124,9 @@ impl Scene {
                 "power-cuts",
                 "power cuts: names lost in order, contents lost or torn, by what no sync covered",
             ),
+            Scene::Partitions => {
+                ("partitions", "who reaches whom changes all the time; copies are resolved meanwhile")
+            }
             Scene::Serial => ("serial", "nothing concurrent, or everyone in a directory of his own"),
         }
     }
@@ -157,6 +163,8 @@ struct Maker {
     collect: bool,
     /// Indexes get lost.
     forget: bool,
+    /// The connections that there are now.
+    open: Vec<(usize, usize)>,
     /// Who writes, in worlds of one writer.
     writer: usize,
     next_token: u64,
@@ -218,7 +226,7 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         Scene::Chain => 0,
         Scene::Ring => 1,
         Scene::Star => 2,
-        Scene::Mesh => 3,
+        Scene::Mesh | Scene::Partitions => 3,
         _ => rng.below(4),
     };
     let shaped = matches!(scene, Scene::Chain | Scene::Ring | Scene::Star | Scene::Mesh);
@@ -258,6 +266,7 @@ impl Maker {
         let any = [Habit::General, Habit::Dirs, Habit::Cycles, Habit::Conflicts];
         let habit = match scene {
             Scene::ConflictCopies => Habit::Conflicts,
+            Scene::Partitions => *rng.pick(&[Habit::General, Habit::Conflicts]).unwrap(),
             Scene::DirRenames => *rng.pick(&[Habit::Dirs, Habit::Cycles]).unwrap(),
             Scene::Unions => Habit::Dirs,
             Scene::LostIndex if rules.no_renames => Habit::Plain,
@@ -271,6 +280,7 @@ impl Maker {
             acts: 1 + rng.below(3),
             collect: scene == Scene::Tombstones || rng.one_in(3),
             forget: scene == Scene::LostIndex || (lesser && rng.one_in(8)),
+            open: rules.edges.clone(),
             writer: 0,
             next_token: 1,
             next: VecDeque::new(),
@@ -384,10 +394,13 @@ impl Maker {
         if let Some(step) = self.fault(w, i) {
             return step;
         }
-        if w.rules.edges.is_empty() || self.rng.one_in(self.acts) {
+        if self.scene == Scene::Partitions && self.rng.one_in(12) {
+            self.rewire(w);
+        }
+        if self.open.is_empty() || self.rng.one_in(self.acts) {
             return Step::Act(i, self.op(w, i));
         }
-        let (a, b) = *self.rng.pick(&w.rules.edges).unwrap();
+        let (a, b) = *self.rng.pick(&self.open).unwrap();
         let (a, b) = if self.rng.one_in(2) { (a, b) } else { (b, a) };
         let shown = self.rng.below(w.rules.sites);
         match self.rng.below(10) {
@@ -445,6 +458,17 @@ impl Maker {
             self.next.push_back(work);
         }
         self.next.push_back(Step::Sync(b, a));
+    }
+
+    /// Connections change: another shape, or two parts that do not reach each other. Those that are gone end.
+    fn rewire(&mut self, w: &World) {
+        let sites = w.rules.sites;
+        let shape = self.rng.below(5);
+        let part: Vec<bool> = (0..sites).map(|_| shape == 4 && self.rng.one_in(2)).collect();
+        let open = edges(shape, sites).into_iter().filter(|(a, b)| part[*a] == part[*b]).collect();
+        let before = std::mem::replace(&mut self.open, open);
+        let gone = before.into_iter().filter(|e| !self.open.contains(e));
+        self.next.extend(gone.map(|(a, b)| Step::Cut(a, b)));
     }
 
     /// Two write a file, one chooses the copy, another removes it.
