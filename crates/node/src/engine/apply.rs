@@ -421,10 +421,16 @@ impl Engine {
                     return done.map(Some);
                 }
                 let standing = copy.and_then(|node| self.open_node(node).ok().flatten());
-                match standing.or_else(|| self.open_private(&(entry, version), digest)) {
-                    Some(source) => self.stage_copy(id, &source, content, attrs, digest),
-                    None => Ok(None),
+                if let Some(source) = standing {
+                    return self.stage_copy(id, &source, content, attrs, digest);
                 }
+                let Some(source) = self.open_private(&(entry, version), digest) else { return Ok(None) };
+                let done = self.stage_copy(id, &source, content, attrs, digest);
+                if done.as_ref().is_err_and(|e| e.reason() == Volume::WrongContent) {
+                    // Asked of a peer when it is tried again.
+                    self.limbos.disprove(digest);
+                }
+                done
             }
         }
     }

@@ -95,6 +95,19 @@ impl Limbos {
         }
     }
 
+    /// What was thought to have this content has another: it was written to by a name that it still has in the tree. It is no
+    /// source of that content any more, and nothing that needs it keeps it here.
+    pub(super) fn disprove(&mut self, content: &Digest) {
+        let Some(id) = self.contents.remove(content) else { return };
+        for one in self.fresh.iter_mut().chain(&mut self.resting) {
+            if one.limbo.id == id {
+                one.identity = None;
+            } else if one.identity == Some(*content) {
+                self.contents.insert(*content, one.limbo.id);
+            }
+        }
+    }
+
     pub(super) fn has(&self, content: &Digest) -> bool {
         self.contents.contains_key(content)
     }
