@@ -276,7 +276,7 @@ pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<std::o
 }
 
 /// Up to `len` bytes from `offset`; fewer only at the end of the file.
-fn read_range(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
+pub(crate) fn read_range(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
     let mut bytes: Vec<u8> = Vec::with_capacity(len);
     while bytes.len() < len {
         let at = offset + bytes.len() as u64;

@@ -7,7 +7,7 @@ use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
 use crate::fault::{self, Synced};
-use crate::read::hash_fd;
+use crate::read::{hash_fd, read_range};
 use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
 use driftless_core::meta::Xattrs;
@@ -613,6 +613,13 @@ impl StagedWriter {
     /// End of the last byte written, also by an earlier attempt. Zeroes at the end may lie beyond.
     pub fn written_to(&self) -> u64 {
         self.high
+    }
+
+    /// What was written at `offset`, in a file of which everything was: zeroes where nothing is, as they are left out at its end.
+    pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>, VolumeError> {
+        let mut bytes = read_range(self.fd.as_fd(), offset, len).doing("read", b"a staged file")?;
+        bytes.resize(len, 0);
+        Ok(bytes)
     }
 
     /// Writes `bytes` at `offset`. Aligned blocks of zeroes become holes.

@@ -59,8 +59,9 @@ impl Site {
         let (mut command, listen, admin) = match &self.netns {
             None => (self.command(), "127.0.0.1:0".to_owned(), "127.0.0.1:0"),
             Some((netns, address)) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", netns, env!("CARGO_BIN_EXE_driftless")]);
+                // Not `ip netns exec`, whose mount namespace of its own makes each start look like one after a reboot.
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg(env!("CARGO_BIN_EXE_driftless"));
                 (self.with_env(command), address.clone(), "off")
             }
         };

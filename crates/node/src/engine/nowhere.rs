@@ -191,7 +191,9 @@ impl Engine {
             let key = (want.entry, want.version);
             if until <= now {
                 self.say_not_here(link, key, NotHere::CHANGED.to_owned())?;
-            } else if self.comes_from_another(link, key) || self.queued.contains(&want.entry) {
+            } else if !self.contents.has_come(key)
+                && (self.comes_from_another(link, key) || self.queued.contains(&want.entry))
+            {
                 self.nowhere.coming.push((until, link, want));
             } else {
                 self.serve(link, &want)?;
