@@ -23,6 +23,7 @@ pub mod limbo;
 pub mod link;
 pub mod local;
 pub mod lost;
+pub mod membership;
 pub mod memdisk;
 pub mod meta;
 pub mod mutant;

@@ -1,7 +1,7 @@
 //! Who a node is: an Ed25519 key pair, made once. Its public half is its name to others and is all they ever pin.
 
 use ring::rand::SystemRandom;
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -11,6 +11,8 @@ use std::str::FromStr;
 
 /// Length of a public key, in bytes.
 pub const KEY_LEN: usize = 32;
+/// Length of a signature, in bytes.
+pub const SIGNATURE_LEN: usize = 64;
 /// What stands before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// Longest key file: a PKCS#8 document of an Ed25519 pair has 83 to 85 bytes.
@@ -29,6 +31,11 @@ impl PublicKey {
     /// The Ed25519 key in a SubjectPublicKeyInfo; `None` for any other.
     pub fn of_spki(der: &[u8]) -> Option<PublicKey> {
         der.strip_prefix(&SPKI_PREFIX[..])?.try_into().ok().map(PublicKey)
+    }
+
+    /// True if whoever has this key's other half signed `bytes` so.
+    pub fn verify(&self, bytes: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0).verify(bytes, signature).is_ok()
     }
 
     /// The first 64 bits in hex: enough for people to tell keys apart.
@@ -103,6 +110,7 @@ pub enum IdentityError {
 /// A key pair.
 pub struct Identity {
     pkcs8: Vec<u8>,
+    pair: Ed25519KeyPair,
     public: PublicKey,
 }
 
@@ -118,10 +126,10 @@ impl Identity {
     }
 
     fn of_pkcs8(pkcs8: &[u8], path: &Path) -> Result<Identity, IdentityError> {
-        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).ok();
-        let public = pair.and_then(|p| p.public_key().as_ref().try_into().ok());
-        let public = public.ok_or_else(|| IdentityError::NotAKey { path: path.display().to_string() })?;
-        Ok(Identity { pkcs8: pkcs8.to_vec(), public: PublicKey(public) })
+        let not_a_key = || IdentityError::NotAKey { path: path.display().to_string() };
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| not_a_key())?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| not_a_key())?;
+        Ok(Identity { pkcs8: pkcs8.to_vec(), pair, public: PublicKey(public) })
     }
 
     /// The pair in a file, or `None` if there is no such file. A file that others may read is refused.
@@ -160,6 +168,14 @@ impl Identity {
         self.public
     }
 
+    /// Signs `bytes` as this node.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; SIGNATURE_LEN] {
+        let mut signature = [0; SIGNATURE_LEN];
+        // An Ed25519 signature has this length.
+        signature.copy_from_slice(self.pair.sign(bytes).as_ref());
+        signature
+    }
+
     /// Both halves as PKCS#8, for TLS.
     pub(crate) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
@@ -185,6 +201,18 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "nonsense").unwrap();
         assert!(matches!(Identity::load(&path), Err(IdentityError::NotAKey { .. })));
+    }
+
+    #[test]
+    fn a_signature_is_of_one_key_over_some_bytes() {
+        let (pair, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let mut signature = pair.sign(b"bytes");
+        assert!(pair.public().verify(b"bytes", &signature));
+        assert!(!pair.public().verify(b"byte", &signature));
+        assert!(!other.public().verify(b"bytes", &signature));
+        signature[7] ^= 1;
+        assert!(!pair.public().verify(b"bytes", &signature));
+        assert!(!PublicKey([0xff; 32]).verify(b"bytes", &signature), "no key at all");
     }
 
     #[test]

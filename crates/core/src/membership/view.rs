@@ -1,0 +1,229 @@
+//! What follows from a membership document. Two steps: [`limits`] finds whose changes end where, from the removals, seniors
+//! first; then all changes within these limits are gone through in order.
+
+use super::{Action, Change, Key, Members, Rights};
+use crate::id::ReplicaId;
+use crate::link::Role;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its site's name.
+    pub site: String,
+    /// What it may do.
+    pub rights: Rights,
+    /// Where its site is, as was told last.
+    pub addresses: Vec<String>,
+}
+
+/// A key that was a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Removed {
+    /// Its site's name.
+    pub site: String,
+    /// Who removed it; the key itself if it took another.
+    pub by: Key,
+    /// Its site's new key, if it took another.
+    pub now: Option<Key>,
+}
+
+/// What a document says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct View {
+    /// The members.
+    pub members: BTreeMap<Key, Member>,
+    /// Keys that were members.
+    pub removed: BTreeMap<Key, Removed>,
+    /// Whose replica is whose.
+    pub replicas: BTreeMap<ReplicaId, Key>,
+    /// Where replicas end: the last n that is accepted.
+    pub cuts: BTreeMap<ReplicaId, u64>,
+    /// Approvals of what guards hold: author and number, and whether newer versions are to come back. In order.
+    pub approvals: Vec<(Key, u64, bool)>,
+}
+
+impl View {
+    /// The member that speaks for a replica.
+    pub fn member_of(&self, replica: ReplicaId) -> Option<(&Key, &Member)> {
+        self.members.get_key_value(self.replicas.get(&replica)?)
+    }
+
+    /// The member at a site.
+    pub fn at_site(&self, site: &str) -> Option<(&Key, &Member)> {
+        self.members.iter().find(|(_, m)| m.site == site)
+    }
+
+    /// The replicas that `key` speaks for.
+    pub fn replicas_of(&self, key: Key) -> impl Iterator<Item = ReplicaId> {
+        self.replicas.iter().filter(move |(_, k)| **k == key).map(|(r, _)| *r)
+    }
+
+    /// True if a dot of `replica` with this n is part of the volume.
+    pub fn accepts(&self, replica: ReplicaId, n: u64) -> bool {
+        self.cuts.get(&replica).is_none_or(|cut| n <= *cut)
+    }
+}
+
+/// Distance from the founder, then the order of admission. Less is senior.
+type Rank = (usize, usize);
+type Limits = BTreeMap<Key, u64>;
+
+/// The keys that somebody who was admitted admitted, however it went on.
+pub(super) fn ranked(members: &Members) -> BTreeSet<Key> {
+    let by = by_author(members);
+    ranks(members, &by, &Limits::new()).into_keys().collect()
+}
+
+pub(super) fn view(members: &Members) -> View {
+    let limits = limits(members);
+    let mut view = View::default();
+    for change in members.changes() {
+        if change.seq <= limits.get(&change.author).copied().unwrap_or(u64::MAX) {
+            apply(&mut view, change);
+        }
+    }
+    view
+}
+
+type ByAuthor<'a> = BTreeMap<Key, Vec<(usize, &'a Change)>>;
+
+/// Each author's changes by number, each with its position in the order of all.
+fn by_author(members: &Members) -> ByAuthor<'_> {
+    let mut by: ByAuthor<'_> = BTreeMap::new();
+    for (i, change) in members.changes().enumerate() {
+        by.entry(change.author).or_default().push((i, change));
+    }
+    by.values_mut().for_each(|changes| changes.sort_by_key(|(i, c)| (c.seq, *i)));
+    by
+}
+
+/// Who is how senior, with the changes beyond `limits` left out.
+fn ranks(members: &Members, by: &ByAuthor<'_>, limits: &Limits) -> BTreeMap<Key, Rank> {
+    let mut ranks = BTreeMap::new();
+    let mut open: BTreeSet<(Rank, Key)> = BTreeSet::new();
+    if let Some(founder) = members.founder() {
+        open.insert(((0, 0), founder));
+    }
+    while let Some((rank, key)) = open.pop_first() {
+        if ranks.contains_key(&key) {
+            continue;
+        }
+        ranks.insert(key, rank);
+        let limit = limits.get(&key).copied().unwrap_or(u64::MAX);
+        for (i, change) in by.get(&key).into_iter().flatten().filter(|(_, c)| c.seq <= limit) {
+            match &change.action {
+                Action::Put { key, .. } => _ = open.insert(((rank.0 + 1, *i), *key)),
+                // As senior as the key before it.
+                Action::Rekey { key, .. } => _ = open.insert((rank, *key)),
+                _ => {}
+            }
+        }
+    }
+    ranks
+}
+
+/// The last change that counts of each key that was removed.
+///
+/// Keys are gone through from the senior to the junior, and each removal within its author's own limit sets one. If it limits a
+/// key that has been gone through already, all begins again with that known; since such limits only get stricter and come
+/// from finitely many removals, it ends.
+fn limits(members: &Members) -> Limits {
+    let by = by_author(members);
+    let mut known = Limits::new();
+    'again: loop {
+        let ranks = ranks(members, &by, &known);
+        let mut order: Vec<(Rank, Key)> = ranks.iter().map(|(k, r)| (*r, *k)).collect();
+        order.sort_unstable();
+        let (mut limits, mut done) = (known.clone(), BTreeSet::new());
+        for (_, key) in order {
+            done.insert(key);
+            for (_, change) in by.get(&key).into_iter().flatten() {
+                if change.seq > limits.get(&key).copied().unwrap_or(u64::MAX) {
+                    continue;
+                }
+                let (target, seen) = match &change.action {
+                    // Who leaves does so by its last change.
+                    Action::Remove { key: target, .. } if *target == key => (key, change.seq),
+                    Action::Remove { key, seen, .. } => (*key, *seen),
+                    Action::Rekey { .. } => (key, change.seq),
+                    _ => continue,
+                };
+                let limit = limits.entry(target).or_insert(u64::MAX);
+                if seen < *limit {
+                    *limit = seen;
+                    if done.contains(&target) && target != key {
+                        known.insert(target, seen);
+                        continue 'again;
+                    }
+                }
+            }
+        }
+        return limits;
+    }
+}
+
+fn apply(view: &mut View, change: &Change) {
+    let author = change.author;
+    if let Action::Found { site } = &change.action {
+        if view.members.is_empty() && view.removed.is_empty() {
+            let rights = Rights { role: Role::Writer, may_relay: true, may_invite: true };
+            view.members.insert(author, Member { site: site.clone(), rights, addresses: Vec::new() });
+        }
+        return;
+    }
+    let Some(member) = view.members.get_mut(&author) else { return };
+    match &change.action {
+        Action::At(addresses) => member.addresses.clone_from(addresses),
+        // Who named it first has it.
+        Action::Replica(replica) => _ = view.replicas.entry(*replica).or_insert(author),
+        Action::Rekey { key, .. } => rekey(view, author, *key),
+        Action::Approve { heal, .. } if member.rights.role == Role::Writer => {
+            view.approvals.push((author, change.seq, *heal));
+        }
+        action if member.rights.may_invite => govern(view, author, action),
+        _ => {}
+    }
+}
+
+fn rekey(view: &mut View, old: Key, new: Key) {
+    if view.members.contains_key(&new) || view.removed.contains_key(&new) {
+        return;
+    }
+    if let Some(member) = view.members.remove(&old) {
+        view.removed.insert(old, Removed { site: member.site.clone(), by: old, now: Some(new) });
+        view.members.insert(new, member);
+        view.replicas.values_mut().filter(|key| **key == old).for_each(|key| *key = new);
+    }
+}
+
+/// What only those may do who may invite.
+fn govern(view: &mut View, author: Key, action: &Action) {
+    match action {
+        Action::Put { key, site, rights, addresses } => {
+            // A name belongs to one member: who comes second is told so when it is admitted, and here it does not count.
+            let taken = view.members.iter().any(|(k, m)| k != key && m.site == *site);
+            if view.removed.contains_key(key) || taken {
+                return;
+            }
+            let known = view.members.get(key).map(|m| m.addresses.clone());
+            let addresses = known.filter(|_| addresses.is_empty()).unwrap_or_else(|| addresses.clone());
+            view.members.insert(*key, Member { site: site.clone(), rights: *rights, addresses });
+        }
+        Action::Remove { key, cuts, .. } => {
+            if let Some(member) = view.members.remove(key) {
+                view.removed.insert(*key, Removed { site: member.site, by: author, now: None });
+            }
+            cut(view, cuts);
+        }
+        Action::Cut(cuts) => cut(view, cuts),
+        _ => {}
+    }
+}
+
+fn cut(view: &mut View, cuts: &[(ReplicaId, u64)]) {
+    for (replica, n) in cuts {
+        let at = view.cuts.entry(*replica).or_insert(*n);
+        *at = (*n).min(*at);
+    }
+}
