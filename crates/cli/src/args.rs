@@ -1,7 +1,8 @@
 //! Every command and flag, defined once: the parser, `--help`, completions and man pages come from here.
 
 use crate::node_args::{
-    ConfigArgs, LinkArgs, SERVE_HELP, SITE_HELP, ServeArgs, SiteArgs, StatusArgs, VolumeArgs,
+    ConfigArgs, FailoverArgs, LinkArgs, RejoinArgs, SERVE_HELP, SITE_HELP, ServeArgs, SiteArgs, StatusArgs,
+    SwitchoverArgs, VolumeArgs,
 };
 use crate::units;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -39,6 +40,11 @@ impl Cli {
             Command::Site(args) => args.wants_json(),
             Command::Volume(args) => args.wants_json(),
             Command::Link(args) => args.wants_json(),
+            Command::Switchover(args) => args.node.json,
+            Command::Failover(args) => args.node.json,
+            Command::Rejoin(args) => args.node.json,
+            Command::Quarantine(QuarantineArgs { command: QuarantineCommand::List(args) }) => args.json,
+            Command::Quarantine(_) => false,
             Command::Serve(_) | Command::Config(_) => false,
         }
     }
@@ -62,6 +68,14 @@ pub(crate) enum Command {
     Volume(VolumeArgs),
     /// Make, pause and remove links of a volume to other sites.
     Link(LinkArgs),
+    /// Have another site write instead of this one; nothing is lost.
+    Switchover(SwitchoverArgs),
+    /// Write here instead of at a site that is gone; says first what may be lost.
+    Failover(FailoverArgs),
+    /// Go on at a site that was failed over: what it changed after that is set aside.
+    Rejoin(RejoinArgs),
+    /// List what was set aside because it is beyond a Cut, and apply it again.
+    Quarantine(QuarantineArgs),
     /// List conflict copies and resolve them.
     Conflicts(ConflictsArgs),
     /// List what could not be done yet, why, and what to do.
@@ -473,6 +487,50 @@ pub(crate) struct WhyArgs {
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QuarantineArgs {
+    #[command(subcommand)]
+    pub(crate) command: QuarantineCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum QuarantineCommand {
+    /// List what was set aside.
+    List(QuarantineListArgs),
+    /// Put a thing back into the tree, as a new change.
+    Apply(QuarantineApplyArgs),
+    /// Copy all files that were set aside to another directory, under their paths.
+    Export(QuarantineExportArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QuarantineListArgs {
+    /// The directory of the volume
+    pub(crate) dir: PathBuf,
+    /// Print JSON, one thing a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QuarantineApplyArgs {
+    /// The directory of the volume
+    pub(crate) dir: PathBuf,
+    /// Its id or its path, as listed
+    pub(crate) what: std::ffi::OsString,
+    /// Where to put it, below the directory [default: where it was]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QuarantineExportArgs {
+    /// The directory of the volume
+    pub(crate) dir: PathBuf,
+    /// Where to copy them; made if it is missing
+    pub(crate) to: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -2,7 +2,8 @@
 //! that says how it went.
 //!
 //! [`args`] defines every flag once (parser, help, completions, man page). [`sync`] runs a session and
-//! feeds its events to a printer of [`print`]; [`serve`] runs a node, [`node`] and [`everywhere`] ask one; [`inspect`] asks questions about a state directory; [`trash`] works on the trash of a root. Whatever
+//! feeds its events to a printer of [`print`]; [`serve`] runs a node, [`node`] and [`everywhere`] ask one; [`inspect`] asks
+//! questions about a state directory; [`trash`] and [`quarantine`] work on what a root keeps. Whatever
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
@@ -17,6 +18,7 @@ mod lost;
 mod node;
 mod node_args;
 mod print;
+mod quarantine;
 mod resolve;
 mod serve;
 mod settings_args;
@@ -68,6 +70,10 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Site(args) => node::site(args),
         Command::Volume(args) => node::volume(args),
         Command::Link(args) => node::link(args),
+        Command::Switchover(args) => node::switchover(args),
+        Command::Failover(args) => node::failover(args),
+        Command::Rejoin(args) => node::rejoin(args),
+        Command::Quarantine(args) => quarantine::run(&args),
         Command::Conflicts(args) => resolve::run(args),
         Command::Lost(args) => lost::run(args),
         Command::Failures(args) => inspect::failures(&args),

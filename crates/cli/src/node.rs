@@ -3,18 +3,18 @@
 use crate::error::{CliError, ExitCode};
 use crate::everywhere;
 use crate::node_args::{
-    LinkArgs, LinkCommand, LinkName, ModeArg, NodeArgs, SiteArgs, SiteCommand, StatusArgs, VolumeArgs,
-    VolumeCommand,
+    FailoverArgs, LinkArgs, LinkCommand, LinkName, ModeArg, NodeArgs, RejoinArgs, RoleArg, SiteArgs,
+    SiteCommand, StatusArgs, SwitchoverArgs, VolumeArgs, VolumeCommand,
 };
 use crate::settings_args::filter;
 use crate::units;
 use driftless_daemon::config::DEFAULT_STATE;
 use driftless_daemon::control::LinkVerb;
 use driftless_daemon::status::{LinkState, LinkStatus, NodeStatus, age};
-use driftless_daemon::{Answer, Ask, Mode, ask, init};
+use driftless_daemon::{Admission, Answer, Ask, Mode, ask, init};
 use driftless_node::api::PathText;
 use serde_json::json;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,13 +46,15 @@ pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
             }
             Ok(ExitCode::InSync)
         }
-        SiteCommand::Invite { volumes, mode, expires, node } => {
-            do_it(&node, &Ask::Invite { volumes, mode: mode.into(), expires_s: expires })
+        SiteCommand::Invite { volumes, mode, no_relay, no_invite, expires, node } => {
+            let admission = Admission { mode: mode.into(), may_relay: !no_relay, may_invite: !no_invite };
+            do_it(&node, &Ask::Invite { volumes, admission, expires_s: expires })
         }
         SiteCommand::Join { token, volumes, node } => {
             let volumes = volumes.iter().map(|v| volume_dir(v)).collect::<Result<_, _>>()?;
             do_it(&node, &Ask::Join { token, volumes })
         }
+        SiteCommand::Rekey { fresh, node } => do_it(&node, &Ask::Rekey { fresh }),
         SiteCommand::List(node) => show(&node, &print_sites),
         SiteCommand::Status(node) => show(&node, &print_status),
         SiteCommand::Remove { name, node } => do_it(&node, &Ask::RemoveSite { name }),
@@ -70,8 +72,46 @@ pub(crate) fn volume(args: VolumeArgs) -> Result<ExitCode, CliError> {
         }
         VolumeCommand::List(node) => show(&node, &print_volumes),
         VolumeCommand::Approve { name, heal, node } => do_it(&node, &Ask::Approve { name, heal }),
+        VolumeCommand::Role { volume, site, role, node } => {
+            do_it(&node, &Ask::Role { volume, site, follower: role == RoleArg::Follower })
+        }
         VolumeCommand::Remove { name, node } => do_it(&node, &Ask::RemoveVolume { name }),
     }
+}
+
+pub(crate) fn switchover(args: SwitchoverArgs) -> Result<ExitCode, CliError> {
+    do_it(&args.node, &Ask::Switchover { volume: args.volume, to: args.to, timeout_s: args.timeout })
+}
+
+/// Says what may be lost, and asks, unless told not to.
+pub(crate) fn failover(args: FailoverArgs) -> Result<ExitCode, CliError> {
+    let FailoverArgs { volume, from, yes, node } = args;
+    let asked = |yes| Ask::Failover { volume: volume.clone(), from: from.clone(), yes };
+    if yes {
+        return do_it(&node, &asked(true));
+    }
+    match ask_node(&node, &asked(false))? {
+        Answer::Plan(plan) if io::stdin().is_terminal() && !node.json => {
+            println!("{plan}.");
+            print!("Go on? [y/N] ");
+            io::stdout().flush().map_err(|e| CliError::failed(e.to_string(), "give --yes"))?;
+            let mut answer = String::new();
+            io::stdin().read_line(&mut answer).map_err(|e| CliError::failed(e.to_string(), "give --yes"))?;
+            match answer.trim() {
+                "y" | "Y" | "yes" => do_it(&node, &asked(true)),
+                _ => Err(CliError::failed("nothing was changed", "answer y to go on")),
+            }
+        }
+        Answer::Plan(plan) => {
+            Err(CliError::failed(format!("{plan}. Nothing was changed"), "give --yes to do it"))
+        }
+        Answer::Failed { what, advice } => Err(CliError::failed(what, advice)),
+        _ => Err(CliError::failed("the node answers something else", "restart it: it is of another version")),
+    }
+}
+
+pub(crate) fn rejoin(args: RejoinArgs) -> Result<ExitCode, CliError> {
+    do_it(&args.node, &Ask::Rejoin { volume: args.volume })
 }
 
 pub(crate) fn link(args: LinkArgs) -> Result<ExitCode, CliError> {
@@ -155,6 +195,7 @@ pub(crate) fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
         },
         Answer::Status(status) => println!("{}", json!(status)),
         Answer::Why(_) | Answer::Flushed { .. } => return Err(unexpected_answer()),
+        Answer::Plan(text) => println!("{text}"),
         Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
     }
     Ok(ExitCode::InSync)
@@ -244,5 +285,13 @@ fn print_sites(status: &NodeStatus) {
             site.addresses.join(","),
             site.volumes.join(",")
         );
+    }
+    for volume in &status.volumes {
+        for member in &volume.members {
+            let role = if member.follower { "follower" } else { "writer" };
+            let relay = if member.may_relay { "" } else { ", may not relay" };
+            let invite = if member.may_invite { "" } else { ", may not invite" };
+            println!("{:<16} {:<14} {role}{relay}{invite}", member.site, volume.name);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 pub(crate) const SERVE_HELP: &str = "\
 Settings come from flags, then from the environment (DRIFTLESS_NAME, DRIFTLESS_LISTEN, DRIFTLESS_ADVERTISE,
-DRIFTLESS_STATE, DRIFTLESS_ADMIN, DRIFTLESS_LOG), then from the file. What is set of volumes and links: from the environment
+DRIFTLESS_STATE, DRIFTLESS_ADMIN, DRIFTLESS_LOG, DRIFTLESS_MAX_SITES), then from the file. What is set of volumes and links: from the environment
 (DRIFTLESS_VOLUME_DATA_TRASH_KEEP, DRIFTLESS_VOLUME_DATA_LINK_BERGEN_BWLIMIT, for a volume data and a site bergen), then from the
 file, then from `volume config` and `link config`. SIGTERM ends the node in good order, SIGHUP has it
 read the file again.
@@ -42,6 +42,9 @@ pub(crate) struct ServeArgs {
     /// How the log is written: `text` or `json` [default: text]
     #[arg(long)]
     pub(crate) log: Option<String>,
+    /// Refuse more sites than so many, this one included [default: 64]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_sites: Option<usize>,
 }
 
 #[derive(Args, Debug)]
@@ -107,6 +110,12 @@ pub(crate) enum SiteCommand {
         /// How these volumes are linked
         #[arg(long, value_enum, default_value_t)]
         mode: ModeArg,
+        /// The site may not pass on what other sites change
+        #[arg(long)]
+        no_relay: bool,
+        /// The site may not admit, change or remove members of these volumes
+        #[arg(long)]
+        no_invite: bool,
         /// When it expires: 90s, 30m, 1h, 7d
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::units::parse_age)]
         expires: u64,
@@ -123,11 +132,19 @@ pub(crate) enum SiteCommand {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Make another key for this site, and tell the members of its volumes; used from the node's next start on.
+    Rekey {
+        /// A key that is not this one's successor: for a site that was removed and is to be invited again
+        #[arg(long)]
+        fresh: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// List the sites that are known here.
     List(NodeArgs),
     /// The same as `driftless status`.
     Status(NodeArgs),
-    /// Forget a site, and all links to it.
+    /// Remove a site from all volumes for good, whether it can be reached or not.
     Remove {
         /// Its name
         name: String,
@@ -140,9 +157,11 @@ impl SiteArgs {
     pub(crate) fn wants_json(&self) -> bool {
         use SiteCommand as C;
         match &self.command {
-            C::Init { node, .. } | C::Invite { node, .. } | C::Join { node, .. } | C::Remove { node, .. } => {
-                node.json
-            }
+            C::Init { node, .. }
+            | C::Invite { node, .. }
+            | C::Join { node, .. }
+            | C::Rekey { node, .. }
+            | C::Remove { node, .. } => node.json,
             C::List(node) | C::Status(node) => node.json,
         }
     }
@@ -156,6 +175,51 @@ pub(crate) enum ModeArg {
     ActiveActive,
     /// This site; the other follows
     ActivePassive,
+}
+
+/// What a member does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum RoleArg {
+    /// Makes changes
+    Writer,
+    /// Makes none; what differs on its disk is listed
+    Follower,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SwitchoverArgs {
+    /// The volume
+    pub(crate) volume: String,
+    /// The site that is to write instead of this one
+    #[arg(long, value_name = "SITE")]
+    pub(crate) to: String,
+    /// How long everything may take to arrive there: 90s, 30m, 1h
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = crate::units::parse_age)]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct FailoverArgs {
+    /// The volume
+    pub(crate) volume: String,
+    /// The site that is gone [default: the only other writer]
+    #[arg(long, value_name = "SITE")]
+    pub(crate) from: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RejoinArgs {
+    /// The volume
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -202,6 +266,18 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Change what a member does: a writer makes changes, a follower only takes them.
+    Role {
+        /// The volume
+        volume: String,
+        /// The member's site
+        site: String,
+        /// What it is from now on
+        #[arg(value_enum)]
+        role: RoleArg,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Forget a volume here. No file is touched.
     Remove {
         /// Its name
@@ -218,6 +294,7 @@ impl VolumeArgs {
             | VolumeCommand::Config { node, .. }
             | VolumeCommand::List(node)
             | VolumeCommand::Approve { node, .. }
+            | VolumeCommand::Role { node, .. }
             | VolumeCommand::Remove { node, .. } => node.json,
         }
     }

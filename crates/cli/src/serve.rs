@@ -37,6 +37,7 @@ fn read(args: &ServeArgs) -> Result<Config, CliError> {
         state: args.state.clone(),
         admin: args.admin.clone(),
         log: args.log.clone(),
+        max_sites: args.max_sites,
         ..Settings::default()
     };
     let (settings, place) = of_file(args.config.as_deref())?;
@@ -65,6 +66,7 @@ pub(crate) fn config(args: &ConfigArgs) -> Result<ExitCode, CliError> {
         if advertise.is_empty() { "(unknown: set it to invite others)".into() } else { advertise.join(", ") }
     );
     println!("state      {}", config.state.display());
+    println!("max_sites  {}", config.max_sites);
     println!("admin      {}", config.admin.map_or_else(|| "off".into(), |a| a.to_string()));
     let volumes: Vec<&str> = config.volumes.keys().map(String::as_str).collect();
     if !volumes.is_empty() {

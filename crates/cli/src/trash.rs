@@ -31,7 +31,7 @@ pub(crate) fn run(args: TrashArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::InSync)
 }
 
-fn failed(e: &VolumeError) -> CliError {
+pub(crate) fn failed(e: &VolumeError) -> CliError {
     CliError::failed(e.to_string(), "run it as the user that runs the sync; see the message for the rest")
 }
 
@@ -183,7 +183,7 @@ fn find(trash: &Trash, path: &[u8], what: &OsStr) -> Result<Option<TrashItem>, C
 }
 
 /// A path as it is below the directory: given relative to it, or absolute.
-fn below(dir: &Path, given: &Path) -> Vec<u8> {
+pub(crate) fn below(dir: &Path, given: &Path) -> Vec<u8> {
     let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let rest = given.strip_prefix(&real).or_else(|_| given.strip_prefix(dir)).unwrap_or(given);
     let plain = rest.components().filter(|c| !matches!(c, std::path::Component::CurDir));
@@ -191,7 +191,7 @@ fn below(dir: &Path, given: &Path) -> Vec<u8> {
 }
 
 /// The directory at `path`; what is missing of it is made.
-fn make_parents(volume: &Directory, path: &[Name]) -> Result<DirFd, CliError> {
+pub(crate) fn make_parents(volume: &Directory, path: &[Name]) -> Result<DirFd, CliError> {
     let mut at = volume.dir(&[], None).map_err(|e| failed(&e))?;
     for depth in 1..=path.len() {
         let (here, name) = (&path[..depth], &path[depth - 1]);

@@ -7,6 +7,7 @@
 //! state = "/var/lib/driftless"     # keys, records, indexes
 //! admin = "127.0.0.1:7441"         # health and metrics over HTTP; "off" for none
 //! log = "text"                     # or "json"
+//! max_sites = 64                   # this one included; more are refused
 //!
 //! [volume.data]                    # for a volume, if it has one of this name (see `settings`)
 //! filter_from = "/etc/driftless/data.filter"
@@ -40,6 +41,10 @@ const DEFAULT_LISTEN: SocketAddr =
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7441);
 /// Longest file: some settings for each of thousands of volumes.
 const FILE_LEN_MAX: u64 = 1 << 20;
+/// Sites that a node knows if nothing else is said: more than most have, few enough that a mistake is noticed.
+const DEFAULT_MAX_SITES: usize = 64;
+/// Each site can have a link of each volume, with threads of its own.
+const SITES_LIMIT: usize = 1024;
 /// Longest name of a site or a volume, in bytes.
 pub const NAME_LEN_MAX: usize = 63;
 
@@ -70,6 +75,8 @@ pub struct Config {
     pub log: Format,
     /// Of volumes, by name; files of patterns have been read.
     pub volumes: BTreeMap<String, VolumeSettings>,
+    /// How many sites this one knows at most, itself included.
+    pub max_sites: usize,
 }
 
 /// One source of settings: what it does not say another does.
@@ -91,6 +98,8 @@ pub struct Settings {
     /// See [`Config::volumes`].
     #[serde(default)]
     pub volume: BTreeMap<String, VolumeSettings>,
+    /// See [`Config::max_sites`].
+    pub max_sites: Option<usize>,
 }
 
 impl Settings {
@@ -122,6 +131,8 @@ impl Settings {
             log: get("DRIFTLESS_LOG"),
             // Asked for by name when the names are known.
             volume: BTreeMap::new(),
+            // What is no number is 0, which is refused with a message.
+            max_sites: get("DRIFTLESS_MAX_SITES").map(|n| n.parse().unwrap_or(0)),
         }
     }
 
@@ -136,6 +147,7 @@ impl Settings {
             admin: self.admin.or(other.admin),
             log: self.log.or(other.log),
             volume: if self.volume.is_empty() { other.volume } else { self.volume },
+            max_sites: self.max_sites.or(other.max_sites),
         }
     }
 
@@ -180,7 +192,11 @@ impl Settings {
             let checked = check_name(name).and_then(|()| volume.read_filter()).and_then(|()| volume.check());
             checked.map_err(|what| wrong(&format!("volume.{name}"), what))?;
         }
-        Ok(Config { name: self.name, listen, advertise, state, admin, log, volumes })
+        let max_sites = self.max_sites.unwrap_or(DEFAULT_MAX_SITES);
+        if !(1..=SITES_LIMIT).contains(&max_sites) {
+            return Err(wrong("max_sites", format!("it is a number from 1 to {SITES_LIMIT}")));
+        }
+        Ok(Config { name: self.name, listen, advertise, state, admin, log, volumes, max_sites })
     }
 }
 
@@ -237,6 +253,7 @@ mod tests {
             ("name = \"\"", "name"),
             ("log = \"xml\"", "log"),
             ("admin = 7", "admin"),
+            ("max_sites = 0", "max_sites"),
             ("name = \"a\"\nname = \"b\"", "duplicate"),
             ("[volume.data]\ntrash_keep = \"x\"", "volume.data: trash_keep"),
             ("[volume.data.link.b]\nbwlimit = \"x\"", "volume.data: link.b.bwlimit"),

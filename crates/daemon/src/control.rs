@@ -1,7 +1,7 @@
 //! What commands ask of a running node, and the socket by which they do: `control.sock` in the state directory, one JSON line
 //! in, one out. Only the user that runs the node can connect.
 
-use crate::records::Mode;
+use crate::records::{Admission, Mode};
 use crate::settings::{LinkSettings, VolumeSettings};
 use crate::status::{NodeStatus, SiteHeld, SiteWhy};
 use driftless_node::api::PathText;
@@ -23,7 +23,7 @@ const ASK_LEN_MAX: u64 = 64 << 10;
 const ANSWER_LEN_MAX: u64 = 64 << 20;
 /// A client that says nothing for so long is left.
 const CLIENT_IDLE_MAX: Duration = Duration::from_secs(5);
-/// How long a command waits: a join talks to another site meanwhile.
+/// How long a command waits: a join talks to another site meanwhile, a failover asks all.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Clients that are answered at once.
 const CLIENTS_MAX: usize = 32;
@@ -38,8 +38,8 @@ pub enum Ask {
     Invite {
         /// Volumes that come with it.
         volumes: Vec<String>,
-        /// How they are linked.
-        mode: Mode,
+        /// What the site may do in them.
+        admission: Admission,
         /// Seconds until it expires.
         expires_s: u64,
     },
@@ -50,10 +50,47 @@ pub enum Ask {
         /// Volumes to have here, and where.
         volumes: Vec<(String, PathText)>,
     },
-    /// Forget a site and all links to it.
+    /// Remove a site from all volumes for good.
     RemoveSite {
         /// Its name.
         name: String,
+    },
+    /// Another key for this site.
+    Rekey {
+        /// One that is nobody's successor.
+        fresh: bool,
+    },
+    /// Change what a member does in a volume.
+    Role {
+        /// The volume.
+        volume: String,
+        /// The member's site.
+        site: String,
+        /// It makes no changes any more; else it makes some.
+        follower: bool,
+    },
+    /// Have another site write instead of this one, once it holds everything.
+    Switchover {
+        /// The volume.
+        volume: String,
+        /// The site.
+        to: String,
+        /// How long that may take.
+        timeout_s: u64,
+    },
+    /// Write here instead of at a site that is gone.
+    Failover {
+        /// The volume.
+        volume: String,
+        /// That site; `None`: the only other writer.
+        from: Option<String>,
+        /// Do it; else only say what it means.
+        yes: bool,
+    },
+    /// Set aside what this site has beyond its Cut, and go on.
+    Rejoin {
+        /// The volume.
+        volume: String,
     },
     /// A volume that begins here, or, with `from`, that is had from another site.
     AddVolume {
@@ -166,6 +203,8 @@ pub enum Answer {
     Done(String),
     /// See [`Ask::Invite`].
     Token(String),
+    /// What would be done, for people to agree to.
+    Plan(String),
     /// See [`Ask::Status`].
     Status(Box<NodeStatus>),
     /// See [`Ask::Why`].
@@ -270,10 +309,10 @@ fn serve(client: UnixStream, answer: &impl Fn(Ask) -> Answer) -> io::Result<()> 
 pub fn ask(state: &Path, ask: &Ask) -> io::Result<Answer> {
     let stream = short(&state.join(SOCKET), UnixStream::connect)?;
     let waits = match ask {
-        Ask::Flush { timeout_s, .. } => Duration::from_secs(*timeout_s),
+        Ask::Flush { timeout_s, .. } | Ask::Switchover { timeout_s, .. } => Duration::from_secs(*timeout_s),
         _ => Duration::ZERO,
     };
-    stream.set_read_timeout(Some(ANSWER_WAIT_MAX + waits))?;
+    stream.set_read_timeout(Some(ANSWER_WAIT_MAX.saturating_add(waits)))?;
     let mut bytes = serde_json::to_vec(ask)?;
     bytes.push(b'\n');
     (&stream).write_all(&bytes)?;

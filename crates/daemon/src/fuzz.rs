@@ -4,7 +4,7 @@
 use crate::config::Settings;
 use crate::control::{Answer, Ask, LinkVerb};
 use crate::preface::{self, Request, Response, VolumeInfo};
-use crate::records::{Mode, Records};
+use crate::records::{Admission, Mode, Records};
 use crate::token::{Secret, Token};
 use driftless_net::identity::PublicKey;
 use driftless_testkit::fuzz::{Counting, HELD_MAX, fuzz};
@@ -37,7 +37,11 @@ fn configurations() {
 fn requests_of_commands() {
     let asks = [
         Ask::Status,
-        Ask::Invite { volumes: vec!["data".into()], mode: Mode::default(), expires_s: 3600 },
+        Ask::Invite {
+            volumes: vec!["data".into()],
+            admission: Admission::full(Mode::default()),
+            expires_s: 3600,
+        },
         Ask::Join { token: token().to_string(), volumes: Vec::new() },
         Ask::RemoveSite { name: "oslo".into() },
         Ask::RemoveVolume { name: "data".into() },

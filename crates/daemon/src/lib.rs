@@ -4,6 +4,7 @@
 //! - [`settings`], [`schedule`], [`units`]: what can be set of volumes and links.
 //! - [`config`]: the TOML file; what of it may be changed while the process runs.
 //! - [`records`]: what is remembered between runs: volumes, sites, links, invitations.
+//! - [`members`]: who belongs to which volume, as all its members see it.
 //! - [`token`], [`preface`]: the invitation, and the first words on a connection.
 //! - [`node`]: the process: owns the records and everything that runs.
 //! - [`link`]: one thread for each link: connects, waits, passes messages on.
@@ -22,6 +23,7 @@ mod http;
 mod link;
 mod listen;
 pub mod log;
+mod members;
 mod metrics;
 pub mod node;
 mod notify;
@@ -35,4 +37,4 @@ pub mod units;
 
 pub use control::{Answer, Ask, ask};
 pub use node::{Node, NodeError, init, recorded};
-pub use records::Mode;
+pub use records::{Admission, Mode};

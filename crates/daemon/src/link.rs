@@ -6,9 +6,11 @@
 //! would not have made it if that one were well.
 
 use crate::log;
+use crate::members::{Membership, NotLearnt};
 use crate::preface::{self, Request, Response};
 use crate::settings::LinkRules;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
+use driftless_core::membership::Key;
 use driftless_net::identity::PublicKey;
 use driftless_net::tls::{Tls, TlsOptions, TlsReader, TlsStop, TlsWriter};
 use driftless_net::{Carrier, CarrierOptions, Compress, Frame, Incoming, Rate, Traffic};
@@ -33,6 +35,8 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const PACE_OVER: Duration = Duration::from_secs(3);
 /// The site that does not go first waits so much longer.
 const SECOND_WAITS: Duration = Duration::from_secs(2);
+/// Begins a control frame with a membership document.
+const CONTROL_MEMBERS: u8 = 1;
 /// How long what waits may take to be written when a link ends in good order.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -42,6 +46,8 @@ pub(crate) struct Open {
     pub(crate) writer: TlsWriter,
     pub(crate) stop: TlsStop,
     pub(crate) from: String,
+    /// The key that the other end has proven to have.
+    pub(crate) key: PublicKey,
 }
 
 /// What a link is told.
@@ -56,6 +62,8 @@ pub(crate) enum Order {
     Tune(Tuning),
     /// A new connection is to be made: frames are to be compressed differently.
     Anew,
+    /// The membership has changed.
+    Tell,
 }
 
 /// Where the other site is, and who.
@@ -72,6 +80,13 @@ pub(crate) struct Target {
     pub(crate) first: bool,
 }
 
+impl Target {
+    fn volume_number(&self) -> u128 {
+        // Records that are damaged have no volume that runs.
+        u128::from_str_radix(&self.volume_id, 16).unwrap_or(0)
+    }
+}
+
 /// How a link went.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
@@ -86,6 +101,8 @@ pub(crate) struct Seen {
 
 /// A link that runs. Dropping it ends it.
 pub(crate) struct LinkThread {
+    /// The key of the other site.
+    pub(crate) key: PublicKey,
     orders: Sender<Order>,
     stop: Option<Sender<()>>,
     seen: Arc<Mutex<Seen>>,
@@ -115,6 +132,7 @@ impl LinkThread {
     pub(crate) fn start(
         target: Target,
         tls: TlsOptions,
+        members: Arc<Membership>,
         replica: Arc<Mutex<Option<Replica>>>,
     ) -> std::io::Result<LinkThread> {
         let (orders, taken) = unbounded();
@@ -123,10 +141,12 @@ impl LinkThread {
         let addresses = Mutex::new(target.addresses.clone());
         let how = Arc::new(How::default());
         let connecting = Arc::new(AtomicBool::new(false));
+        let key = target.key;
         let runs = Runs {
             target,
             addresses,
             tls,
+            members,
             replica,
             seen: seen.clone(),
             how: how.clone(),
@@ -136,7 +156,7 @@ impl LinkThread {
         };
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || runs.run())?;
         let pace = Mutex::default();
-        Ok(LinkThread { orders, stop: Some(stop), seen, how, pace, connecting, thread: Some(thread) })
+        Ok(LinkThread { key, orders, stop: Some(stop), seen, how, pace, connecting, thread: Some(thread) })
     }
 
     /// Keeps to what is set, at this day and minute of it.
@@ -210,6 +230,7 @@ struct Runs {
     /// Where the other site is now.
     addresses: Mutex<Vec<SocketAddr>>,
     tls: TlsOptions,
+    members: Arc<Membership>,
     replica: Arc<Mutex<Option<Replica>>>,
     seen: Arc<Mutex<Seen>>,
     how: Arc<How>,
@@ -242,7 +263,7 @@ impl Runs {
                     Ok(Order::Moved(to)) => { *lock(&self.addresses) = to; continue }
                     Ok(Order::Again) => { pause = RETRY_FIRST; wait = Duration::ZERO; continue }
                     // Heeded by the next connection.
-                    Ok(Order::Tune(_) | Order::Anew) => continue,
+                    Ok(Order::Tune(_) | Order::Anew | Order::Tell) => continue,
                     Err(_) => return,
                 },
                 default(wait) => match self.connect_unless_stopped() {
@@ -329,7 +350,9 @@ impl Runs {
         };
         preface::write(&mut writer, request).map_err(|e| broken(&e))?;
         match preface::read(&mut reader).map_err(|e| broken(&e))? {
-            Response::Linked => Ok(Open { reader, writer, stop, from: address.to_string() }),
+            Response::Linked => {
+                Ok(Open { reader, writer, stop, from: address.to_string(), key: self.target.key })
+            }
             Response::Refused { why, .. } => Err(Failed { why: format!("{address}: {why}"), refused: true }),
             _ => Err(broken(&"it answered something else than was asked")),
         }
@@ -337,7 +360,7 @@ impl Runs {
 
     /// Passes messages until the connection is over.
     fn serve(&self, open: Open) -> Over {
-        let Open { reader, writer, stop, from } = open;
+        let Open { reader, writer, stop, from, key } = open;
         let (tuning, compress) = *lock(&self.how.cut);
         let options =
             CarrierOptions { rate: self.how.rate.clone(), compress, traffic: self.how.traffic.clone() };
@@ -346,7 +369,7 @@ impl Runs {
             Err(e) => return Over::Failed(format!("{from}: {e}")),
         };
         let end = match lock(&self.replica).as_ref() {
-            Some(replica) => replica.connect(),
+            Some(replica) => replica.connect_to(Key(key.0)),
             None => return Over::Failed("the volume does not run here".into()),
         };
         end.tune(tuning);
@@ -366,13 +389,14 @@ impl Runs {
         // Closed when this side is done, and when the writer is.
         let (done, is_done) = bounded::<()>(0);
         let (writes, written) = bounded::<String>(1);
+        let (tell, told) = bounded::<()>(1);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                let why = write_all(carrier, end, &is_done);
+                let why = self.write_all(carrier, end, &is_done, &told);
                 // Nobody waits for it when this side ended first.
                 let _ = writes.send(why);
             });
-            let over = self.read_all(carrier, end, &written);
+            let over = self.read_all(carrier, end, &written, &tell);
             drop(done);
             // Both wake a writer that waits for a peer which takes nothing.
             match over {
@@ -386,14 +410,79 @@ impl Runs {
         })
     }
 
-    fn read_all(&self, carrier: &Carrier, end: &LinkEnd, written: &Receiver<String>) -> Over {
+    /// Writes what the replica has for the peer, the membership whenever it has changed, and signs of life; why it stopped.
+    fn write_all(
+        &self,
+        carrier: &Carrier,
+        end: &LinkEnd,
+        done: &Receiver<()>,
+        told: &Receiver<()>,
+    ) -> String {
+        let ticks = crossbeam_channel::tick(ALIVE_EVERY);
+        let mut known: Option<Arc<Vec<u8>>> = None;
+        loop {
+            // Before anything else: what follows is judged by it.
+            if let Some(document) = self.members.document_bytes(self.target.volume_number())
+                && !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &document))
+            {
+                let body = [&[CONTROL_MEMBERS], &document[..]].concat();
+                known = Some(document);
+                if let Err(e) = carrier.send(Frame::Control(body)) {
+                    return e.to_string();
+                }
+            }
+            let frame = select! {
+                recv(end.outgoing()) -> said => match said {
+                    Ok(FromLink::Message(message)) => Frame::Message(message),
+                    Ok(FromLink::Refused(e)) => return e.what,
+                    Err(_) => return "the volume has stopped here".into(),
+                },
+                recv(ticks) -> _ => Frame::Control(Vec::new()),
+                recv(told) -> _ => continue,
+                recv(done) -> _ => return String::new(),
+            };
+            if let Err(e) = carrier.send(frame) {
+                return e.to_string();
+            }
+        }
+    }
+
+    /// What the other node says beside its replica; why the link ends.
+    fn take_control(&self, body: &[u8]) -> Result<(), String> {
+        match body.split_first() {
+            // A sign of life.
+            None => Ok(()),
+            Some((&CONTROL_MEMBERS, document)) => {
+                match self.members.learn(self.target.volume_number(), document) {
+                    Err(NotLearnt::Refused(e)) => Err(e.to_string()),
+                    // It is sent again with the next connection.
+                    Err(NotLearnt::Io(e)) => {
+                        self.log(Level::Error, &format!("the membership cannot be written down: {e}"));
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                }
+            }
+            // Of a later version.
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn read_all(
+        &self,
+        carrier: &Carrier,
+        end: &LinkEnd,
+        written: &Receiver<String>,
+        tell: &Sender<()>,
+    ) -> Over {
         loop {
             select! {
                 recv(carrier.incoming()) -> item => match item {
                     Ok(Incoming::Frame(received)) => match received.into_frame() {
                         Frame::Message(message) => end.give(message),
-                        // A sign of life.
-                        Frame::Control(_) => {}
+                        Frame::Control(body) => if let Err(why) = self.take_control(&body) {
+                            return Over::Failed(why);
+                        },
                         Frame::Close(why) => return Over::Failed(why),
                     },
                     Ok(Incoming::End(why)) => return Over::Failed(why.to_string()),
@@ -406,29 +495,12 @@ impl Runs {
                     Ok(Order::Again) => {}
                     Ok(Order::Tune(tuning)) => end.tune(tuning),
                     Ok(Order::Anew) => return Over::Anew,
+                    // Full: the writer is about to look anyway.
+                    Ok(Order::Tell) => _ = tell.try_send(()),
                     Err(_) => return Over::Stopped,
                 },
                 recv(self.stopped) -> _ => return Over::Stopped,
             }
-        }
-    }
-}
-
-/// Writes what the replica has for the peer, and signs of life; why it stopped.
-fn write_all(carrier: &Carrier, end: &LinkEnd, done: &Receiver<()>) -> String {
-    let ticks = crossbeam_channel::tick(ALIVE_EVERY);
-    loop {
-        let frame = select! {
-            recv(end.outgoing()) -> said => match said {
-                Ok(FromLink::Message(message)) => Frame::Message(message),
-                Ok(FromLink::Refused(e)) => return e.what,
-                Err(_) => return "the volume has stopped here".into(),
-            },
-            recv(ticks) -> _ => Frame::Control(Vec::new()),
-            recv(done) -> _ => return String::new(),
-        };
-        if let Err(e) = carrier.send(frame) {
-            return e.to_string();
         }
     }
 }

@@ -129,7 +129,7 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
             match node.accept_link(&volume, &site, addresses) {
                 Ok(link) => {
                     preface::write(&mut writer, Response::Linked).map_err(|e| e.to_string())?;
-                    link(Box::new(Open { reader, writer, stop, from: from.to_owned() }));
+                    link(Box::new(Open { reader, writer, stop, from: from.to_owned(), key }));
                     Ok(())
                 }
                 Err(Refusal { why, for_now }) => refuse(&mut writer, &why, for_now),

@@ -3,24 +3,30 @@
 //! One lock on what is recorded and what runs ([`Inner`]). Whatever may take long, as talking to another site or stopping a
 //! replica, is done without it.
 
+mod asked;
 mod asking;
 mod commands;
 mod feed;
+mod membership;
+mod rekey;
+mod roles;
 mod settings;
 mod standing;
 
 use crate::config::{Config, Settings, check_name};
 use crate::control::{Answer, ControlServer};
 use crate::http::HttpServer;
-use crate::link::{LinkThread, Open, Order, Target};
-use crate::listen::{Listener, NO_SUCH_VOLUME, Refusal};
+use crate::link::{LinkThread, Order, Target};
+use crate::listen::Listener;
 use crate::log;
+use crate::members::{Book, Membership};
 use crate::notify;
-use crate::preface::{Response, VolumeInfo};
-use crate::records::{Mode, Records, Volume, Wanted};
+use crate::records::{self, Records, Volume, Wanted};
 use crate::settings::{VolumeRules, VolumeSettings};
-use crate::token::Secret;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use driftless_core::ReplicaId;
+use driftless_core::link::Role;
+use driftless_core::membership::Key;
 use driftless_index::{Lock, StateDir};
 use driftless_net::identity::{Identity, PublicKey};
 use driftless_net::tls::TlsOptions;
@@ -30,11 +36,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The key pair in the state directory.
-const KEY_FILE: &str = "key";
 /// How often it is looked whether volumes run that should.
 const TEND_EVERY: Duration = Duration::from_millis(500);
 /// A volume that ended because something was wrong is opened again after this: a disk may have been mounted meanwhile.
@@ -106,16 +111,9 @@ fn make_state(state: &Path) -> io::Result<()> {
 }
 
 fn identity(state: &Path) -> Result<Identity, NodeError> {
-    let path = state.join(KEY_FILE);
-    let wrong = |e: driftless_net::identity::IdentityError| {
+    rekey::identity(state).map_err(|e| {
         NodeError::new(e.to_string(), "correct the file or its directory; without its key a site is another")
-    };
-    if let Some(identity) = Identity::load(&path).map_err(wrong)? {
-        return Ok(identity);
-    }
-    let identity = Identity::generate().map_err(wrong)?;
-    identity.save(&path).map_err(wrong)?;
-    Ok(identity)
+    })
 }
 
 fn unusable(state: &Path, e: &io::Error) -> NodeError {
@@ -139,6 +137,8 @@ pub struct Node {
 /// What all threads of a node share.
 pub(crate) struct Shared {
     pub(crate) tls: TlsOptions,
+    pub(crate) members: Arc<Membership>,
+    max_sites: AtomicUsize,
     key: PublicKey,
     state: PathBuf,
     started: Instant,
@@ -170,6 +170,14 @@ struct Running {
     rules: Option<VolumeRules>,
     /// The volume's id and directory that it was opened with.
     of: Option<(String, PathText)>,
+    /// What its replica was opened with.
+    role: Option<Role>,
+    cuts: Option<BTreeMap<ReplicaId, u64>>,
+    /// Somebody has said that what is beyond its Cut is to be set aside.
+    set_aside: bool,
+    /// The membership that the links were told, and how many approvals in it are known.
+    members: Option<Arc<Vec<u8>>>,
+    approvals: Option<usize>,
 }
 
 impl Running {
@@ -183,6 +191,11 @@ impl Running {
             reopen: false,
             rules: None,
             of: None,
+            role: None,
+            cuts: None,
+            set_aside: false,
+            members: None,
+            approvals: None,
         }
     }
 }
@@ -225,9 +238,14 @@ impl Node {
         let advertise: Vec<SocketAddr> =
             config.advertise.iter().map(|a| if *a == config.listen { listen } else { *a }).collect();
         let (events, told) = unbounded();
+        let (changed, woken) = bounded(1);
+        let key = identity.public();
+        let book = Book::load(&state).map_err(|e| unusable(&state, &e))?;
         let shared = Arc::new(Shared {
             tls,
-            key: identity.public(),
+            members: Arc::new(Membership::new(identity, book, changed)),
+            max_sites: AtomicUsize::new(config.max_sites),
+            key,
             state: state.clone(),
             started: Instant::now(),
             listen,
@@ -252,12 +270,11 @@ impl Node {
         let tended = shared.clone();
         let tender = std::thread::Builder::new()
             .name("tender".into())
-            .spawn(move || tend(&tended, &stopped, &told))
+            .spawn(move || tend(&tended, &stopped, &woken, &told))
             .map_err(|e| {
                 NodeError::new(format!("cannot start a thread: {e}"), "raise the limit of processes")
             })?;
-        let text =
-            format!("site {name} listens at {}, key {}", listener.address(), identity.public().short());
+        let text = format!("site {name} listens at {}, key {}", listener.address(), key.short());
         log::line(Level::Info, &text, &[]);
         if let Some(admin) = &admin {
             log::line(Level::Info, &format!("metrics at http://{}/metrics", admin.address()), &[]);
@@ -277,6 +294,7 @@ impl Node {
         log::set_format(config.log);
         *lock(&self.shared.advertise) = config.advertise.clone();
         *lock(&self.shared.configured) = config.volumes.clone();
+        self.shared.max_sites.store(config.max_sites, Ordering::Relaxed);
         log::line(Level::Info, "the configuration was read again", &[]);
     }
 
@@ -321,10 +339,11 @@ fn now_ms() -> u64 {
 }
 
 /// Opens volumes and links that should run, and writes what replicas tell into the log.
-fn tend(node: &Arc<Shared>, stopped: &Receiver<()>, told: &Receiver<(String, Event)>) {
+fn tend(node: &Arc<Shared>, stopped: &Receiver<()>, woken: &Receiver<()>, told: &Receiver<(String, Event)>) {
     let watchdog = notify::watchdog();
     let mut alive = Instant::now();
     loop {
+        node.tend_members();
         node.tend();
         while let Ok((volume, event)) = told.try_recv() {
             log_event(&volume, event);
@@ -334,8 +353,10 @@ fn tend(node: &Arc<Shared>, stopped: &Receiver<()>, told: &Receiver<(String, Eve
             notify::notify("WATCHDOG=1");
         }
         let pause = watchdog.map_or(TEND_EVERY, |every| every.min(TEND_EVERY));
-        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-            return;
+        select! {
+            recv(stopped) -> _ => return,
+            recv(woken) -> _ => {}
+            default(pause) => {}
         }
     }
 }
@@ -442,9 +463,12 @@ impl Shared {
             let rules = self.volume_rules(name, volume);
             running.rules = Some(rules.clone());
             running.of = Some((volume.id.clone(), volume.root.clone()));
-            match self.open(records, name, volume, rules, running.approved.map(|(how, _)| how)) {
+            let approved = running.approved.map(|(how, _)| how);
+            match self.open(records, name, volume, rules, approved, running.set_aside) {
                 Ok(replica) => {
                     *lock(&running.replica) = Some(replica);
+                    running.role = Some(volume.role());
+                    running.cuts = Some(self.members.view(volume.id().unwrap_or(0)).cuts.clone());
                     running.error = None;
                     running.links.values().for_each(|link| link.order(Order::Again));
                 }
@@ -458,7 +482,10 @@ impl Shared {
                 }
             }
         }
-        running.links.retain(|site, _| volume.links.get(site).is_some_and(|l| l.wanted == Wanted::Running));
+        running.links.retain(|site, thread| {
+            let known = records.sites.get(site).and_then(records::Site::key) == Some(thread.key);
+            known && volume.links.get(site).is_some_and(|l| l.wanted == Wanted::Running)
+        });
         for (site, link) in &volume.links {
             if link.wanted == Wanted::Running && !running.links.contains_key(site) {
                 self.start_link(records, name, volume, site, running);
@@ -477,12 +504,14 @@ impl Shared {
         volume: &Volume,
         rules: VolumeRules,
         approved: Option<OnRollback>,
+        set_aside: bool,
     ) -> Result<Replica, SessionError> {
         let damaged = || SessionError::new("its id is damaged", "remove the volume and add it again");
         let id = volume.id().ok_or_else(damaged)?;
+        let trust = self.members.trust(id);
         let service = match volume.first {
-            true => Service { role: volume.role(), ..Service::first(id) },
-            false => Service::joining(id, volume.role()),
+            true => Service { role: volume.role(), trust, set_aside, ..Service::first(id) },
+            false => Service { trust, set_aside, ..Service::joining(id, volume.role()) },
         };
         let own = records.name.clone().unwrap_or_default();
         let (events, told) = unbounded();
@@ -524,7 +553,7 @@ impl Shared {
             own_addresses: lock(&self.advertise).iter().map(ToString::to_string).collect(),
             first: self.key < key,
         };
-        match LinkThread::start(target, self.tls.clone(), running.replica.clone()) {
+        match LinkThread::start(target, self.tls.clone(), self.members.clone(), running.replica.clone()) {
             Ok(link) => _ = running.links.insert(site.to_owned(), link),
             // Tried again by the next round.
             Err(e) => log::line(
@@ -543,8 +572,13 @@ impl Shared {
             for (name, running) in &inner.volumes {
                 let Some(status) = lock(&running.replica).as_ref().map(Replica::status) else { continue };
                 for (site, link) in &running.links {
-                    let Some(id) = link.seen().connected else { continue };
-                    let Some(peer) = status.standing.peers.iter().find(|p| p.link == Some(id)) else {
+                    let (id, key) = (link.seen().connected, Some(Key(link.key.0)));
+                    let volume = inner.records.volumes.get(name);
+                    let met = volume.and_then(|v| v.links.get(site)).is_some_and(|l| l.replica.is_some());
+                    // Connected now, or a moment ago.
+                    let peers = &status.standing.peers;
+                    let peer = peers.iter().find(|p| p.link.is_some() && p.link == id);
+                    let Some(peer) = peer.or_else(|| peers.iter().find(|p| !met && p.key == key)) else {
                         continue;
                     };
                     let replica = format!("{:016x}", peer.replica.0);
@@ -566,101 +600,6 @@ impl Shared {
             });
         }
     }
-
-    // ----- asked by other sites
-
-    pub(crate) fn site_of(&self, key: &PublicKey) -> Option<String> {
-        self.lock().records.site_of(key).map(str::to_owned)
-    }
-
-    pub(crate) fn take_join(
-        &self,
-        secret: &str,
-        name: &str,
-        key: PublicKey,
-        addresses: Vec<String>,
-    ) -> Result<Response, String> {
-        let secret: Secret = secret.parse().map_err(|_| "the invitation is damaged".to_owned())?;
-        let joined = self.change(|records| {
-            let volumes = records
-                .join(&secret, (name, key), addresses, now_s())
-                .map_err(|e| Answer::failed(e.to_string(), String::new()))?;
-            let infos = volumes.iter().filter_map(|v| info(records, v, name)).collect();
-            Ok((records.name.clone().unwrap_or_default(), infos))
-        });
-        match joined {
-            Ok((own, volumes)) => {
-                log::line(Level::Info, &format!("site {name} has joined, key {}", key.short()), &[]);
-                Ok(Response::Joined { name: own, volumes })
-            }
-            Err(Answer::Failed { what, .. }) => Err(what),
-            Err(_) => Err("it cannot be done now".into()),
-        }
-    }
-
-    pub(crate) fn volume_info(&self, name: &str, site: &str) -> Option<VolumeInfo> {
-        info(&self.lock().records, name, site)
-    }
-
-    /// A site wants to bring a volume up to date: where to hand its connection.
-    pub(crate) fn accept_link(
-        &self,
-        id: &str,
-        site: &str,
-        told: Vec<String>,
-    ) -> Result<impl FnOnce(Box<Open>) + use<>, Refusal> {
-        self.note_addresses(site, &told);
-        let inner = self.lock();
-        let Some((name, volume)) = inner.records.volume_for(id, site) else {
-            return Err(Refusal { why: NO_SUCH_VOLUME.into(), for_now: false });
-        };
-        let now = |why: &str| Refusal { why: why.into(), for_now: true };
-        match volume.links.get(site).map(|l| l.wanted) {
-            Some(Wanted::Running) => {}
-            Some(Wanted::Paused) => return Err(now("the link is paused at the other site")),
-            _ => return Err(now("the link is stopped at the other site")),
-        }
-        let running = inner.volumes.get(name);
-        let Some(orders) = running.and_then(|r| r.links.get(site)).map(LinkThread::orders) else {
-            return Err(now("the volume is being started at the other site"));
-        };
-        // A thread that has ended takes nothing; the connection is dropped, and made again.
-        Ok(move |open| _ = orders.send(Order::Take(open)))
-    }
-
-    /// A site that has moved says where it is now.
-    fn note_addresses(&self, site: &str, told: &[String]) {
-        let fine = !told.is_empty()
-            && told.len() <= crate::token::ADDRESSES_MAX
-            && told.iter().all(|a| a.parse::<SocketAddr>().is_ok());
-        if fine {
-            {
-                let inner = self.lock();
-                if inner.records.sites.get(site).is_none_or(|s| s.addresses == told) {
-                    return;
-                }
-                for link in inner.volumes.values().filter_map(|running| running.links.get(site)) {
-                    link.order(Order::Moved(addresses(told)));
-                }
-            }
-            // What cannot be written down is told again by the next connection.
-            let _ = self.change(|records| {
-                if let Some(site) = records.sites.get_mut(site) {
-                    site.addresses = told.to_vec();
-                }
-                Ok(())
-            });
-        }
-    }
-}
-
-/// What a site that may have a volume is told of it.
-fn info(records: &Records, name: &str, site: &str) -> Option<VolumeInfo> {
-    let volume = records.volumes.get(name)?;
-    let link = volume.links.get(site)?;
-    // A follower that is followed makes no changes that could be followed: its followers follow the same writers.
-    let follower = link.mode == Mode::ActivePassive;
-    Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower, filter: link.filter.clone() })
 }
 
 fn addresses(texts: &[String]) -> Vec<SocketAddr> {

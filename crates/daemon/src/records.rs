@@ -9,7 +9,7 @@ use driftless_core::link::Role;
 use driftless_net::identity::PublicKey;
 use driftless_node::api::PathText;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,6 @@ const FILE: &str = "node.json";
 const FORMAT: u32 = 1;
 /// Longest file: thousands of sites and volumes.
 const FILE_LEN_MAX: u64 = 16 << 20;
-/// Most sites that a node knows: what invitations can make it remember.
-pub(crate) const SITES_MAX: usize = 256;
 /// Most invitations that are open or remembered as used.
 const INVITATIONS_MAX: usize = 256;
 /// Used and expired invitations are remembered so long, to be told apart from wrong ones.
@@ -78,6 +76,9 @@ pub(crate) struct Volume {
     /// As commands have set them.
     #[serde(default)]
     pub(crate) settings: VolumeSettings,
+    /// Sites whose link was removed here: a link that they make is not taken by itself.
+    #[serde(default)]
+    pub(crate) declined: BTreeSet<String>,
 }
 
 impl Volume {
@@ -116,6 +117,24 @@ pub enum Mode {
     ActivePassive,
 }
 
+/// What a site that is admitted may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Admission {
+    /// Active-passive: it follows.
+    pub mode: Mode,
+    /// It may pass on what others change.
+    pub may_relay: bool,
+    /// It may admit, change and remove members.
+    pub may_invite: bool,
+}
+
+impl Admission {
+    /// It may do everything that its role allows.
+    pub fn full(mode: Mode) -> Admission {
+        Admission { mode, may_relay: true, may_invite: true }
+    }
+}
+
 /// A link of a volume to a site.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Link {
@@ -132,6 +151,12 @@ pub(crate) struct Link {
     /// Patterns that the other site is told to begin with when it gets the volume.
     #[serde(default)]
     pub(crate) filter: Option<String>,
+    /// The other site, a member, has made it; nobody here has.
+    #[serde(default)]
+    pub(crate) by_member: bool,
+    /// The site is to be admitted so, once it is known here who the members are.
+    #[serde(default)]
+    pub(crate) admit: Option<Admission>,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -142,6 +167,12 @@ struct Invitation {
     volumes: Vec<String>,
     #[serde(default)]
     mode: Mode,
+    /// The site may not pass on what others change.
+    #[serde(default)]
+    no_relay: bool,
+    /// The site may not admit others.
+    #[serde(default)]
+    no_invite: bool,
     #[serde(default)]
     used_by: Option<String>,
 }
@@ -157,8 +188,10 @@ pub(crate) enum NotInvited {
     Used(String),
     #[error("a site named {0} with another key is known here; remove it first, or join under another name")]
     NameTaken(String),
-    #[error("this site knows {SITES_MAX} sites already, its limit")]
-    TooMany,
+    #[error(
+        "there are {0} sites already, the limit of the site that was asked (max_sites in its configuration)"
+    )]
+    TooMany(usize),
     #[error("the name or an address of the joining site makes no sense")]
     Nonsense,
 }
@@ -210,7 +243,7 @@ impl Records {
         &mut self,
         secret: &Secret,
         volumes: &[String],
-        mode: Mode,
+        admission: Admission,
         expires_s: u64,
         now_s: u64,
     ) -> Result<(), String> {
@@ -228,7 +261,9 @@ impl Records {
             digest,
             expires_s,
             volumes: volumes.to_vec(),
-            mode,
+            mode: admission.mode,
+            no_relay: !admission.may_relay,
+            no_invite: !admission.may_invite,
             used_by: None,
         });
         Ok(())
@@ -241,6 +276,7 @@ impl Records {
         secret: &Secret,
         (name, key): (&str, PublicKey),
         addresses: Vec<String>,
+        max_sites: usize,
         now_s: u64,
     ) -> Result<Vec<String>, NotInvited> {
         if crate::config::check_name(name).is_err()
@@ -255,8 +291,9 @@ impl Records {
         if known.is_some_and(|site| site.key() != Some(key)) {
             return Err(NotInvited::NameTaken(name.into()));
         }
-        if known.is_none() && self.sites.len() >= SITES_MAX {
-            return Err(NotInvited::TooMany);
+        // This one counts too.
+        if known.is_none() && self.sites.len() + 1 >= max_sites {
+            return Err(NotInvited::TooMany(self.sites.len() + 1));
         }
         let invitation =
             self.invitations.iter_mut().find(|i| i.digest == digest).ok_or(NotInvited::Unknown)?;
@@ -268,11 +305,14 @@ impl Records {
             _ => invitation.used_by = Some(key.to_string()),
         }
         let (volumes, mode) = (invitation.volumes.clone(), invitation.mode);
+        let admission =
+            Admission { mode, may_relay: !invitation.no_relay, may_invite: !invitation.no_invite };
         self.sites.insert(name.into(), Site { key: key.to_string(), addresses, joined_s: now_s });
         for volume in &volumes {
             if let Some(volume) = self.volumes.get_mut(volume) {
-                let link = Link { mode, created_s: now_s, ..Link::default() };
+                let link = Link { mode, created_s: now_s, admit: Some(admission), ..Link::default() };
                 volume.links.entry(name.into()).or_insert(link);
+                volume.declined.remove(name);
             }
         }
         Ok(volumes)
@@ -292,6 +332,7 @@ mod tests {
             follower: false,
             links: BTreeMap::new(),
             settings: VolumeSettings::default(),
+            declined: BTreeSet::new(),
         };
         records.volumes.insert("data".into(), volume);
         records
@@ -303,23 +344,32 @@ mod tests {
         let (a, b) = (PublicKey([1; 32]), PublicKey([2; 32]));
         let secrets: Vec<Secret> = (0..3).map(|_| Secret::random().unwrap()).collect();
         for secret in &secrets[..2] {
-            records.invite(secret, &["data".into()], Mode::ActiveActive, 100, 0).unwrap();
+            records.invite(secret, &["data".into()], Admission::full(Mode::ActiveActive), 100, 0).unwrap();
         }
-        assert!(records.invite(&secrets[2], &["other".into()], Mode::ActiveActive, 100, 0).is_err());
+        assert!(
+            records
+                .invite(&secrets[2], &["other".into()], Admission::full(Mode::ActiveActive), 100, 0)
+                .is_err()
+        );
+        let joined = || Ok(vec!["data".to_owned()]);
         let at = || vec!["192.0.2.7:7440".to_owned()];
-        assert_eq!(records.join(&secrets[2], ("bergen", a), at(), 50), Err(NotInvited::Unknown));
-        assert_eq!(records.join(&secrets[0], ("oslo", a), at(), 50), Err(NotInvited::Nonsense));
-        assert_eq!(records.join(&secrets[0], ("bergen", a), vec!["x".into()], 50), Err(NotInvited::Nonsense));
-        assert!(records.volume_for("7", "bergen").is_none());
-        assert_eq!(records.join(&secrets[0], ("bergen", a), at(), 50), Ok(vec!["data".into()]));
-        assert_eq!(records.volume_for("7", "bergen").unwrap().0, "data");
-        assert_eq!(records.join(&secrets[0], ("bergen", a), at(), 500), Ok(vec!["data".into()]), "once more");
-        assert!(matches!(records.join(&secrets[0], ("tromso", b), at(), 50), Err(NotInvited::Used(_))));
+        assert_eq!(records.join(&secrets[2], ("bergen", a), at(), 9, 50), Err(NotInvited::Unknown));
+        assert_eq!(records.join(&secrets[0], ("oslo", a), at(), 9, 50), Err(NotInvited::Nonsense));
         assert_eq!(
-            records.join(&secrets[1], ("bergen", b), at(), 50),
+            records.join(&secrets[0], ("bergen", a), vec!["x".into()], 9, 50),
+            Err(NotInvited::Nonsense)
+        );
+        assert!(records.volume_for("7", "bergen").is_none());
+        assert_eq!(records.join(&secrets[0], ("bergen", a), at(), 9, 50), joined());
+        assert_eq!(records.volume_for("7", "bergen").unwrap().0, "data");
+        assert_eq!(records.join(&secrets[0], ("bergen", a), at(), 9, 500), joined(), "once more");
+        assert!(matches!(records.join(&secrets[0], ("tromso", b), at(), 9, 50), Err(NotInvited::Used(_))));
+        assert_eq!(
+            records.join(&secrets[1], ("bergen", b), at(), 9, 50),
             Err(NotInvited::NameTaken("bergen".into()))
         );
-        assert_eq!(records.join(&secrets[1], ("tromso", b), at(), 100), Err(NotInvited::Expired));
+        assert_eq!(records.join(&secrets[1], ("tromso", b), at(), 2, 50), Err(NotInvited::TooMany(2)));
+        assert_eq!(records.join(&secrets[1], ("tromso", b), at(), 9, 100), Err(NotInvited::Expired));
         assert_eq!((records.site_of(&a), records.site_of(&b)), (Some("bergen"), None));
     }
 

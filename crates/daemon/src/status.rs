@@ -196,8 +196,29 @@ pub struct VolumeStatus {
     pub propagation: Propagation,
     /// Why it does not run.
     pub error: Option<String>,
+    /// Who belongs to it, as far as is known here.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+    /// This site does not belong to it any more: who removed it.
+    #[serde(default)]
+    pub removed_by: Option<String>,
     /// Its links.
     pub links: Vec<LinkStatus>,
+}
+
+/// A member of a volume.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its site.
+    pub site: String,
+    /// Its key, in hex.
+    pub key: String,
+    /// It makes no changes.
+    pub follower: bool,
+    /// It may pass on what others change.
+    pub may_relay: bool,
+    /// It may admit, change and remove members.
+    pub may_invite: bool,
 }
 
 /// A link.
@@ -267,6 +288,9 @@ pub(crate) fn link_state(seen: &Seen) -> LinkState {
 pub(crate) fn verdict(volumes: &[VolumeStatus]) -> (bool, String) {
     let mut wrong = Vec::new();
     for volume in volumes {
+        if let Some(by) = &volume.removed_by {
+            wrong.push(format!("this site was removed from volume {} by {by}", volume.name));
+        }
         if let Some(e) = &volume.error {
             wrong.push(format!("volume {} does not run: {e}", volume.name));
         }
@@ -342,6 +366,8 @@ mod tests {
             applied_bytes: 0,
             propagation: Propagation::default(),
             error: None,
+            members: Vec::new(),
+            removed_by: None,
             links,
         }
     }

@@ -100,12 +100,13 @@ enum Type {
     NotHere = 7,
     Heartbeat = 8,
     Bye = 9,
+    Heads = 10,
     Control = 16,
     Close = 17,
 }
 
 impl Type {
-    const ALL: [Type; 11] = [
+    const ALL: [Type; 12] = [
         Type::Hello,
         Type::Batch,
         Type::Receipt,
@@ -115,6 +116,7 @@ impl Type {
         Type::NotHere,
         Type::Heartbeat,
         Type::Bye,
+        Type::Heads,
         Type::Control,
         Type::Close,
     ];
@@ -137,6 +139,7 @@ impl Type {
                 Message::NotHere(_) => Type::NotHere,
                 Message::Heartbeat { .. } => Type::Heartbeat,
                 Message::Bye { .. } => Type::Bye,
+                Message::Heads(_) => Type::Heads,
             },
         }
     }
@@ -152,6 +155,7 @@ impl Type {
             Type::NotHere => "not-here",
             Type::Heartbeat => "heartbeat",
             Type::Bye => "bye",
+            Type::Heads => "heads",
             Type::Control => "control",
             Type::Close => "close",
         }
@@ -166,6 +170,8 @@ impl Type {
             Type::Receipt => 4 << 20,
             Type::Piece => 4 << 20,
             // 4096 peers and replicas at some 20 bytes each.
+            // As many at some 90 bytes each.
+            Type::Heads => 512 << 10,
             Type::Hello => 256 << 10,
             Type::Control => 16 << 20,
             Type::NotHere | Type::Bye | Type::Close => 16 << 10,

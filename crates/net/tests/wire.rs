@@ -4,8 +4,9 @@
 
 use driftless_core::entry::{At, Entry, Link, Version};
 use driftless_core::link::{
-    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want,
+    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, SignedHead, Want,
 };
+use driftless_core::membership::Signature;
 use driftless_core::meta::{Attrs, Content, Digest, Time};
 use driftless_core::tx::{Knowledge, Known};
 use driftless_core::{Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp, VersionVector};
@@ -211,6 +212,10 @@ fn receipt() -> impl Strategy<Value = Message> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
+    let head = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u8>()).prop_map(|(replica, n, tag, b)| {
+        SignedHead { replica: ReplicaId(replica), n, tag, signature: Signature([b; 64]) }
+    });
+    let heads = vec(head, 0..4).prop_map(Message::Heads);
     let held = any::<(u64, u64)>().prop_map(|(cursor, waiting)| Message::Held(Held { cursor, waiting }));
     let want = (entry_id(), dot(), digest(), any::<(u64, u64)>()).prop_map(
         |(entry, version, digest, (offset, len))| Message::Want(Want { entry, version, digest, offset, len }),
@@ -221,7 +226,7 @@ fn message() -> impl Strategy<Value = Message> {
         .prop_map(|(entry, version, reason)| Message::NotHere(NotHere { entry, version, reason }));
     let heartbeat = any::<(u64, bool)>().prop_map(|(head, scanned)| Message::Heartbeat { head, scanned });
     let bye = text().prop_map(|reason| Message::Bye { reason });
-    prop_oneof![hello(), batch(), receipt(), held, want, piece, not_here, heartbeat, bye]
+    prop_oneof![hello(), batch(), receipt(), heads, held, want, piece, not_here, heartbeat, bye]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -504,6 +509,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
     let want = Want { entry: EntryId(d1), version: d2, digest, offset: 1 << 20, len: 4096 };
     let piece = Piece { entry: EntryId(d1), version: d2, offset: 1 << 20, bytes: b"bytes".to_vec() };
     let not_here = NotHere { entry: EntryId(d1), version: d2, reason: "changed".into() };
+    let head = SignedHead { replica: d1.replica, n: 300, tag: 0xeeee, signature: Signature([0x5a; 64]) };
     vec![
         ("hello", Frame::Message(Message::Hello(hello))),
         ("batch", Frame::Message(Message::Batch(batch))),
@@ -514,6 +520,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
         ("not-here", Frame::Message(Message::NotHere(not_here))),
         ("heartbeat", Frame::Message(Message::Heartbeat { head: 300, scanned: true })),
         ("bye", Frame::Message(Message::Bye { reason: "stop".into() })),
+        ("heads", Frame::Message(Message::Heads(vec![head]))),
         ("control", Frame::Control(b"{}".to_vec())),
         ("close", Frame::Close("done".into())),
         ("control compressed", Frame::Control(vec![b'a'; 300])),

@@ -13,5 +13,6 @@ pub mod replica;
 pub mod roots;
 pub mod session;
 pub mod sites;
+pub mod trust;
 
 pub use engine::accept_lost;

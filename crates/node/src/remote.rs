@@ -101,7 +101,11 @@ fn pass_on(target: &str, session: Session, commands: &Channel<ToEngine>, out: &C
                 let frame = match command {
                     ToEngine::Link(_, m) => Ok(Frame::Message(m)),
                     // The engine over there has one link, from its start to its end.
-                    ToEngine::LinkUp(_) | ToEngine::Tune(..) | ToEngine::Retry => continue,
+                    ToEngine::LinkUp(..)
+                    | ToEngine::Claims(_)
+                    | ToEngine::Role(_)
+                    | ToEngine::Tune(..)
+                    | ToEngine::Retry => continue,
                     ToEngine::LinkDown(_) => encode(&Command::LinkDown),
                     ToEngine::Stop => encode(&Command::Stop),
                 };
@@ -213,7 +217,7 @@ fn serve(carrier: &Carrier, state: Option<PathBuf>) -> Result<Counts, SessionErr
     let join = engine::start(options, inbox, out)
         .map_err(|e| SessionError::new(format!("cannot start a thread: {e}"), ""))?;
     // An engine that has ended already says why.
-    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY));
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None));
     let result = exchange(carrier, &incoming, &to, &from);
     // The engine has ended, or ends now.
     let _ = to.send(ToEngine::Stop);
@@ -276,7 +280,7 @@ fn write_reports(carrier: &Carrier, from: &Channel<FromEngine>) -> Result<Counts
         let frame = match from.recv() {
             Ok(FromEngine::Link(_, m)) => Frame::Message(m),
             // The only link ends with its engine, and tells by its status how the peer stands.
-            Ok(FromEngine::LinkEnded(..) | FromEngine::Peers(_)) => continue,
+            Ok(FromEngine::LinkEnded(..) | FromEngine::Replica(..) | FromEngine::Peers(_)) => continue,
             Ok(FromEngine::Event(e)) => encode(&Report::Event(e))?,
             Ok(FromEngine::Status(s)) => encode(&Report::Status(s))?,
             Ok(FromEngine::Ended(result)) => return result,

@@ -7,16 +7,22 @@ use crate::api::{Counts, Event, Level, SessionError, Shared, Side};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
 use crate::roots;
 use crate::session::guard_state;
-use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, unbounded};
+use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
+use driftless_core::ReplicaId;
 use driftless_core::link::{Message, Role};
+use driftless_core::membership::Key;
 use driftless_index::StateDir;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-pub use crate::engine::{LinkId, PROPAGATION_BOUNDS_S, PeerStatus, Propagation, Service, Standing, Tuning};
+pub use crate::engine::{
+    Claims, LinkId, PROPAGATION_BOUNDS_S, PeerStatus, Propagation, Quarantined, QuarantinedChange, Service,
+    Standing, Tuning,
+};
 
 /// What a replica is opened with.
 pub struct ReplicaOptions {
@@ -33,6 +39,10 @@ pub struct ReplicaOptions {
 /// How a replica stands, as it told last.
 #[derive(Clone, Debug, Default)]
 pub struct ReplicaStatus {
+    /// Its id, once its index is open.
+    pub replica: Option<ReplicaId>,
+    /// Its role now.
+    pub role: Option<Role>,
     /// Its tree has been looked at since it was opened.
     pub scanned: bool,
     /// It has nothing to do but wait.
@@ -124,17 +134,39 @@ impl Replica {
         let _ = self.to.send(ToEngine::Retry);
     }
 
-    /// A new link. It ends when the returned end is dropped.
+    /// A new link to a peer that is believed in everything. It ends when the returned end is dropped.
     pub fn connect(&self) -> LinkEnd {
+        self.link(None)
+    }
+
+    /// A new link to whoever has proven to have this key.
+    pub fn connect_to(&self, key: Key) -> LinkEnd {
+        self.link(Some(key))
+    }
+
+    fn link(&self, key: Option<Key>) -> LinkEnd {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let (out, from) = unbounded();
         self.board.links().insert(id, out);
         // If the engine has ended, nothing comes, and its status says why.
-        let _ = self.to.send(ToEngine::LinkUp(id));
+        let _ = self.to.send(ToEngine::LinkUp(id, key));
         if self.board.status().ended.is_some() {
             self.board.links().remove(&id);
         }
         LinkEnd { id, to: self.to.clone(), from, board: self.board.clone() }
+    }
+
+    /// Has it make changes, or make no more. The status tells when it is so.
+    pub fn set_role(&self, role: Role) {
+        // An engine that has ended has none.
+        let _ = self.to.send(ToEngine::Role(role));
+    }
+
+    /// What is known of all replicas; `None` if the engine does not answer in time or has ended.
+    pub fn claims(&self, patience: Duration) -> Option<Claims> {
+        let (to, from) = bounded(1);
+        self.to.send(ToEngine::Claims(to)).ok()?;
+        from.recv_timeout(patience).ok()
     }
 
     /// Finishes what is begun and ends.
@@ -227,6 +259,10 @@ fn route(from: &Channel<FromEngine>, board: &Board, events: &ChannelSender<Event
                 let mut status = board.status();
                 (status.idle, status.scanned, status.waiting) = (idle, scanned, waiting);
             }
+            FromEngine::Replica(replica, role) => {
+                let mut status = board.status();
+                (status.replica, status.role) = (Some(replica), Some(role));
+            }
             FromEngine::Peers(standing) => board.status().standing = standing,
             FromEngine::Ended(result) => {
                 let text = match &result {
@@ -262,11 +298,11 @@ fn no_thread(e: std::io::Error) -> SessionError {
 impl Service {
     /// The first replica of a volume.
     pub fn first(volume: u128) -> Service {
-        Service { volume, first: true, role: Role::Writer }
+        Service { volume, first: true, role: Role::Writer, trust: Arc::default(), set_aside: false }
     }
 
     /// One that joins: it takes a peer's states before it looks at its own tree.
     pub fn joining(volume: u128, role: Role) -> Service {
-        Service { volume, first: false, role }
+        Service { volume, first: false, role, trust: Arc::default(), set_aside: false }
     }
 }

@@ -167,7 +167,7 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
         SessionError::new(format!("cannot start a thread: {e}"), "raise the limit of processes (ulimit -u)")
     })?;
     // An engine that has ended already says why.
-    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY));
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None));
     Ok(End::new(to, from, Some(join)))
 }
 
@@ -276,7 +276,7 @@ impl Coordinator {
                 let _ = self.events.send(e);
             }
             // The only link ends with its engine, and tells by its status how the peer stands.
-            Some(FromEngine::LinkEnded(..) | FromEngine::Peers(_)) => {}
+            Some(FromEngine::LinkEnded(..) | FromEngine::Replica(..) | FromEngine::Peers(_)) => {}
             Some(FromEngine::Status(s)) => self.end_of(side).status = s,
             Some(FromEngine::Ended(result)) => self.ended(side, result),
             None => {

@@ -198,6 +198,7 @@ impl Bender {
                 receipt.refused.push((self.id(), "\u{1b}[2Jno".into()));
                 receipt.knowledge.add(self.dot());
             }
+            Message::Heads(heads) => heads.iter_mut().for_each(|head| head.n = self.number()),
             Message::Held(held) => (held.cursor, held.waiting) = (self.number(), self.number()),
             Message::Want(want) => match self.rng.below(4) {
                 0 => (want.offset, want.len) = (self.number(), self.number()),

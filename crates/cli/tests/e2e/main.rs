@@ -29,5 +29,6 @@ mod ssh;
 mod stress;
 mod terminal;
 mod trash;
+mod trust;
 mod waiting;
 mod writers;

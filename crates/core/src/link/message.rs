@@ -1,5 +1,6 @@
 //! What goes over a link, as values. How it becomes bytes is not decided here.
 
+use super::heads::SignedHead;
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, ReplicaId};
 use crate::meta::Digest;
@@ -20,6 +21,8 @@ pub enum Role {
 pub enum Message {
     /// First message of each side.
     Hello(Hello),
+    /// What replicas say of themselves; goes before the batch whose claims it allows.
+    Heads(Vec<SignedHead>),
     /// Entry states in feed order.
     Batch(Batch),
     /// Answer to a batch.

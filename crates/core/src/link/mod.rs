@@ -12,6 +12,7 @@
 //! cursor. A row is skipped only if the receiver's knowledge covers the entry's whole `ctx`.
 
 mod fetch;
+mod heads;
 mod hello;
 mod lag;
 mod message;
@@ -22,6 +23,7 @@ mod sender;
 mod tests;
 
 pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
+pub use heads::{SignedHead, head_of, heads, heads_for, put_head};
 pub use hello::{HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, check_hello, hello, tag_at};
 pub use lag::Lag;
 pub use message::{Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want};

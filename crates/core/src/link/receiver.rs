@@ -29,8 +29,18 @@ const CLOCK_MAX_NS: u64 = 4_102_444_800_000_000_000;
 
 /// How far a peer may speak for a replica.
 pub trait Authority {
-    /// The greatest n of `replica` that dots and claims from this peer may have.
+    /// The greatest n of `replica` that dots from this peer may have, beyond what is known here already.
     fn limit(&self, replica: ReplicaId) -> u64;
+
+    /// As [`Authority::limit`], for what the peer claims to know.
+    fn claim_limit(&self, replica: ReplicaId) -> u64 {
+        self.limit(replica)
+    }
+
+    /// Where `replica` ends: a dot of it with a greater n is no part of the volume, whoever brings it (the Cut).
+    fn end(&self, _replica: ReplicaId) -> u64 {
+        N_MAX
+    }
 }
 
 /// Believes all a peer says: for replicas of one owner.
@@ -42,6 +52,9 @@ impl Authority for Everything {
         N_MAX
     }
 }
+
+/// Why a state is refused that has a change beyond a Cut: told to the peer, which sets it aside itself once it knows.
+const BEYOND_CUT: &str = "it has a change of a replica that was cut off before it";
 
 /// Why a batch was not taken. Nothing of it must be committed.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +170,7 @@ impl Receiver {
         }
         let mut known = vv;
         if let Some(claim) = &batch.knowledge {
-            let claim = self.clip(claim, tx.me(), &mut merged.anomalies);
+            let claim = self.clip(claim, (tx.me(), &known), &mut merged.anomalies);
             let claim_vv = knowledge_vv(&claim);
             if (contiguous || mutant!(KnowledgeOverGap)) && peer.refused.is_empty() {
                 join(tx, &knowledge, &claim, &mut merged.anomalies)?;
@@ -183,7 +196,7 @@ impl Receiver {
         peer: &mut PeerRow,
         merged: &mut Merged,
     ) -> Result<(), ReceiveError> {
-        if let Err(reason) = self.vet(tx, entry) {
+        if let Err(reason) = self.vet(tx, entry, knowledge) {
             merged.receipt.refused.push((entry.id, reason.to_string()));
             if !peer.refused.contains(&entry.id) && peer.refused.len() < REFUSED_MAX {
                 peer.refused.push(entry.id);
@@ -210,7 +223,7 @@ impl Receiver {
     }
 
     /// Says why an entry must not be merged.
-    fn vet(&self, tx: &Tx<'_>, e: &Entry) -> Result<(), &'static str> {
+    fn vet(&self, tx: &Tx<'_>, e: &Entry, known: &VersionVector) -> Result<(), &'static str> {
         if !well_formed(e) {
             return Err("its state is out of shape");
         }
@@ -224,7 +237,10 @@ impl Receiver {
         if parents(e).any(|p| !p.is_root() && !can_be(p.0)) {
             return Err("its parent cannot be");
         }
-        if e.ctx.iter().any(|(r, n)| n > self.authority.limit(r)) {
+        if e.ctx.iter().any(|(r, n)| n > self.authority.end(r)) {
+            return Err(BEYOND_CUT);
+        }
+        if e.ctx.iter().any(|(r, n)| n > known.get(r) && n > self.authority.limit(r)) {
             return Err("the peer may not speak for its author");
         }
         let new: BTreeSet<ReplicaId> = replicas(e).filter(|r| tx.replicas().find(*r).is_none()).collect();
@@ -235,10 +251,16 @@ impl Receiver {
     }
 
     /// What of a claim the peer may make, without what it says of us.
-    fn clip(&self, claim: &Knowledge, me: ReplicaId, anomalies: &mut Vec<Anomaly>) -> Knowledge {
+    fn clip(
+        &self,
+        claim: &Knowledge,
+        (me, ours): (ReplicaId, &VersionVector),
+        anomalies: &mut Vec<Anomaly>,
+    ) -> Knowledge {
         let mut out = Knowledge::new();
         for (&replica, &known) in claim {
-            let limit = self.authority.limit(replica);
+            let limit = self.authority.claim_limit(replica).max(ours.get(replica));
+            let limit = limit.min(self.authority.end(replica));
             if replica != me && known.n > limit {
                 anomalies.push(Anomaly::ClaimClipped(replica));
                 out.insert(replica, Known { n: limit, tag: 0 });

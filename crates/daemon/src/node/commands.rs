@@ -1,25 +1,37 @@
 //! What commands ask of a node.
 
-use super::{APPROVED_FOR, Shared, addresses, lock, now_s, settings};
+use super::{APPROVED_FOR, Shared, addresses, lock, now_ms, now_s, settings};
 use crate::config::check_name;
 use crate::control::{Answer, Ask, LinkVerb};
 use crate::link;
 use crate::preface::{Request, Response, VolumeInfo};
-use crate::records::{self, Mode, Volume, Wanted};
+use crate::records::{self, Admission, Mode, Volume, Wanted};
 use crate::settings::{LinkSettings, VolumeSettings};
 use crate::token::{NoToken, Secret, Token};
+use driftless_core::link::Role;
+use driftless_core::membership::Action;
 use driftless_node::api::{OnRollback, PathText, SessionError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A command waits no longer than this, in seconds.
+const TIMEOUT_MAX_S: u64 = 24 * 3600;
 
 impl Shared {
     pub(super) fn answer(&self, ask: Ask) -> Answer {
         let done = match ask {
             Ask::Status => Ok(Answer::Status(Box::new(self.status()))),
-            Ask::Invite { volumes, mode, expires_s } => self.invite(&volumes, mode, expires_s),
+            Ask::Invite { volumes, admission, expires_s } => self.invite(&volumes, admission, expires_s),
             Ask::Join { token, volumes } => self.join(&token, &volumes),
             Ask::RemoveSite { name } => self.remove_site(&name),
+            Ask::Rekey { fresh } => self.rekey(fresh),
+            Ask::Role { volume, site, follower } => self.set_role(&volume, &site, follower),
+            Ask::Switchover { volume, to, timeout_s } => {
+                self.switchover(&volume, &to, Duration::from_secs(timeout_s.min(TIMEOUT_MAX_S)))
+            }
+            Ask::Failover { volume, from, yes } => self.failover(&volume, from.as_deref(), yes),
+            Ask::Rejoin { volume } => self.rejoin(&volume),
             Ask::AddVolume { name, root, from, settings } => {
                 self.add_volume(&name, root, from.as_deref(), settings)
             }
@@ -38,7 +50,7 @@ impl Shared {
         done.unwrap_or_else(|failed| failed)
     }
 
-    fn invite(&self, volumes: &[String], mode: Mode, expires_s: u64) -> Result<Answer, Answer> {
+    fn invite(&self, volumes: &[String], admission: Admission, expires_s: u64) -> Result<Answer, Answer> {
         let addresses = lock(&self.advertise).clone();
         if addresses.is_empty() {
             return Err(Answer::failed(
@@ -49,8 +61,17 @@ impl Shared {
         let secret = Secret::random().map_err(|e| Answer::failed(e, "see the message"))?;
         let now = now_s();
         let name = self.change(|records| {
+            for volume in volumes.iter().filter_map(|v| Some((v, records.volumes.get(v)?.id()?))) {
+                let view = self.members.view(volume.1);
+                if !view.members.is_empty() {
+                    self.may_govern(&view, volume.0)?;
+                }
+            }
+            if records.sites.len() + 1 >= self.max_sites() {
+                return Err(self.too_many(records.sites.len() + 1));
+            }
             records
-                .invite(&secret, volumes, mode, now.saturating_add(expires_s), now)
+                .invite(&secret, volumes, admission, now.saturating_add(expires_s), now)
                 .map_err(|what| Answer::failed(what, "driftless volume list shows what there is"))?;
             Ok(records.name.clone().unwrap_or_default())
         })?;
@@ -73,6 +94,13 @@ impl Shared {
                 format!("a site named {} is known here already", token.name),
                 "remove it first (driftless site remove), or give this site another name",
             ));
+        }
+        let (known, count) = {
+            let records = &self.lock().records;
+            (records.sites.contains_key(&token.name), records.sites.len() + 1)
+        };
+        if !known && count >= self.max_sites() {
+            return Err(self.too_many(count));
         }
         let addresses = lock(&self.advertise).iter().map(ToString::to_string).collect();
         let request = Request::Join { secret: token.secret.to_string(), name: own, addresses };
@@ -122,20 +150,14 @@ impl Shared {
         Ok(Answer::Done(text))
     }
 
-    fn remove_site(&self, name: &str) -> Result<Answer, Answer> {
-        self.change(|records| {
-            if records.sites.remove(name).is_none() {
-                return Err(Answer::failed(
-                    format!("no site {name} is known"),
-                    "driftless site list shows who is",
-                ));
-            }
-            records.volumes.values_mut().for_each(|v| _ = v.links.remove(name));
-            Ok(())
-        })?;
-        Ok(Answer::Done(format!(
-            "{name} is forgotten, and all links to it. What it has it keeps; what it tells others they may pass on"
-        )))
+    fn too_many(&self, count: usize) -> Answer {
+        Answer::failed(
+            format!(
+                "this site knows {count} sites already, itself included; its limit is {}",
+                self.max_sites()
+            ),
+            "raise max_sites in its configuration, or remove a site that is gone",
+        )
     }
 
     fn add_volume(
@@ -156,7 +178,9 @@ impl Shared {
             self.check_root(&root, None)?;
             let id = format!("{:032x}", id.max(1));
             let links = BTreeMap::new();
-            self.record_volume(name, Volume { id, root, first: true, follower: false, links, settings })?;
+            let declined = BTreeSet::new();
+            let volume = Volume { id, root, first: true, follower: false, links, settings, declined };
+            self.record_volume(name, volume)?;
             return Ok(Answer::Done(format!("volume {name} begins here")));
         };
         let site = self.lock().records.sites.get(from).cloned();
@@ -208,7 +232,8 @@ impl Shared {
         told.check()
             .map_err(|what| Answer::failed(what, format!("correct it at {from}: driftless link create")))?;
         let (id, settings) = (format!("{id:032x}"), settings.or(told));
-        let volume = Volume { id, root, first: false, follower: info.follower, links, settings };
+        let (follower, declined) = (info.follower, BTreeSet::new());
+        let volume = Volume { id, root, first: false, follower, links, settings, declined };
         self.record_volume(&info.name, volume)
     }
 
@@ -258,25 +283,49 @@ impl Shared {
     }
 
     fn remove_volume(&self, name: &str) -> Result<Answer, Answer> {
+        let mut gone = None;
         self.change(|records| match records.volumes.remove(name) {
-            Some(_) => Ok(()),
+            Some(volume) => {
+                gone = volume.id();
+                Ok(())
+            }
             None => Err(no_volume(name)),
         })?;
+        if let Some(id) = gone {
+            // A file that stays is of no harm: its volume is not served.
+            let _ = self.members.forget(id);
+        }
         Ok(Answer::Done(format!("volume {name} is forgotten here; its files stay, here and everywhere")))
     }
 
+    /// Here at once, at all other members when they hear of it.
     fn approve(&self, name: &str, heal: bool) -> Result<Answer, Answer> {
-        let mut inner = self.lock();
-        let running = inner.volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
-        let how = if heal { OnRollback::Heal } else { OnRollback::Accept };
-        running.approved = Some((how, Instant::now() + APPROVED_FOR));
-        running.reopen = true;
+        let id = self.lock().records.volumes.get(name).ok_or_else(|| no_volume(name))?.id().unwrap_or(0);
+        let view = self.members.view(id);
+        let member = view.members.get(&self.members.own());
+        let everywhere = member.is_some_and(|m| m.rights.role == Role::Writer);
+        if everywhere {
+            self.sign(id, vec![Action::Approve { heal, at_ms: now_ms() }])?;
+        } else {
+            let mut inner = self.lock();
+            let running = inner.volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+            let how = if heal { OnRollback::Heal } else { OnRollback::Accept };
+            running.approved = Some((how, Instant::now() + APPROVED_FOR));
+            running.reopen = true;
+        }
         let minutes = APPROVED_FOR.as_secs() / 60;
+        let place = if everywhere {
+            "everywhere"
+        } else {
+            "here (this site makes no changes, so it approves for itself only)"
+        };
         Ok(Answer::Done(match heal {
             true => format!(
-                "{name}: newer versions come back from the other sites; its guards are off for {minutes} minutes"
+                "{name}: newer versions come back from the other sites; its guards are off for {minutes} minutes, {place}"
             ),
-            false => format!("{name}: what was held is done; its guards are off for {minutes} minutes"),
+            false => {
+                format!("{name}: what was held is done; its guards are off for {minutes} minutes, {place}")
+            }
         }))
     }
 
@@ -296,16 +345,22 @@ impl Shared {
                 ));
             }
             let known = records.volumes.get_mut(volume).ok_or_else(|| no_volume(volume))?;
-            if known.links.contains_key(to) {
+            // One that the other site has made meanwhile becomes this one's own.
+            let theirs = known.links.get(to).cloned();
+            if theirs.as_ref().is_some_and(|link| !link.by_member) {
                 return Err(Answer::failed(
                     format!("{volume} is linked to {to} already"),
                     "driftless status shows how it stands",
                 ));
             }
-            let link =
-                records::Link { mode, created_s: now_s(), settings, filter, ..records::Link::default() };
+            let admit = Some(Admission::full(mode));
+            let created_s = now_s();
+            let replica = theirs.and_then(|link| link.replica);
+            let new = records::Link::default();
+            let link = records::Link { mode, created_s, settings, filter, admit, replica, ..new };
             known.links.insert(to.to_owned(), link);
-            Ok(())
+            known.declined.remove(to);
+            self.admit(records, volume, to)
         })?;
         Ok(Answer::Done(format!(
             "{volume} is linked to {to}; there, unless it has it already: driftless volume add {volume} DIR --from <this site>"
@@ -313,6 +368,8 @@ impl Shared {
     }
 
     fn change_link(&self, volume: &str, to: &str, verb: LinkVerb) -> Result<Answer, Answer> {
+        // Once it is not connected it could not be seen any more which replica is there.
+        self.note_replicas();
         self.change(|records| {
             let known = records.volumes.get_mut(volume).ok_or_else(|| no_volume(volume))?;
             let none = || Answer::failed(format!("{volume} is not linked to {to}"), "driftless link create");
@@ -321,16 +378,25 @@ impl Shared {
                 LinkVerb::Start | LinkVerb::Resume => link.wanted = Wanted::Running,
                 LinkVerb::Pause => link.wanted = Wanted::Paused,
                 LinkVerb::Stop => link.wanted = Wanted::Stopped,
-                LinkVerb::Remove => _ = known.links.remove(to),
+                LinkVerb::Remove => {
+                    known.links.remove(to);
+                    known.declined.insert(to.to_owned());
+                }
             }
             Ok(())
         })?;
+        if !matches!(verb, LinkVerb::Start | LinkVerb::Resume) {
+            let link = self.lock().volumes.get_mut(volume).and_then(|running| running.links.remove(to));
+            // Without the lock: it ends with what is on its way. When the command is done, nothing goes over it any more.
+            drop(link);
+        }
         Ok(Answer::Done(match verb {
             LinkVerb::Start | LinkVerb::Resume => format!("the link of {volume} to {to} runs"),
             LinkVerb::Pause => format!("the link of {volume} to {to} is paused"),
             LinkVerb::Stop => format!("the link of {volume} to {to} is stopped"),
             LinkVerb::Remove => format!(
-                "the link of {volume} to {to} is removed; {to} may not have {volume} from here any more"
+                "the link of {volume} to {to} is removed; it stays a member, and has {volume} from others: to end that, \
+                 driftless site remove {to}"
             ),
         }))
     }

@@ -1,11 +1,15 @@
 //! How a node stands: from what runs and what is recorded to what is said.
 
+use super::membership::site_named;
 use super::{Running, Shared, lock, now_ms};
 use crate::http::{Get, Page};
 use crate::link::{self, LinkThread};
 use crate::metrics;
 use crate::records::{self, Volume, Wanted};
-use crate::status::{self, LinkStatus, NodeStatus, SiteStatus, VolumeStatus};
+use crate::status::{self, LinkStatus, MemberStatus, NodeStatus, SiteStatus, VolumeStatus};
+use driftless_core::link::Role;
+use driftless_core::membership::{Key, Member, View};
+use driftless_net::identity::PublicKey;
 use driftless_node::replica::{LinkId, PeerStatus, Replica, ReplicaStatus};
 use std::time::Duration;
 
@@ -32,7 +36,10 @@ impl Shared {
             .records
             .volumes
             .iter()
-            .map(|(name, volume)| volume_status(name, volume, inner.volumes.get(name)))
+            .map(|(name, volume)| {
+                let view = self.members.view(volume.id().unwrap_or(0));
+                volume_status(name, volume, inner.volumes.get(name), &view, self.members.own())
+            })
             .collect();
         let sites = inner.records.sites.iter().map(|(name, site)| SiteStatus {
             name: name.clone(),
@@ -61,7 +68,26 @@ impl Shared {
     }
 }
 
-fn volume_status(name: &str, volume: &Volume, running: Option<&Running>) -> VolumeStatus {
+fn members(view: &View) -> Vec<MemberStatus> {
+    let status = |(key, member): (&Key, &Member)| MemberStatus {
+        site: member.site.clone(),
+        key: PublicKey(key.0).to_string(),
+        follower: member.rights.role == Role::Follower,
+        may_relay: member.rights.may_relay,
+        may_invite: member.rights.may_invite,
+    };
+    let mut members: Vec<MemberStatus> = view.members.iter().map(status).collect();
+    members.sort_by(|a, b| a.site.cmp(&b.site));
+    members
+}
+
+fn volume_status(
+    name: &str,
+    volume: &Volume,
+    running: Option<&Running>,
+    view: &View,
+    me: Key,
+) -> VolumeStatus {
     let replica = running.and_then(|r| lock(&r.replica).as_ref().map(Replica::status));
     let runs = replica.as_ref().is_some_and(|s| s.ended.is_none());
     let seen = replica.unwrap_or_default();
@@ -87,6 +113,8 @@ fn volume_status(name: &str, volume: &Volume, running: Option<&Running>) -> Volu
         applied_bytes: seen.counts.applied_bytes,
         propagation: seen.standing.propagation.clone(),
         error: running.and_then(|r| r.error.clone()),
+        members: members(view),
+        removed_by: view.removed.get(&me).filter(|r| r.now.is_none()).map(|r| site_named(view, &r.by)),
         links: links.collect(),
     }
 }

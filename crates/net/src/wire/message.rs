@@ -3,8 +3,9 @@
 use super::Type;
 use driftless_core::codec::{Decoded, Decoder, Encoder, ReplicaTable, Resolve};
 use driftless_core::link::{
-    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want,
+    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, SignedHead, Want,
 };
+use driftless_core::membership::Signature;
 use driftless_core::meta::Digest;
 use driftless_core::tx::{Knowledge, Known};
 use driftless_core::{Dot, EntryId, ReplicaId};
@@ -20,6 +21,8 @@ const BATCH_ITEMS_MAX: usize = 65_536;
 /// What the shortest entry, dot and so on take at least.
 const ENTRY_LEN_MIN: usize = 12;
 const DOT_LEN_MIN: usize = 2;
+const SIGNATURE_LEN: usize = 64;
+const HEAD_LEN_MIN: usize = DOT_LEN_MIN + 8 + SIGNATURE_LEN;
 
 /// The payload of any message but a piece.
 pub(super) fn encode(m: &Message) -> Vec<u8> {
@@ -44,6 +47,7 @@ pub(super) fn encode(m: &Message) -> Vec<u8> {
             p.e.u8((*scanned).into());
         }
         Message::Bye { reason } => p.text(reason),
+        Message::Heads(heads) => p.heads(heads),
     }
     p.finish()
 }
@@ -75,6 +79,7 @@ pub(super) fn decode(t: Type, payload: &[u8]) -> Decoded<Message> {
         }
         Type::Heartbeat => Message::Heartbeat { head: d.uint()?, scanned: flag(&mut d)? },
         Type::Bye => Message::Bye { reason: text_field(&mut d, TEXT_LEN_MAX)? },
+        Type::Heads => Message::Heads(heads(&mut d, &table)?),
         Type::Piece | Type::Control | Type::Close => return d.bad("message"),
     };
     d.end()?;
@@ -88,6 +93,17 @@ pub(super) fn decode_piece(head: &[u8], bytes: Vec<u8>) -> Decoded<Message> {
     let (entry, version, offset) = (entry_id(&mut d, &table)?, d.dot(&table)?, d.uint()?);
     d.end()?;
     Ok(Message::Piece(Piece { entry, version, offset, bytes }))
+}
+
+fn heads(d: &mut Decoder<'_>, table: &ReplicaTable) -> Decoded<Vec<SignedHead>> {
+    let count = d.count(HEAD_LEN_MIN)?;
+    let mut heads = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (Dot { replica, n }, tag) = (d.dot(table)?, d.fixed64()?);
+        let Some(signature) = d.raw(SIGNATURE_LEN)?.first_chunk() else { return d.bad("signature") };
+        heads.push(SignedHead { replica, n, tag, signature: Signature(*signature) });
+    }
+    Ok(heads)
 }
 
 /// The next `len` bytes as text.
@@ -116,6 +132,15 @@ impl Payload {
         }
         out.raw(&self.e.buf);
         out.buf
+    }
+
+    fn heads(&mut self, heads: &[SignedHead]) {
+        self.e.uint(heads.len() as u64);
+        for head in heads {
+            self.dot(Dot::new(head.replica, head.n));
+            self.e.fixed64(head.tag);
+            self.e.raw(&head.signature.0);
+        }
     }
 
     fn dot(&mut self, d: Dot) {

@@ -5,6 +5,7 @@ use super::propagation::Propagation;
 use super::{Engine, Fail, FromEngine, wall_ns};
 use crate::sites;
 use driftless_core::link::{Held, Lag, PeerRow, peer_rows};
+use driftless_core::membership::Key;
 use driftless_core::{ReplicaId, Tx};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ pub struct PeerStatus {
     pub replica: ReplicaId,
     /// The name of its site, as it told.
     pub site: String,
+    /// The key that it has proven to have, if it was connected since the start.
+    pub key: Option<Key>,
     /// The connection to it, if there is one.
     pub link: Option<LinkId>,
     /// When the oldest change was made that is not on its disk for good; `None`: it has all.
@@ -58,6 +61,7 @@ pub(super) struct Lags {
 
 struct Known {
     site: String,
+    key: Option<Key>,
     lag: Lag,
     held: Held,
     waiting_since_ns: Option<u64>,
@@ -78,24 +82,27 @@ impl Engine {
             };
             let site = sites::name(tx, replica)?.unwrap_or_default();
             let waiting_since_ns = (row.held.waiting > 0).then(wall_ns);
-            self.lags.peers.insert(replica, Known { site, lag, held: row.held, waiting_since_ns });
+            self.lags.peers.insert(replica, Known { site, key: None, lag, held: row.held, waiting_since_ns });
         }
         Ok(())
     }
 
     /// A peer has introduced itself.
-    pub(super) fn note_peer(&mut self, replica: ReplicaId, site: &str) {
+    pub(super) fn note_peer(&mut self, replica: ReplicaId, site: &str, key: Option<Key>) {
         if self.service.is_none() {
             return;
         }
         let (head, now_ns) = (self.head, wall_ns());
         let new = || Known {
             site: site.to_owned(),
+            key,
             lag: Lag::new(0, head, now_ns),
             held: Held::default(),
             waiting_since_ns: None,
         };
-        self.lags.peers.entry(replica).or_insert_with(new).site = site.to_owned();
+        let known = self.lags.peers.entry(replica).or_insert_with(new);
+        known.site = site.to_owned();
+        known.key = key.or(known.key);
     }
 
     /// Tells how the links stand, if that has changed; not too often unless `now`.
@@ -142,6 +149,7 @@ impl Engine {
             out.push(PeerStatus {
                 replica: *replica,
                 site: known.site.clone(),
+                key: known.key,
                 link,
                 behind_since_ns: known.lag.since_ns().into_iter().chain(known.waiting_since_ns).min(),
                 backlog_items,

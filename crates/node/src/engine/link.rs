@@ -7,6 +7,7 @@
 
 use super::{Engine, Fail, FromEngine, wall_ns, weight};
 use driftless_core::link::{self, FeedCursor, FetchLimits, Fetcher, Message, Receiver, Sender};
+use driftless_core::membership::Key;
 use driftless_core::{EntryId, ReplicaId, Tx};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -50,6 +51,8 @@ impl Default for Tuning {
 
 /// One connection to a peer.
 pub(super) struct Link {
+    /// The key that the other end has proven to have.
+    pub(super) key: Option<Key>,
     /// Who it is; `None` until it has introduced itself.
     pub(super) peer: Option<Peer>,
     /// What is asked of it.
@@ -82,14 +85,17 @@ pub(super) struct Peer {
     pub(super) has_tree: bool,
     pub(super) head: u64,
     pub(super) inline: bool,
+    /// The heads that it was sent.
+    pub(super) heads_sent: BTreeMap<ReplicaId, u64>,
     /// What it was told of this disk, and what was looked at then.
     pub(super) held_told: Option<link::Held>,
     pub(super) held_looked_at: Option<(u64, u64)>,
 }
 
 impl Link {
-    fn new() -> Link {
+    fn new(key: Option<Key>) -> Link {
         Link {
+            key,
             peer: None,
             fetcher: Fetcher::new(FetchLimits::default()),
             tuning: Tuning::default(),
@@ -199,7 +205,13 @@ impl Links {
 
 impl Engine {
     /// A connection to a peer: it is greeted.
-    pub(super) fn link_up(&mut self, id: LinkId) -> Result<(), Fail> {
+    pub(super) fn link_up(&mut self, id: LinkId, key: Option<Key>) -> Result<(), Fail> {
+        if self.setting_aside {
+            let what = "it sets aside what is beyond a Cut first".to_owned();
+            let e = Fail::Refused { what, advice: "it goes on by itself".into() };
+            let whose = self.volume_name();
+            return self.post(FromEngine::LinkEnded(id, e.into_error(&whose)));
+        }
         let own = self.own_hello();
         let snapshot = self.store.snapshot()?;
         let mut hello = link::hello(&mut Tx::open(&*snapshot, self.env())?, &own)?;
@@ -210,7 +222,7 @@ impl Engine {
             }
         }
         hello.cursors.sort_unstable_by_key(|c| c.replica);
-        self.links.put(id, Link::new());
+        self.links.put(id, Link::new(key));
         self.send_to(id, Message::Hello(hello))
     }
 

@@ -7,6 +7,7 @@
 //!
 //! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
 //! - [`apply`]: doing what a plan says.
+//! - [`believe`]: how far a peer is believed.
 //! - [`elsewhere`]: what is in directories whose move is not recorded yet.
 //! - [`filter_change`]: another filter than the last time.
 //! - [`hasher`]: reading large files on another core.
@@ -21,6 +22,7 @@
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
 //! - [`propagation`]: how long changes of others took to get here.
+//! - [`quarantine`]: keeping a Cut; [`role`]: becoming a writer or a follower.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
 //! - [`suspect`]: judging what a power cut left; [`verify`]: what a sync that failed may have lost.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
@@ -32,6 +34,7 @@
 //! - [`open`]: opening index and tree, guarding; [`no_room`]: on a full disk that has to wait.
 
 mod apply;
+mod believe;
 mod causes;
 mod content;
 mod copies;
@@ -51,7 +54,9 @@ mod open;
 mod open_files;
 mod peer;
 mod propagation;
+mod quarantine;
 mod recover;
+mod role;
 mod rollback;
 mod routine;
 mod seal;
@@ -72,6 +77,7 @@ use copies::Copies;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
 use driftless_core::adopt::Adoption;
 use driftless_core::link::{Message, OwnHello, Role, peer_row};
+use driftless_core::membership::Key;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
@@ -98,12 +104,14 @@ use suspect::{BeforeRows, LastMoments};
 use verify::FailedSyncs;
 use waiters::Waiters;
 
+pub use believe::Claims;
 pub use lags::{PeerStatus, Standing};
 pub use link::{LinkId, Tuning};
 pub use nowhere::accept_lost;
 pub use open::Service;
 pub(crate) use open::{EngineOptions, inbox, start};
 pub use propagation::{BOUNDS_S as PROPAGATION_BOUNDS_S, Propagation};
+pub use quarantine::{Quarantined, QuarantinedChange};
 
 /// No path is deeper: PATH_MAX holds 2,048 names of one byte; twice that ends every walk over a damaged index.
 const DEPTH_MAX: usize = 4096;
@@ -206,8 +214,8 @@ impl Fail {
 
 /// What a session tells an engine.
 pub(crate) enum ToEngine {
-    /// There is a connection to a peer.
-    LinkUp(LinkId),
+    /// There is a connection to a peer, which has proven to have this key if keys are known.
+    LinkUp(LinkId, Option<Key>),
     /// From the peer at its other end.
     Link(LinkId, Message),
     /// How what is sent by it is cut into batches.
@@ -216,6 +224,10 @@ pub(crate) enum ToEngine {
     LinkDown(LinkId),
     /// Try what waits at once.
     Retry,
+    /// Make changes, or no more once all that were made are recorded.
+    Role(Role),
+    /// Say what is known of all replicas.
+    Claims(ChannelSender<Claims>),
     /// Finish what is begun, seal, and end.
     Stop,
 }
@@ -230,6 +242,8 @@ pub(crate) enum FromEngine {
     Event(Event),
     /// How it stands; sent before any message that builds on it.
     Status(Status),
+    /// Which replica it is, and its role now. Not in a session of two.
+    Replica(ReplicaId, Role),
     /// How its peers stand. Not in a session of two.
     Peers(Standing),
     /// It has ended.
@@ -284,6 +298,10 @@ pub(crate) struct Engine {
     lags: Lags,
     /// What a daemon's engine is told; `None` in a session of two.
     service: Option<Service>,
+    /// It looks at its tree once more before it sets aside what is beyond a Cut; nobody is linked.
+    setting_aside: bool,
+    becoming: role::Becoming,
+    heads: believe::Heads,
 
     // what is to be done
     hints: BTreeSet<(NodeKey, Name)>,
@@ -422,9 +440,11 @@ impl Engine {
         }
         self.load_nowhere(&mut tx)?;
         self.load_lags(&mut tx)?;
+        self.load_heads(&tx)?;
         let own = self.own_hello();
         let me = tx.me();
         sites::set_name(&mut tx, me, &own.site)?;
+        self.tell_role(me)?;
         let unplanned = tx.feed_after(self.planned, QUEUE_MAX + 1)?;
         if unplanned.len() > QUEUE_MAX {
             self.backlog_from = Some(self.planned);
@@ -436,6 +456,7 @@ impl Engine {
             self.enqueue(id);
         }
         self.commit(tx)?;
+        self.check_cuts()?;
         self.redo_intents()?;
         self.verify_at_start()?;
         self.begin_alone()?;
@@ -604,11 +625,13 @@ impl Engine {
                 self.stopping = true;
                 Ok(())
             }
-            ToEngine::LinkUp(id) => self.link_up(id),
             ToEngine::Tune(id, tuning) => {
                 self.tune(id, tuning);
                 Ok(())
             }
+            ToEngine::Role(role) => self.change_role(role),
+            ToEngine::Claims(to) => self.tell_claims(&to),
+            ToEngine::LinkUp(id, key) => self.link_up(id, key),
             ToEngine::LinkDown(id) => self.link_down(id),
             ToEngine::Retry => {
                 self.waiting.retry_all();
@@ -680,6 +703,7 @@ impl Engine {
             self.start_crawl();
             return Ok(true);
         }
+        worked |= self.become_follower()?;
         worked |= self.seal_if_quiet()?;
         worked |= self.crawl_if_due();
         Ok(worked)
@@ -859,6 +883,7 @@ impl Engine {
     fn crawl_over(&mut self) -> Result<(), Fail> {
         self.crawled = true;
         self.routine.crawl_over(Instant::now());
+        self.becoming.looked();
         self.last_moments = None;
         self.heal_rollback()?;
         if !self.scanned {

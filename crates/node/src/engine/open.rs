@@ -20,6 +20,7 @@ use crate::control::ControlServer;
 use crate::filter::Filter;
 use crate::overlay::OverlayStore;
 use crate::query;
+use crate::trust::Trust;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, never, unbounded};
 use driftless_core::fitness::{self, Weight};
 use driftless_core::link::Role;
@@ -71,7 +72,7 @@ pub(crate) struct EngineOptions {
 }
 
 /// What a daemon tells the engine of a volume, which in a session of two ends follows from their sides.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Service {
     /// The volume's id.
     pub volume: u128,
@@ -79,6 +80,10 @@ pub struct Service {
     pub first: bool,
     /// Whether it makes changes.
     pub role: Role,
+    /// Whom to believe what. May change while it runs.
+    pub trust: Arc<Trust>,
+    /// What is beyond a Cut of this replica is set aside, instead of waiting for somebody to say so.
+    pub set_aside: bool,
 }
 
 /// Starts the engine on a thread of its own. It ends by [`FromEngine::Ended`], whatever happens.
@@ -130,7 +135,7 @@ impl Engine {
         }
         let Opened { store, commands, held, kept_as } = open_store(&root, &state, &shared, tree)?;
         let (volume_id, me, lost) = introduce(&*store, marker)?;
-        let volume_id = match service {
+        let volume_id = match &service {
             Some(service) => agreed_volume(volume_id, service.volume, &root)?,
             None => volume_id,
         };
@@ -150,7 +155,7 @@ impl Engine {
             None => 0,
         };
         drop(snapshot);
-        let role = match (service, side) {
+        let role = match (&service, side) {
             (Some(service), _) => service.role,
             (None, Side::B) if shared.active_passive => Role::Follower,
             _ => Role::Writer,
@@ -188,6 +193,9 @@ impl Engine {
             links: Default::default(),
             lags: Default::default(),
             service,
+            setting_aside: false,
+            becoming: Default::default(),
+            heads: Default::default(),
             hints: BTreeSet::new(),
             stager,
             staging: 0,

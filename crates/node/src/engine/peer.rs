@@ -7,11 +7,11 @@ use super::stager::{self, Early, Ready};
 use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, QUEUE_MAX, apply, steady_ns};
 use crate::api::{Level, Phase, Side};
 use crate::sites;
-use driftless_core::link::{self, HelloVerdict, Message, Receiver, SendLimits, Sender};
+use driftless_core::link::{self, HelloVerdict, Message, SendLimits, Sender};
 use driftless_core::rows::Table;
 use driftless_core::{Dot, EntryId, Tx, local, tx};
 use driftless_volume::crash::{self, Point};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Batches on their way to a peer without a receipt. Small ones overlap better: while one is synced, the next ones are staged.
 pub(super) const BATCH_WINDOW: usize = 4;
@@ -23,6 +23,7 @@ impl Engine {
     pub(super) fn handle_message(&mut self, id: LinkId, message: Message) -> Result<(), Fail> {
         match message {
             Message::Hello(hello) => self.handle_hello(id, &hello),
+            Message::Heads(heads) => self.take_heads(&heads),
             Message::Batch(batch) => {
                 self.count_batch(id)?;
                 // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
@@ -72,6 +73,7 @@ impl Engine {
     pub(super) fn handle_hello(&mut self, id: LinkId, hello: &link::Hello) -> Result<(), Fail> {
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
+        self.check_speaker(id, hello.replica)?;
         let refused =
             |what: &str, advice: &str| Err(Fail::Refused { what: what.into(), advice: advice.into() });
         match link::check_hello(&mut tx, self.volume_id, hello)? {
@@ -99,15 +101,17 @@ impl Engine {
                 let peer = Peer {
                     id: hello.replica,
                     sender,
-                    receiver: Receiver::new(hello.replica),
+                    receiver: self.receiver_for(id, hello.replica),
                     scanned: false,
                     head: 0,
                     inline: hello.inline,
                     has_tree: hello.scanned,
+                    heads_sent: BTreeMap::new(),
                     held_told: None,
                     held_looked_at: None,
                 };
-                self.note_peer(peer.id, &hello.site);
+                let key = self.links.get(id).and_then(|link| link.key);
+                self.note_peer(peer.id, &hello.site, key);
                 self.introduced(id, peer)?;
                 sites::set_name(&mut tx, hello.replica, &hello.site)?;
                 self.decide_first_scan(tx, hello)?;
@@ -384,7 +388,7 @@ impl Engine {
         let mut tx = self.open_tx(&*snapshot)?;
         self.pump_news(id, link, &mut tx, now_ms)?;
         let Some(peer) = &mut link.peer else { return Ok(false) };
-        let mut batches = Vec::new();
+        let (mut batches, mut heads) = (Vec::new(), Vec::new());
         while let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? {
             if peer.inline {
                 for wish in std::mem::take(&mut out.inline) {
@@ -396,6 +400,9 @@ impl Engine {
                         });
                     }
                 }
+            }
+            if let Some(claim) = &out.batch.knowledge {
+                heads.extend(self.heads_before(&tx, claim, &mut peer.heads_sent)?);
             }
             self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
             batches.push(out.batch);
@@ -410,6 +417,9 @@ impl Engine {
         // A change must not leave before it is durable: its dot would be given out twice.
         self.harden()?;
         crash::at(Point::LocalDurable);
+        if !heads.is_empty() {
+            self.send_on((id, link), Message::Heads(heads))?;
+        }
         for batch in batches {
             self.send_on((id, link), Message::Batch(batch))?;
         }

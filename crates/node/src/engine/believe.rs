@@ -1,0 +1,174 @@
+//! How far a peer is believed: what follows for one connection from the membership of the volume.
+
+use super::link::LinkId;
+use super::{Engine, Fail};
+use crate::trust::Trust;
+use crossbeam_channel::Sender;
+use driftless_core::link::{self, Authority, Receiver, SignedHead};
+use driftless_core::membership::{Key, head_bytes};
+use driftless_core::tx::{Knowledge, N_MAX, knowledge_vv};
+use driftless_core::{ReplicaId, Tx, VersionVector};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is known of all replicas of a volume.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    /// What this replica knows.
+    pub knowledge: VersionVector,
+    /// What replicas that are connected know, and the ends of their feeds as they told last.
+    pub peers: Vec<(ReplicaId, VersionVector, u64)>,
+    /// Entries whose contents, names or attributes are not on this disk yet.
+    pub waiting: u64,
+    /// Nothing is to be done here but to wait.
+    pub idle: bool,
+}
+
+/// The newest signed heads that are known, for all links of an engine.
+pub(super) type Heads = Arc<Mutex<BTreeMap<ReplicaId, u64>>>;
+
+/// One peer, by the key that it has proven to have.
+struct Speaker {
+    trust: Arc<Trust>,
+    heads: Heads,
+    key: Key,
+    replica: ReplicaId,
+}
+
+impl Authority for Speaker {
+    fn limit(&self, replica: ReplicaId) -> u64 {
+        let view = self.trust.view();
+        // Nothing is known of anybody.
+        if view.members.is_empty() {
+            return N_MAX;
+        }
+        let Some(member) = view.members.get(&self.key) else { return 0 };
+        let own = replica == self.replica || view.replicas.get(&replica) == Some(&self.key);
+        if own || member.rights.may_relay { N_MAX } else { 0 }
+    }
+
+    /// Nobody's word of a third replica goes further than its own.
+    fn claim_limit(&self, replica: ReplicaId) -> u64 {
+        let limit = self.limit(replica);
+        if replica == self.replica || self.trust.view().members.is_empty() || self.trust.notary().is_none() {
+            return limit;
+        }
+        limit.min(lock(&self.heads).get(&replica).copied().unwrap_or(0))
+    }
+
+    fn end(&self, replica: ReplicaId) -> u64 {
+        self.trust.view().cuts.get(&replica).copied().unwrap_or(N_MAX)
+    }
+}
+
+impl Engine {
+    pub(super) fn tell_claims(&mut self, to: &Sender<Claims>) -> Result<(), Fail> {
+        let snapshot = self.store.snapshot()?;
+        let knowledge = knowledge_vv(&Tx::open(&*snapshot, self.env())?.knowledge()?);
+        let peers =
+            self.links.peers().map(|(_, p)| (p.id, p.sender.peer_knowledge().clone(), p.head)).collect();
+        let (waiting, idle) = (self.waiting.len() as u64, self.is_idle());
+        // Who asked may have stopped waiting.
+        let _ = to.send(Claims { knowledge, peers, waiting, idle });
+        Ok(())
+    }
+
+    /// A replica belongs to one member: nobody else may introduce itself as it.
+    pub(super) fn check_speaker(&self, id: LinkId, replica: ReplicaId) -> Result<(), Fail> {
+        let Some(service) = &self.service else { return Ok(()) };
+        let Some(key) = self.links.get(id).and_then(|link| link.key) else { return Ok(()) };
+        let view = service.trust.view();
+        match view.replicas.get(&replica) {
+            Some(owner) if *owner != key => Err(Fail::Peer(format!(
+                "it introduced itself as replica {replica}, which belongs to another site"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn receiver_for(&self, id: LinkId, replica: ReplicaId) -> Receiver {
+        let key = self.links.get(id).and_then(|link| link.key);
+        match (&self.service, key) {
+            (Some(service), Some(key)) => {
+                let heads = self.heads.clone();
+                let speaker = Speaker { trust: service.trust.clone(), heads, key, replica };
+                Receiver::with_authority(replica, Box::new(speaker))
+            }
+            _ => Receiver::new(replica),
+        }
+    }
+
+    /// What was signed by earlier connections' peers.
+    pub(super) fn load_heads(&mut self, tx: &Tx<'_>) -> Result<(), Fail> {
+        let known = link::heads(tx)?;
+        lock(&self.heads).extend(known.into_iter().map(|h| (h.replica, h.n)));
+        Ok(())
+    }
+
+    /// Heads that came by a link: those that are new and signed by whom their replica belongs to are kept.
+    pub(super) fn take_heads(&mut self, heads: &[SignedHead]) -> Result<(), Fail> {
+        let Some(service) = &self.service else { return Ok(()) };
+        let trust = service.trust.clone();
+        let Some(notary) = trust.notary() else { return Ok(()) };
+        let view = trust.view();
+        let (volume, mut new) = (self.volume_id, Vec::new());
+        for head in heads {
+            if head.is_nonsense() || lock(&self.heads).get(&head.replica).is_some_and(|n| *n >= head.n) {
+                continue;
+            }
+            let bytes = head_bytes(volume, head.replica, head.n, head.tag);
+            let signed = |key: &Key| notary.verify(key, &bytes, &head.signature);
+            let earlier = || view.removed.iter().filter(|(_, r)| r.now.is_some()).map(|(key, _)| key);
+            let fine = match view.replicas.get(&head.replica) {
+                Some(owner) => signed(owner) || earlier().any(signed),
+                // No member has named it yet, or it was not heard of here: it may be anybody's.
+                None => view.members.keys().any(signed) || earlier().any(signed),
+            };
+            if !fine && view.replicas.contains_key(&head.replica) {
+                return Err(Fail::Peer(format!(
+                    "it sent a head of replica {} that its site did not sign",
+                    head.replica
+                )));
+            }
+            if fine {
+                new.push(*head);
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = self.open_tx(&*snapshot)?;
+        for head in &new {
+            link::put_head(&mut tx, head);
+        }
+        self.commit_lazily(tx)?;
+        lock(&self.heads).extend(new.into_iter().map(|h| (h.replica, h.n)));
+        Ok(())
+    }
+
+    /// The heads that go before a batch with these claims: this replica's, signed now, and others' that are new to the peer.
+    pub(super) fn heads_before(
+        &self,
+        tx: &Tx<'_>,
+        claim: &Knowledge,
+        sent: &mut BTreeMap<ReplicaId, u64>,
+    ) -> Result<Vec<SignedHead>, Fail> {
+        let notary = self.service.as_ref().and_then(|service| service.trust.notary());
+        let Some(notary) = notary else { return Ok(Vec::new()) };
+        let mut heads = link::heads_for(tx, claim, sent)?;
+        let me = tx.me();
+        if let Some(own) = claim.get(&me).filter(|own| sent.get(&me).is_none_or(|n| *n < own.n)) {
+            sent.insert(me, own.n);
+            let signature = notary.sign(&head_bytes(self.volume_id, me, own.n, own.tag));
+            heads.push(SignedHead { replica: me, n: own.n, tag: own.tag, signature });
+        }
+        Ok(heads)
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A map is whole between two calls.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
