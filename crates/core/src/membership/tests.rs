@@ -131,6 +131,29 @@ fn of_two_that_remove_each_other_the_senior_stays() {
 }
 
 #[test]
+fn who_may_not_invite_limits_nobody() {
+    let mut members = founded();
+    make(&mut members, key(1), put(2, Role::Writer, false));
+    make(&mut members, key(1), admit(3));
+    let mut rogue = members.clone();
+    let action = remove(&rogue, 3);
+    make(&mut rogue, key(2), action);
+    make(&mut rogue, key(2), admit(4));
+    let action = Action::Remove { key: key(3), seen: 0, cuts: vec![] };
+    make(&mut rogue, key(4), action);
+    make(&mut members, key(3), admit(5));
+    let all = merged(&members, &rogue);
+    assert_eq!(sites(&all), ["s1", "s2", "s3", "s5"], "what a member does whom nobody may remove counts");
+    assert!(all.view().removed.is_empty() && all.view().cuts.is_empty());
+    // A key that is handed on to itself goes on.
+    let mut own = founded();
+    let proof = sign(key(1), &rekey_bytes(VOLUME, key(1), key(1)));
+    make(&mut own, key(1), Action::Rekey { key: key(1), proof });
+    make(&mut own, key(1), admit(2));
+    assert_eq!(sites(&own), ["s1", "s2"]);
+}
+
+#[test]
 fn a_key_is_handed_on() {
     let mut members = founded();
     make(&mut members, key(1), admit(2));

@@ -72,7 +72,7 @@ type Limits = BTreeMap<Key, u64>;
 /// The keys that somebody who was admitted admitted, however it went on.
 pub(super) fn ranked(members: &Members) -> BTreeSet<Key> {
     let by = by_author(members);
-    ranks(members, &by, &Limits::new()).into_keys().collect()
+    ranks(members, &by, &Limits::new()).0.into_keys().collect()
 }
 
 pub(super) fn view(members: &Members) -> View {
@@ -98,12 +98,22 @@ fn by_author(members: &Members) -> ByAuthor<'_> {
     by
 }
 
-/// Who is how senior, with the changes beyond `limits` left out.
-fn ranks(members: &Members, by: &ByAuthor<'_>, limits: &Limits) -> BTreeMap<Key, Rank> {
-    let mut ranks = BTreeMap::new();
+/// From which position in the order of all changes on a key may invite, or may not.
+type Grants = BTreeMap<Key, BTreeMap<usize, bool>>;
+
+/// Whether `key` may invite with the change at this position.
+fn may_invite(grants: &Grants, key: Key, at: usize) -> bool {
+    let before = grants.get(&key).and_then(|grants| grants.range(..at).next_back());
+    before.is_some_and(|(_, may)| *may)
+}
+
+/// Who is how senior, and who may invite when, with the changes beyond `limits` left out.
+fn ranks(members: &Members, by: &ByAuthor<'_>, limits: &Limits) -> (BTreeMap<Key, Rank>, Grants) {
+    let (mut ranks, mut grants) = (BTreeMap::new(), Grants::new());
     let mut open: BTreeSet<(Rank, Key)> = BTreeSet::new();
     if let Some(founder) = members.founder() {
         open.insert(((0, 0), founder));
+        grants.entry(founder).or_default().insert(0, true);
     }
     while let Some((rank, key)) = open.pop_first() {
         if ranks.contains_key(&key) {
@@ -113,14 +123,21 @@ fn ranks(members: &Members, by: &ByAuthor<'_>, limits: &Limits) -> BTreeMap<Key,
         let limit = limits.get(&key).copied().unwrap_or(u64::MAX);
         for (i, change) in by.get(&key).into_iter().flatten().filter(|(_, c)| c.seq <= limit) {
             match &change.action {
-                Action::Put { key, .. } => _ = open.insert(((rank.0 + 1, *i), *key)),
-                // As senior as the key before it.
-                Action::Rekey { key, .. } => _ = open.insert((rank, *key)),
+                Action::Put { key: put, rights, .. } if may_invite(&grants, key, *i) => {
+                    open.insert(((rank.0 + 1, *i), *put));
+                    grants.entry(*put).or_default().insert(*i, rights.may_invite);
+                }
+                // As senior as the key before it, with its rights.
+                Action::Rekey { key: new, .. } if *new != key => {
+                    open.insert((rank, *new));
+                    let may = may_invite(&grants, key, *i);
+                    grants.entry(*new).or_default().insert(*i, may);
+                }
                 _ => {}
             }
         }
     }
-    ranks
+    (ranks, grants)
 }
 
 /// The last change that counts of each key that was removed.
@@ -132,21 +149,22 @@ fn limits(members: &Members) -> Limits {
     let by = by_author(members);
     let mut known = Limits::new();
     'again: loop {
-        let ranks = ranks(members, &by, &known);
+        let (ranks, grants) = ranks(members, &by, &known);
         let mut order: Vec<(Rank, Key)> = ranks.iter().map(|(k, r)| (*r, *k)).collect();
         order.sort_unstable();
         let (mut limits, mut done) = (known.clone(), BTreeSet::new());
         for (_, key) in order {
             done.insert(key);
-            for (_, change) in by.get(&key).into_iter().flatten() {
+            for (i, change) in by.get(&key).into_iter().flatten() {
                 if change.seq > limits.get(&key).copied().unwrap_or(u64::MAX) {
                     continue;
                 }
                 let (target, seen) = match &change.action {
+                    Action::Remove { .. } if !may_invite(&grants, key, *i) => continue,
                     // Who leaves does so by its last change.
                     Action::Remove { key: target, .. } if *target == key => (key, change.seq),
                     Action::Remove { key, seen, .. } => (*key, *seen),
-                    Action::Rekey { .. } => (key, change.seq),
+                    Action::Rekey { key: new, .. } if *new != key => (key, change.seq),
                     _ => continue,
                 };
                 let limit = limits.entry(target).or_insert(u64::MAX);
@@ -187,13 +205,16 @@ fn apply(view: &mut View, change: &Change) {
 }
 
 fn rekey(view: &mut View, old: Key, new: Key) {
-    if view.members.contains_key(&new) || view.removed.contains_key(&new) {
+    if new == old {
         return;
     }
     if let Some(member) = view.members.remove(&old) {
         view.removed.insert(old, Removed { site: member.site.clone(), by: old, now: Some(new) });
-        view.members.insert(new, member);
         view.replicas.values_mut().filter(|key| **key == old).for_each(|key| *key = new);
+        // Who hands itself on to a key that is or was another's is gone all the same.
+        if !view.members.contains_key(&new) && !view.removed.contains_key(&new) {
+            view.members.insert(new, member);
+        }
     }
 }
 
