@@ -760,3 +760,20 @@ fn a_real_name_like_that_of_a_copy_goes_without_renaming_the_copy() {
     let start = "3 create y 2; 2 create y 3; 1 symlink y 4; 0 symlink y 5; 2 write y 6; all; 2 rm y; 2 ln y~2 y; 1 write y 21; all";
     trace(5, &format!("{start}; 4 rm y~2"), "y=21 y~=2 y~:symlink y~:symlink");
 }
+
+#[test]
+fn of_equal_siblings_a_removal_leaves_the_one_that_a_rename_keeps() {
+    // A copy stands for two siblings of one content; 1 puts it over the winner while 2 removes it.
+    let siblings = "0 create x 2; 0 create y 3; sync 0 2; sync 2 1; sync 2 4; sync 4 3; show 1; show 2; show 3; show 4; 0 mv y x;
+        1 write y 7; 3 savetmp x 8; 4 savetmp x 9; 2 write y 11; all; 4 mv x x~0; 1 mv x~0 x; all; 2 mv x~0 x; all;
+        is 1 x=8 x~=9 x~=11";
+    trace(5, &format!("{siblings}; 1 mv x~0 x; 2 rm x~0"), "x=9 x~=11");
+}
+
+#[test]
+fn a_copy_keeps_its_name_when_one_of_the_files_it_shows_is_written() {
+    // Two copies show one content, the second a name of the first and somebody's sibling as well.
+    let copies = "0 create x 2; all; 4 write x 13; 0 write x 14; all; 4 mv x~0 x; 2 ln x~0 y; 0 mv x y; 2 write x 18; all;
+        is 1 x~=13 y=18 y~=13";
+    trace(5, &format!("{copies}; 1 savetmp x~0 20"), "x~=20 y=18 y~=13");
+}

@@ -28,8 +28,11 @@ pub(super) fn vacate(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place) -> Result<()>
 
 /// Drops the claims at a place, all but `keep`. Of several names that one entry has there only the lowest
 /// stands for its version; the others are nothing but names.
+///
+/// The first claim goes last: of siblings with equal content it is the one that a rename keeps, and what goes last is only
+/// counted as removed, so that it is still there for a name that somebody else gives it meanwhile.
 fn drop_claims(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, keep: Option<Claim>) -> Result<()> {
-    for &claim in place.claims.iter().filter(|c| Some(**c) != keep) {
+    for &claim in place.claims.iter().rev().filter(|c| Some(**c) != keep) {
         let lowest = lowest_twin(place, claim);
         if lowest == claim && keep.is_none_or(|k| lowest_twin(place, k) != claim) {
             drop_claim(tx, at, claim)?;
@@ -84,6 +87,8 @@ pub(super) fn drop_hidden(tx: &mut Tx<'_>, owner: Claim, key: &NodeKey) -> Resul
         }
         place.claims.retain(|c| !hidden(c));
         records::set_place(tx, (&dir, &name), place)?;
+        // What is left might be called after another of its claims now.
+        settle::own_name(tx, (&dir, &name))?;
     }
     Ok(())
 }

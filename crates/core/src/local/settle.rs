@@ -107,7 +107,8 @@ fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool) -> Result
     settled
 }
 
-fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
+/// Settles the name `at`, if it is a conflict name.
+pub(super) fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     let place = super::must_place(tx, at)?;
     if place.conflict_of.is_some() { make_plain(tx, at, &place, false) } else { Ok(()) }
 }
