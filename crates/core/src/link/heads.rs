@@ -85,3 +85,52 @@ fn decode(replica: ReplicaId, value: &[u8]) -> Result<SignedHead> {
         Ok(SignedHead { replica, n, tag, signature })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::{MemStore, Store};
+    use crate::tx::{Env, Known};
+
+    const ENV: Env = Env { epoch: 0, now_ns: 0 };
+
+    fn head(replica: u64, n: u64) -> SignedHead {
+        SignedHead { replica: ReplicaId(replica), n, tag: n ^ 5, signature: Signature([replica as u8; 64]) }
+    }
+
+    #[test]
+    fn the_newest_head_is_kept_and_goes_once_with_claims_about_others() {
+        let store = MemStore::new();
+        store.commit(Tx::create(ReplicaId(7))).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let mut tx = Tx::open(&*snapshot, ENV).unwrap();
+        for known in [head(1, 3), head(1, 9), head(2, 4), head(7, 5)] {
+            put_head(&mut tx, &known);
+        }
+        assert_eq!(heads(&tx).unwrap(), [head(1, 9), head(2, 4), head(7, 5)]);
+        assert_eq!(head_of(&tx, ReplicaId(3)).unwrap(), None);
+        // Of 3 no head is known, and its own word goes with what it sends.
+        let claim: Knowledge = [1, 3, 7].map(|r| (ReplicaId(r), Known { n: 2, tag: 0 })).into();
+        let mut sent = BTreeMap::new();
+        assert_eq!(heads_for(&tx, &claim, &mut sent).unwrap(), [head(1, 9)]);
+        assert_eq!(heads_for(&tx, &claim, &mut sent).unwrap(), []);
+        put_head(&mut tx, &head(1, 10));
+        assert_eq!(heads_for(&tx, &claim, &mut sent).unwrap(), [head(1, 10)]);
+    }
+
+    #[test]
+    fn what_no_replica_can_have_said_is_told() {
+        assert!(!head(1, N_MAX).is_nonsense());
+        assert!([head(0, 1), head(1, 0), head(1, N_MAX + 1)].iter().all(SignedHead::is_nonsense));
+    }
+
+    #[test]
+    fn a_damaged_row_is_an_error() {
+        let store = MemStore::new();
+        store.commit(Tx::create(ReplicaId(7))).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let mut tx = Tx::open(&*snapshot, ENV).unwrap();
+        tx.put(Table::Settings, key(ReplicaId(1)), Some(vec![0; 79]));
+        assert!(head_of(&tx, ReplicaId(1)).is_err() && heads(&tx).is_err());
+    }
+}
