@@ -43,7 +43,7 @@ pub(super) struct Copies(HashMap<RelPath, Copy>);
 impl Copies {
     /// What was read of the file at `path`, in place of an earlier copy.
     pub(super) fn put(&mut self, path: &RelPath, digest: Digest, handle: ReadHandle, now: Instant) {
-        self.0.retain(|_, copy| now < copy.last_use() + KEPT);
+        self.expire(now);
         if self.0.len() >= COPIES_MAX
             && !self.0.contains_key(path)
             && let Some(oldest) =
