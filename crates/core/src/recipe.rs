@@ -1,187 +1,271 @@
-//! Recipes: a file's content as a list of chunks, so that a receiver can keep the chunks it has and
-//! ask for the rest. A recipe is content, fetched when wanted; it is no part of an entry's state.
+//! Recipes: parts of a file as lists of chunks, so that a receiver keeps the chunks that it has in some file and asks for the
+//! rest. A recipe is content, fetched when wanted; it is no part of an entry's state.
 //!
-//! ```text
-//! recipe   format u8 (1) | total size varint | level u8 | count varint | item ...
-//! item     length varint (bytes of the file it stands for) | BLAKE3, 32 bytes
-//! ```
+//! A file is cut part by part ([`PART_LEN`]), each by itself: so a part's recipe follows from its bytes alone, parts can be
+//! cut side by side, and no list has more than some thousand chunks. Within a part the cuts follow from the content
+//! (`FastCDC`), so that what was moved by an insertion is found again one chunk behind the start of the part.
 //!
-//! On level 0 each item is a chunk of the file and the digest is that of its bytes. Files of more than
-//! [`CHUNKS_MAX`] chunks have a recipe of level 1: each item stands for a run of chunks, and the digest is that of the
-//! encoded level-0 recipe of the run. So no recipe in memory has more than [`CHUNKS_MAX`] items, and a change in a
-//! huge file makes only the list of its run differ.
+//! A chunk is known by 16 bytes of its BLAKE3. That is enough to find it; what was put together is compared
+//! with the digest of the whole version before anybody sees it.
 
-use crate::codec::{Decoded, Decoder, Encoder, Malformed};
-use crate::meta::Digest;
+use crate::codec::{Decoded, Decoder, Encoder};
+use fastcdc::v2020::FastCDC;
+use std::collections::HashMap;
+use std::ops::Range;
 
-/// Most items in one recipe: 64 Ki items of at most 42 bytes are 2.6 MiB.
-pub const CHUNKS_MAX: usize = 65_536;
-/// Longest chunk in bytes: one that has to be in memory at once.
-pub const CHUNK_LEN_MAX: u64 = 16 << 20;
-const FORMAT: u8 = 1;
-const ITEM_LEN_MIN: usize = 33;
+/// Bytes of a file that one recipe is about at most. A part costs about one chunk of what was only moved.
+pub const PART_LEN: u64 = 64 << 20;
+/// Most chunks in one recipe: a part in chunks of the least average, with room for many that are shorter.
+pub const CHUNKS_MAX: usize = 32_768;
+/// Chunks of one file that are known at once: 48 bytes each. What is beyond is fetched as if it were new.
+pub const KNOWN_CHUNKS_MAX: usize = 1 << 20;
+/// Bounds of the average length, as powers of two: 4 KiB to 1 MiB.
+const AVERAGE_LOG2: std::ops::RangeInclusive<u8> = 12..=20;
+/// A file is cut into about so many chunks: longer ones make the list shorter, and each change cost more. This is best for some
+/// hundred changes in a file of a gigabyte.
+const CHUNKS_WANTED: u64 = 131_072;
+/// The longest chunk, in averages.
+const LONGEST: usize = 4;
+/// What an item takes at least when it is encoded.
+const ITEM_LEN_MIN: usize = 1 + Chunk::LEN;
 
-/// A part of a file.
+/// How files are cut: both ends must do it alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    average_log2: u8,
+}
+
+impl Cut {
+    /// How a file of `size` bytes is cut.
+    pub fn of_size(size: u64) -> Cut {
+        let average = (size / CHUNKS_WANTED).max(1);
+        let log2 = 63 - average.leading_zeros() as u8;
+        Cut { average_log2: log2.clamp(*AVERAGE_LOG2.start(), *AVERAGE_LOG2.end()) }
+    }
+
+    /// The cut with this number; `None` if there is none.
+    pub fn from_number(n: u8) -> Option<Cut> {
+        AVERAGE_LOG2.contains(&n).then_some(Cut { average_log2: n })
+    }
+
+    /// Its number: the average length is that power of two.
+    pub fn number(self) -> u8 {
+        self.average_log2
+    }
+
+    /// Length of the longest chunk in bytes.
+    pub fn longest(self) -> usize {
+        LONGEST << self.average_log2
+    }
+
+    /// Gives the chunks of `bytes`, which begin where the one before ended, to `each`; returns how many bytes these are. What
+    /// is left may be the beginning of a longer chunk, unless `last`.
+    pub fn chunks(self, bytes: &[u8], last: bool, mut each: impl FnMut(Item)) -> usize {
+        let average = 1usize << self.average_log2;
+        // Nothing is cut in the first half of the average: that is skipped unread, and the chunks are more alike in length.
+        let cuts = FastCDC::new(bytes, average / 2, average, self.longest());
+        let mut at = 0;
+        for chunk in cuts {
+            let end = chunk.offset + chunk.length;
+            if !last && end == bytes.len() && chunk.length < self.longest() {
+                break;
+            }
+            each(Item::of(&bytes[chunk.offset..end]));
+            at = end;
+        }
+        at
+    }
+}
+
+/// What a chunk is known by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Chunk(pub [u8; Chunk::LEN]);
+
+impl Chunk {
+    /// Its length in bytes.
+    pub const LEN: usize = 16;
+}
+
+/// A chunk of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Item {
-    /// Bytes of the file it stands for; not 0.
-    pub len: u64,
-    /// Level 0: BLAKE3 of those bytes. Level 1: BLAKE3 of the encoded recipe of those bytes.
-    pub digest: Digest,
+    /// Its length in bytes; not 0.
+    pub len: u32,
+    /// Its bytes.
+    pub chunk: Chunk,
 }
 
-/// What the items of a recipe are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Level {
-    /// Chunks of the file.
-    Chunks = 0,
-    /// Recipes of level [`Level::Chunks`] for runs of chunks.
-    Runs = 1,
+impl Item {
+    /// The chunk with these bytes, at most 4 GiB.
+    fn of(bytes: &[u8]) -> Item {
+        let mut chunk = [0; Chunk::LEN];
+        chunk.copy_from_slice(&blake3::hash(bytes).as_bytes()[..Chunk::LEN]);
+        Item { len: bytes.len() as u32, chunk: Chunk(chunk) }
+    }
 }
 
-/// A checked list of items.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The chunks of a part of a file, in order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recipe {
-    size: u64,
-    level: Level,
     items: Vec<Item>,
+    len: u64,
 }
 
-/// Why items make no recipe.
+/// Why chunks make no recipe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RecipeError {
-    /// More than [`CHUNKS_MAX`] items: make it two-level.
-    #[error("a recipe has at most {CHUNKS_MAX} items")]
+    /// More than [`CHUNKS_MAX`].
+    #[error("a recipe has at most {CHUNKS_MAX} chunks")]
     TooMany,
-    /// An item of no bytes, or a chunk above [`CHUNK_LEN_MAX`].
-    #[error("item {0} of a recipe has a length that is not allowed")]
-    ItemLength(usize),
-    /// The lengths do not add up to a 64-bit size.
-    #[error("a recipe is longer than 64 bits can say")]
-    Overflow,
+    /// A chunk of no bytes.
+    #[error("chunk {0} of a recipe is empty")]
+    Empty(usize),
+    /// More than [`PART_LEN`] in all.
+    #[error("a recipe is about {PART_LEN} bytes at most")]
+    TooLong,
 }
 
 impl Recipe {
-    /// Checks `items` and makes a recipe of them.
-    pub fn new(level: Level, items: Vec<Item>) -> Result<Recipe, RecipeError> {
+    /// Checks chunks and makes a recipe of them.
+    ///
+    /// # Errors
+    /// See [`RecipeError`].
+    pub fn new(items: Vec<Item>) -> Result<Recipe, RecipeError> {
         if items.len() > CHUNKS_MAX {
             return Err(RecipeError::TooMany);
         }
-        let mut size = 0u64;
-        for (i, item) in items.iter().enumerate() {
-            if item.len == 0 || (level == Level::Chunks && item.len > CHUNK_LEN_MAX) {
-                return Err(RecipeError::ItemLength(i));
-            }
-            size = size.checked_add(item.len).ok_or(RecipeError::Overflow)?;
+        if let Some(i) = items.iter().position(|item| item.len == 0) {
+            return Err(RecipeError::Empty(i));
         }
-        Ok(Recipe { size, level, items })
+        // At most 2^15 lengths below 2^32.
+        let len = items.iter().map(|item| u64::from(item.len)).sum();
+        if len > PART_LEN { Err(RecipeError::TooLong) } else { Ok(Recipe { items, len }) }
     }
 
-    /// Length of the file, or of the run, in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// What the items are.
-    pub fn level(&self) -> Level {
-        self.level
-    }
-
-    /// The parts in file order.
+    /// The chunks in the order of the file.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
 
-    /// What a level-1 recipe calls this one by.
-    pub fn digest(&self) -> Digest {
-        Digest::of(&self.encode())
+    /// How many bytes these are together.
+    pub fn bytes(&self) -> u64 {
+        self.len
     }
 
-    /// As bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut e = Encoder { buf: Vec::with_capacity(16 + self.items.len() * (ITEM_LEN_MIN + 2)) };
-        e.u8(FORMAT);
-        e.uint(self.size);
-        e.u8(self.level as u8);
+    /// Appends it to a message.
+    pub fn encode(&self, e: &mut Encoder) {
         e.uint(self.items.len() as u64);
         for item in &self.items {
-            e.uint(item.len);
-            e.raw(&item.digest.0);
+            e.uint(item.len.into());
+            e.raw(&item.chunk.0);
         }
-        e.buf
     }
 
-    /// From bytes; total, and checked like [`Recipe::new`].
-    pub fn decode(bytes: &[u8]) -> Decoded<Recipe> {
-        let mut d = Decoder::new(bytes);
-        if d.u8()? != FORMAT {
-            return d.bad("format of a recipe");
-        }
-        let size = d.uint()?;
-        let level = match d.u8()? {
-            0 => Level::Chunks,
-            1 => Level::Runs,
-            _ => return d.bad("level of a recipe"),
-        };
+    /// Takes one off a message; total, and checked like [`Recipe::new`].
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn decode(d: &mut Decoder<'_>) -> Decoded<Recipe> {
         let count = d.count(ITEM_LEN_MIN)?;
         if count > CHUNKS_MAX {
-            return d.bad("count of a recipe");
+            return d.bad("count of chunks");
         }
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
-            items.push(item(&mut d)?);
+            let len = u32::try_from(d.uint()?).or_else(|_| d.bad("length of a chunk"))?;
+            let chunk = d.raw(Chunk::LEN)?.try_into().or_else(|_| d.bad("chunk"))?;
+            items.push(Item { len, chunk: Chunk(chunk) });
         }
-        d.end()?;
-        match Recipe::new(level, items) {
-            Ok(r) if r.size == size => Ok(r),
-            _ => d.bad("recipe"),
+        Recipe::new(items).or_else(|_| d.bad("recipe"))
+    }
+}
+
+/// In which of the files at hand something is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// In a file of the tree.
+    Base,
+    /// In the file that is being put together, left by an earlier attempt.
+    Begun,
+}
+
+/// Bytes to be copied from the base.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copy {
+    /// Where they are.
+    pub from: u64,
+    /// Where they belong.
+    pub to: u64,
+    /// How many.
+    pub len: u64,
+}
+
+/// What a part of a file is made of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Compared {
+    /// To be copied from the base, ascending by where it belongs.
+    pub copies: Vec<Copy>,
+    /// In no file at hand: disjoint, ascending.
+    pub missing: Vec<Range<u64>>,
+}
+
+/// Which chunks are in the files at hand, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    base: HashMap<Chunk, (u64, u32)>,
+    begun: HashMap<u64, Item>,
+}
+
+impl Known {
+    /// A chunk that starts at `at`.
+    pub fn add(&mut self, source: Source, at: u64, item: Item) {
+        if self.base.len() + self.begun.len() >= KNOWN_CHUNKS_MAX {
+            return;
+        }
+        match source {
+            Source::Base => _ = self.base.entry(item.chunk).or_insert((at, item.len)),
+            Source::Begun => _ = self.begun.insert(at, item),
+        }
+    }
+
+    /// What the part that starts at `start` is made of.
+    pub fn compare(&self, start: u64, recipe: &Recipe) -> Compared {
+        let mut out = Compared::default();
+        let mut at = start;
+        for item in recipe.items() {
+            let end = at + u64::from(item.len);
+            match self.base.get(&item.chunk) {
+                // Only what is in its place already: what is elsewhere in that file is being written over.
+                _ if self.begun.get(&at) == Some(item) => {}
+                Some((from, len)) if *len == item.len => out.copy(*from, at, u64::from(item.len)),
+                _ => out.miss(at..end),
+            }
+            at = end;
+        }
+        out
+    }
+}
+
+impl Compared {
+    fn copy(&mut self, from: u64, to: u64, len: u64) {
+        match self.copies.last_mut() {
+            Some(c) if c.from + c.len == from && c.to + c.len == to => c.len += len,
+            _ => self.copies.push(Copy { from, to, len }),
+        }
+    }
+
+    fn miss(&mut self, range: Range<u64>) {
+        match self.missing.last_mut() {
+            Some(m) if m.end == range.start => m.end = range.end,
+            _ => self.missing.push(range),
         }
     }
 }
 
-fn item(d: &mut Decoder<'_>) -> Result<Item, Malformed> {
-    let len = d.uint()?;
-    let digest = d.raw(32)?.try_into().or_else(|_| d.bad("digest"))?;
-    Ok(Item { len, digest: Digest(digest) })
+/// The parts of a file of `size` bytes.
+pub fn parts(size: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..size.div_ceil(PART_LEN)).map(move |i| i * PART_LEN..((i + 1) * PART_LEN).min(size))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn item(len: u64) -> Item {
-        Item { len, digest: Digest::of(&len.to_be_bytes()) }
-    }
-
-    #[test]
-    fn a_recipe_comes_back_from_its_bytes() {
-        for level in [Level::Chunks, Level::Runs] {
-            let r = Recipe::new(level, vec![item(1), item(70_000), item(CHUNK_LEN_MAX)]).unwrap();
-            assert_eq!(r.size(), 70_001 + CHUNK_LEN_MAX);
-            assert_eq!(Recipe::decode(&r.encode()), Ok(r));
-        }
-    }
-
-    #[test]
-    fn lists_that_cannot_be_are_refused() {
-        let over = vec![item(1); CHUNKS_MAX + 1];
-        assert_eq!(Recipe::new(Level::Chunks, over), Err(RecipeError::TooMany));
-        assert_eq!(Recipe::new(Level::Chunks, vec![item(5), item(0)]), Err(RecipeError::ItemLength(1)));
-        let long = vec![item(CHUNK_LEN_MAX + 1)];
-        assert_eq!(Recipe::new(Level::Chunks, long.clone()), Err(RecipeError::ItemLength(0)));
-        assert!(Recipe::new(Level::Runs, long).is_ok());
-        let huge = vec![item(u64::MAX), item(1)];
-        assert_eq!(Recipe::new(Level::Runs, huge), Err(RecipeError::Overflow));
-    }
-
-    #[test]
-    fn damaged_bytes_give_errors() {
-        let good = Recipe::new(Level::Chunks, vec![item(3), item(4)]).unwrap().encode();
-        for cut in 0..good.len() {
-            assert!(Recipe::decode(&good[..cut]).is_err());
-        }
-        let mut wrong_size = good;
-        wrong_size[1] = 8;
-        assert!(Recipe::decode(&wrong_size).is_err());
-    }
-}
+mod tests;

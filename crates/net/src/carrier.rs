@@ -520,6 +520,7 @@ fn size_of_frame(frame: &Frame) -> usize {
                 inline + b.entries.iter().map(size_of_entry).sum::<usize>()
             }
             Frame::Message(Message::Receipt(r)) => r.states.len() * 32 + r.refused.len() * SMALL,
+            Frame::Message(Message::Recipe(r)) => std::mem::size_of_val(r.recipe.items()),
             Frame::Message(_) => 0,
         }
 }

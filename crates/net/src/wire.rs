@@ -101,12 +101,14 @@ enum Type {
     Heartbeat = 8,
     Bye = 9,
     Heads = 10,
+    RecipeWant = 11,
+    Recipe = 12,
     Control = 16,
     Close = 17,
 }
 
 impl Type {
-    const ALL: [Type; 12] = [
+    const ALL: [Type; 14] = [
         Type::Hello,
         Type::Batch,
         Type::Receipt,
@@ -117,6 +119,8 @@ impl Type {
         Type::Heartbeat,
         Type::Bye,
         Type::Heads,
+        Type::RecipeWant,
+        Type::Recipe,
         Type::Control,
         Type::Close,
     ];
@@ -140,6 +144,8 @@ impl Type {
                 Message::Heartbeat { .. } => Type::Heartbeat,
                 Message::Bye { .. } => Type::Bye,
                 Message::Heads(_) => Type::Heads,
+                Message::RecipeWant(_) => Type::RecipeWant,
+                Message::Recipe(_) => Type::Recipe,
             },
         }
     }
@@ -156,6 +162,8 @@ impl Type {
             Type::Heartbeat => "heartbeat",
             Type::Bye => "bye",
             Type::Heads => "heads",
+            Type::RecipeWant => "recipe-want",
+            Type::Recipe => "recipe",
             Type::Control => "control",
             Type::Close => "close",
         }
@@ -170,12 +178,14 @@ impl Type {
             Type::Receipt => 4 << 20,
             Type::Piece => 4 << 20,
             // 4096 peers and replicas at some 20 bytes each.
+            Type::Hello => 256 << 10,
             // As many at some 90 bytes each.
             Type::Heads => 512 << 10,
-            Type::Hello => 256 << 10,
             Type::Control => 16 << 20,
+            // The most chunks there are, at 19 bytes each, and room.
+            Type::Recipe => 1 << 20,
             Type::NotHere | Type::Bye | Type::Close => 16 << 10,
-            Type::Held | Type::Want | Type::Heartbeat => 256,
+            Type::Held | Type::Want | Type::RecipeWant | Type::Heartbeat => 256,
         }
     }
 }

@@ -4,10 +4,12 @@
 
 use driftless_core::entry::{At, Entry, Link, Version};
 use driftless_core::link::{
-    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, SignedHead, Want,
+    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, RecipePart, RecipeWant, Role,
+    SignedHead, Want,
 };
 use driftless_core::membership::Signature;
 use driftless_core::meta::{Attrs, Content, Digest, Time};
+use driftless_core::recipe::{Chunk, Cut, Item, PART_LEN, Recipe};
 use driftless_core::tx::{Knowledge, Known};
 use driftless_core::{Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp, VersionVector};
 use driftless_net::wire::{FrameReader, FrameWriter};
@@ -528,13 +530,36 @@ fn samples() -> Vec<(&'static str, Frame)> {
     ]
 }
 
+fn samples_of_version_3() -> Vec<(&'static str, Frame)> {
+    let (r1, r2) = (ReplicaId(0x1111_2222_3333_4444), ReplicaId(0x5555_6666_7777_8888));
+    let (entry, version) = (EntryId(Dot::new(r1, 300)), Dot::new(r2, 7));
+    let (digest, cut, offset) = (Digest([0xab; 32]), Cut::of_size(0), PART_LEN);
+    let item = |n, len| Item { len, chunk: Chunk([n; Chunk::LEN]) };
+    let recipe = Recipe::new(vec![item(0x11, 300), item(0x22, 7)]).unwrap();
+    vec![
+        (
+            "recipe-want",
+            Frame::Message(Message::RecipeWant(RecipeWant { entry, version, digest, cut, offset, len: 300 })),
+        ),
+        ("recipe", Frame::Message(Message::Recipe(RecipePart { entry, version, offset, recipe }))),
+    ]
+}
+
 /// Protocol version 1 as it was first written. These bytes must stay readable, and what is not compressed
 /// must still be written the same.
 #[test]
 fn frames_of_version_1_are_as_they_were() {
-    let fixture = include_str!("fixtures/frames-v1.hex");
+    as_they_were(include_str!("fixtures/frames-v1.hex"), &samples());
+}
+
+/// What version 3 has added.
+#[test]
+fn frames_of_version_3_are_as_they_were() {
+    as_they_were(include_str!("fixtures/frames-v3.hex"), &samples_of_version_3());
+}
+
+fn as_they_were(fixture: &str, now: &[(&'static str, Frame)]) {
     let old: Vec<(&str, &str)> = fixture.lines().filter_map(|l| l.split_once(": ")).collect();
-    let now = samples();
     let write = |name: &str, f: &Frame| {
         let how = if name.ends_with("compressed") { Compress::Zstd } else { Compress::None };
         hex(&write(std::slice::from_ref(f), how))

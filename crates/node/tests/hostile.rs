@@ -8,6 +8,7 @@ mod sites;
 use crossbeam_channel::select;
 use driftless_core::entry::Entry;
 use driftless_core::link::Message;
+use driftless_core::recipe::{Chunk, Item, Recipe};
 use driftless_core::{Content, Digest, Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp, Time};
 use driftless_net::Compress;
 use driftless_net::wire::{Frame, FrameReader, FrameWriter};
@@ -56,6 +57,7 @@ fn attack(seed: u64) -> u64 {
     let mut bender = Bender {
         rng: Rng::new(seed),
         outside: outside.clone(),
+        victim: ReplicaId(0),
         known: Vec::new(),
         said: Vec::new(),
         bent: 0,
@@ -71,6 +73,8 @@ fn attack(seed: u64) -> u64 {
         fs::write(file, format!("{messages}"))
             .or_else(|_| fs::create_dir_all(sites.roots[0].join("a")))
             .unwrap();
+        // A large file that is at the other end already, so that its recipe is asked for.
+        fs::write(sites.roots[0].join("large"), vec![1; 300_000 + messages]).unwrap();
     }
     assert_untouched(&sites, &outside, seed);
     // It serves whoever is honest: a site that has heard of no lie.
@@ -104,7 +108,12 @@ fn connection(sites: &Sites, bender: &mut Bender, begun: Instant) -> usize {
                 Err(_) => return messages,
             },
             recv(victim.outgoing()) -> said => match said {
-                Ok(FromLink::Message(message)) => liar.give(message),
+                Ok(FromLink::Message(message)) => {
+                    if let Message::Hello(hello) = &message {
+                        bender.victim = hello.replica;
+                    }
+                    liar.give(message);
+                }
                 Ok(FromLink::Refused(_)) => return messages,
                 Err(_) => panic!("the replica has ended: {:?}", sites.replica(1).status().ended),
             },
@@ -130,6 +139,7 @@ fn assert_untouched(sites: &Sites, outside: &Path, seed: u64) {
 struct Bender {
     rng: Rng,
     outside: std::path::PathBuf,
+    victim: ReplicaId,
     /// Entries that were told of.
     known: Vec<EntryId>,
     /// Messages to say again.
@@ -212,10 +222,35 @@ impl Bender {
                 2 => piece.version = self.dot(),
                 _ => piece.entry = self.id(),
             },
+            Message::RecipeWant(want) => match self.rng.below(3) {
+                0 => (want.offset, want.len) = (self.number(), self.number()),
+                1 => want.version = self.dot(),
+                _ => want.digest = Digest([7; 32]),
+            },
+            Message::Recipe(part) => match self.rng.below(5) {
+                0 => part.offset = self.number(),
+                1 => part.recipe = Recipe::default(),
+                2 => {
+                    part.recipe =
+                        self.bent_recipe(&part.recipe, |_, item| item.chunk = Chunk([9; Chunk::LEN]))
+                }
+                3 => part.recipe = self.bent_recipe(&part.recipe, |rng, item| item.len ^= 1 << rng.below(25)),
+                _ => part.entry = self.id(),
+            },
             Message::NotHere(no) => no.reason = "given-up: ../../etc/passwd".into(),
             Message::Heartbeat { head, scanned } => (*head, *scanned) = (self.number(), self.rng.one_in(2)),
             Message::Bye { .. } => {}
         }
+    }
+
+    /// One of its chunks is bent.
+    fn bent_recipe(&mut self, recipe: &Recipe, bend: impl Fn(&mut Rng, &mut Item)) -> Recipe {
+        let mut items = recipe.items().to_vec();
+        let which = self.rng.below(items.len().max(1) as u64) as usize;
+        if let Some(item) = items.get_mut(which) {
+            bend(&mut self.rng, item);
+        }
+        Recipe::new(items).unwrap_or_default()
     }
 
     fn bend_entry(&mut self, e: &mut Entry) {
@@ -295,7 +330,10 @@ impl Bender {
 
     fn dot(&mut self) -> Dot {
         let replica = self.replica();
-        Dot::new(replica, 1 + self.rng.below(60))
+        let n = 1 + self.rng.below(60);
+        // As in a hello: changes of the victim that it never made are believed, since a restored index is found by them.
+        let made = self.known.iter().map(|id| id.0).find(|dot| dot.replica == self.victim);
+        if replica == self.victim { made.unwrap_or_default() } else { Dot::new(replica, n) }
     }
 
     fn stamp(&mut self) -> Stamp {

@@ -5,11 +5,11 @@ use crate::world::World;
 use driftless_core::codec::{Encoder, ReplicaTable};
 use driftless_core::intent::{IntentRow, StagedFile, encode_intents};
 use driftless_core::plan::{Plan, PlanOptions, Step, plan_entry};
-use driftless_core::recipe::{Item, Level, Recipe};
+use driftless_core::recipe::{Chunk, Item, Recipe};
 use driftless_core::rows::{Read, Table};
 use driftless_core::trash::{self, Record, Why};
 use driftless_core::tx::{Env, Tx};
-use driftless_core::{Attrs, Digest, EntryId, Kind, NodeKey, ReplicaId, Time};
+use driftless_core::{Attrs, EntryId, Kind, NodeKey, ReplicaId, Time};
 use std::path::PathBuf;
 
 /// Rows of each kind: enough to have every kind of entry.
@@ -103,8 +103,9 @@ fn before(mut tx: Tx<'_>) -> Option<Vec<u8>> {
 }
 
 fn lists() -> Vec<Vec<u8>> {
-    let item = |n: u64| Item { digest: Digest::of(&n.to_be_bytes()), len: 1000 + n };
-    let chunks = Recipe::new(Level::Chunks, (0..5).map(item).collect()).unwrap();
+    let item = |n: u8| Item { chunk: Chunk([n; Chunk::LEN]), len: 1000 + u32::from(n) };
+    let mut chunks = Encoder::new();
+    Recipe::new((0..5).map(item).collect()).unwrap().encode(&mut chunks);
     let record = |item: u32, path: &str| Record {
         item,
         time_ns: 1_700_000_000_000_000_000,
@@ -117,5 +118,5 @@ fn lists() -> Vec<Vec<u8>> {
         path: path.as_bytes().to_vec(),
     };
     let list = trash::encode(&[record(1, "a/b"), record(2, "report.docx")]);
-    vec![chunks.encode(), [&trash::header()[..], &list].concat(), trash::header().to_vec()]
+    vec![chunks.buf, [&trash::header()[..], &list].concat(), trash::header().to_vec()]
 }

@@ -25,8 +25,11 @@ fn replicas() -> ReplicaTable {
 
 #[test]
 fn frames() {
-    // The protocol's fixture has one frame per line, with its name before it.
-    let fixture = include_str!("../../net/tests/fixtures/frames-v1.hex");
+    // The protocol's fixtures have one frame per line, with its name before it.
+    let fixture = concat!(
+        include_str!("../../net/tests/fixtures/frames-v1.hex"),
+        include_str!("../../net/tests/fixtures/frames-v3.hex")
+    );
     let hex = |l: &&str| l.len().is_multiple_of(2) && l.bytes().all(|b| b.is_ascii_hexdigit()) && l.len() > 8;
     let words: Vec<&str> = fixture.split_whitespace().filter(hex).collect();
     let frames = corpus(&words.join("\n"));
@@ -66,7 +69,7 @@ fn plan_records() {
 fn recipes_and_trash() {
     let rows = corpus(include_str!("../corpus/lists.hex"));
     fuzz("recipes and trash", &rows, HELD_MAX, |bytes| {
-        let _ = recipe::Recipe::decode(bytes);
+        let _ = recipe::Recipe::decode(&mut Decoder::new(bytes));
         let _ = trash::decode(bytes);
     });
 }

@@ -7,6 +7,7 @@ use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{Context, Reason, VolumeError};
 use crate::fault::{self, Synced};
+use crate::patch::Patch;
 use crate::read::{hash_fd, read_range};
 use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
@@ -255,7 +256,17 @@ impl Directory {
         let size = stat::stat_fd(&fd).doing("stage", name.as_bytes())?.stx_size;
         let hash = (size == 0).then(blake3::Hasher::new);
         let attrs = attrs.clone();
-        Ok(StagedWriter { volume: self.clone(), id, fd, attrs, mtime, high: size, hash, hashed_to: 0 })
+        Ok(StagedWriter {
+            volume: self.clone(),
+            id,
+            fd,
+            attrs,
+            mtime,
+            high: size,
+            hash,
+            hashed_to: 0,
+            read: None,
+        })
     }
 
     /// Stages a file with the content of `source`: by reflink where possible, else copied inside the kernel, holes
@@ -590,6 +601,8 @@ pub struct StagedWriter {
     /// Digest of all up to `hashed_to`, as long as pieces come in order.
     hash: Option<blake3::Hasher>,
     hashed_to: u64,
+    /// Digest of what was read back since the last write.
+    read: Option<Digest>,
 }
 
 impl StagedWriter {
@@ -627,6 +640,7 @@ impl StagedWriter {
         let written = self.write_around(offset, bytes);
         let end = written.doing("write", self.id.to_string().as_bytes())?;
         self.high = self.high.max(end);
+        self.read = None;
         match &mut self.hash {
             Some(hash) if offset == self.hashed_to => {
                 hash.update(bytes);
@@ -672,8 +686,22 @@ impl StagedWriter {
         StagedWriter { attrs: attrs.clone(), mtime, ..self }
     }
 
+    /// The same file, for another thread to write other parts of it.
+    pub fn share(&self) -> Result<Patch, VolumeError> {
+        let fd = self.fd.try_clone().map_err(|_| Errno::MFILE);
+        fd.map(Patch::new).doing("write", self.id.to_string().as_bytes())
+    }
+
+    /// It is whole, and [`Patch::digest`] has given this digest since it was.
+    pub fn was_read(&mut self, digest: Digest) {
+        self.read = Some(digest);
+    }
+
     /// The digest of the file: as written, if all came in order; else read again.
     fn digest(&self, size: u64) -> Result<Option<Digest>, Errno> {
+        if self.read.is_some() {
+            return Ok(self.read);
+        }
         match &self.hash {
             Some(hash) if self.hashed_to == size => Ok(Some(Digest(*hash.finalize().as_bytes()))),
             _ => hash_fd(self.fd.as_fd(), size, true),
@@ -695,7 +723,7 @@ pub(crate) fn write_all(fd: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Resu
 }
 
 /// Writes `bytes` at `offset` but for aligned blocks of zeroes. Returns the end of what was written; 0 if nothing.
-fn write_sparse(fd: &OwnedFd, bytes: &[u8], offset: u64) -> Result<u64, Errno> {
+pub(crate) fn write_sparse(fd: &OwnedFd, bytes: &[u8], offset: u64) -> Result<u64, Errno> {
     let mut end = 0;
     for run in data_runs(bytes, offset) {
         end = offset + run.end as u64;

@@ -8,6 +8,7 @@ mod busy;
 mod common;
 mod continuous;
 mod crash;
+mod deltas;
 mod dir_times;
 mod doctor;
 mod dry_run;

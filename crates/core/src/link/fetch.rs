@@ -4,10 +4,15 @@
 //! but not here yet is bounded by a window of bytes. Small files go first and in order; large ones take turns
 //! piece by piece and never have more than half of the window, so that a small change does not wait
 //! behind a large transfer.
+//!
+//! Of a file that has much in common with one at hand the recipe is asked for first, part by part ([`crate::recipe`]). The caller
+//! compares it and says which ranges of the part are missing; what was compared first is asked for first, while the
+//! next parts are compared.
 
-use super::message::{NotHere, Piece, Want};
+use super::message::{NotHere, Piece, RecipePart, RecipeWant, Want};
 use crate::id::{Dot, EntryId};
 use crate::meta::Digest;
+use crate::recipe::{self, Cut};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
@@ -22,13 +27,24 @@ pub struct FetchLimits {
     pub large_bytes: u64,
     /// Files known to the fetcher at once; [`Fetcher::has_room`] says when there is room for another.
     pub files_max: usize,
+    /// Recipes asked for, or being compared, at once: so many parts of a file are in work at both ends.
+    pub recipes: usize,
 }
 
 impl Default for FetchLimits {
     fn default() -> Self {
-        Self { window_bytes: 16 << 20, piece_bytes: 1 << 20, large_bytes: 4 << 20, files_max: 4096 }
+        Self {
+            window_bytes: 16 << 20,
+            piece_bytes: 1 << 20,
+            large_bytes: 4 << 20,
+            files_max: 4096,
+            recipes: 4,
+        }
     }
 }
+
+/// Missing ranges of a file that are known at once before more of its recipe is asked for.
+const RANGES_MAX: usize = 65_536;
 
 /// A content to fetch.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +59,8 @@ pub struct FetchFile {
     pub digest: Digest,
     /// Ranges that are staged already.
     pub have: Vec<Range<u64>>,
+    /// Its recipe is asked for, cut like this, since much of it may be here; then `have` is not looked at.
+    pub cut: Option<Cut>,
 }
 
 /// What to do with a piece.
@@ -66,11 +84,39 @@ struct File {
     missing: VecDeque<Range<u64>>,
     /// Asked for and not here yet: start -> end, disjoint.
     asked: BTreeMap<u64, u64>,
+    /// What is not known yet to be missing, if there is a recipe.
+    recipe: Option<Parts>,
+}
+
+/// The parts of a file of which it is not known yet what is missing.
+struct Parts {
+    cut: Cut,
+    /// Their recipes are to be asked for.
+    to_ask: VecDeque<Range<u64>>,
+    /// Their recipes were asked for: start -> end.
+    asked: BTreeMap<u64, u64>,
+    /// Their recipes have come and are being compared: start -> end.
+    comparing: BTreeMap<u64, u64>,
+}
+
+impl Parts {
+    fn in_work(&self) -> usize {
+        self.asked.len() + self.comparing.len()
+    }
 }
 
 impl File {
     fn asked_bytes(&self) -> u64 {
         self.asked.iter().map(|(start, end)| end - start).sum()
+    }
+
+    fn is_complete(&self) -> bool {
+        let compared = self.recipe.as_ref().is_none_or(|p| p.to_ask.is_empty() && p.in_work() == 0);
+        compared && self.asked.is_empty() && self.missing.is_empty()
+    }
+
+    fn recipes_in_work(&self) -> usize {
+        self.recipe.as_ref().map_or(0, Parts::in_work)
     }
 }
 
@@ -84,6 +130,9 @@ pub struct Fetcher {
     large: VecDeque<Key>,
     asked_bytes: u64,
     asked_large_bytes: u64,
+    /// Files with recipes to be asked for, oldest first.
+    to_compare: VecDeque<Key>,
+    recipes_in_work: usize,
 }
 
 impl Fetcher {
@@ -96,6 +145,8 @@ impl Fetcher {
             large: VecDeque::new(),
             asked_bytes: 0,
             asked_large_bytes: 0,
+            to_compare: VecDeque::new(),
+            recipes_in_work: 0,
         }
     }
 
@@ -126,14 +177,91 @@ impl Fetcher {
         if self.files.contains_key(&key) {
             return true;
         }
-        let missing = gaps(file.size, &file.have);
-        if missing.is_empty() {
+        let large = file.size > self.limits.large_bytes;
+        let recipe = file.cut.filter(|_| file.size > 0).map(|cut| Parts {
+            cut,
+            to_ask: recipe::parts(file.size).collect(),
+            asked: BTreeMap::new(),
+            comparing: BTreeMap::new(),
+        });
+        let missing = if recipe.is_some() { VecDeque::new() } else { gaps(file.size, &file.have) };
+        if missing.is_empty() && recipe.is_none() {
             return false;
         }
-        let large = file.size > self.limits.large_bytes;
-        self.files.insert(key, File { digest: file.digest, large, missing, asked: BTreeMap::new() });
-        self.queue(large).push_back(key);
+        match recipe {
+            Some(_) => self.to_compare.push_back(key),
+            None => self.queue(large).push_back(key),
+        }
+        self.files.insert(key, File { digest: file.digest, large, missing, asked: BTreeMap::new(), recipe });
         true
+    }
+
+    /// Which recipes to ask for now.
+    pub fn poll_recipes(&mut self) -> Vec<RecipeWant> {
+        let mut wants = Vec::new();
+        while self.recipes_in_work < self.limits.recipes
+            && let Some(key) = self.to_compare.front().copied()
+        {
+            let file = self.files.get_mut(&key);
+            if file.as_ref().is_some_and(|f| f.missing.len() >= RANGES_MAX) {
+                break;
+            }
+            let next = file.and_then(|f| {
+                let parts = f.recipe.as_mut()?;
+                Some((f.digest, parts.to_ask.pop_front()?, parts))
+            });
+            let Some((digest, range, parts)) = next else {
+                self.to_compare.pop_front();
+                continue;
+            };
+            parts.asked.insert(range.start, range.end);
+            self.recipes_in_work += 1;
+            let (entry, version) = key;
+            let (offset, len) = (range.start, range.end - range.start);
+            wants.push(RecipeWant { entry, version, digest, cut: parts.cut, offset, len });
+        }
+        wants
+    }
+
+    /// Takes note of a recipe that came. True if it is to be compared: then [`Fetcher::compared`] says what that gave. One
+    /// without chunks says that the peer makes none: all of the part is asked for.
+    pub fn recipe(&mut self, part: &RecipePart) -> bool {
+        let parts = self.files.get_mut(&(part.entry, part.version)).and_then(|f| f.recipe.as_mut());
+        let Some(parts) = parts else { return false };
+        let Some(end) = parts.asked.get(&part.offset).copied() else { return false };
+        let none = part.recipe.items().is_empty();
+        if !none && part.offset.checked_add(part.recipe.bytes()) != Some(end) {
+            return false;
+        }
+        parts.asked.remove(&part.offset);
+        parts.comparing.insert(part.offset, end);
+        if none {
+            let whole = part.offset..end;
+            self.compared(part.entry, part.version, part.offset, std::slice::from_ref(&whole));
+        }
+        !none
+    }
+
+    /// The part at `offset` was compared, and what is here of it is in its place: `missing` is not. True if nothing of the
+    /// file is missing any more.
+    pub fn compared(&mut self, entry: EntryId, version: Dot, offset: u64, missing: &[Range<u64>]) -> bool {
+        let key = (entry, version);
+        let Some(file) = self.files.get_mut(&key) else { return false };
+        let known = file.recipe.as_mut().is_some_and(|p| p.comparing.remove(&offset).is_some());
+        if !known {
+            return false;
+        }
+        self.recipes_in_work -= 1;
+        let was_queued = !file.missing.is_empty();
+        file.missing.extend(missing.iter().filter(|r| r.start < r.end).cloned());
+        let (large, queued, complete) = (file.large, !file.missing.is_empty(), file.is_complete());
+        if queued && !was_queued {
+            self.queue(large).push_back(key);
+        }
+        if complete {
+            self.files.remove(&key);
+        }
+        complete
     }
 
     /// What to ask for now, as far as the window allows.
@@ -198,7 +326,7 @@ impl Fetcher {
         if end < asked_end {
             file.asked.insert(end, asked_end);
         }
-        let complete = file.asked.is_empty() && file.missing.is_empty();
+        let complete = file.is_complete();
         self.release(file_is_large(&self.files, &key), len);
         if complete {
             self.files.remove(&key);
@@ -218,6 +346,8 @@ impl Fetcher {
         if !file.missing.is_empty() {
             self.queue(file.large).retain(|k| *k != key);
         }
+        self.to_compare.retain(|k| *k != key);
+        self.recipes_in_work -= file.recipes_in_work();
         self.release(file.large, file.asked_bytes());
         true
     }
@@ -233,6 +363,13 @@ impl Fetcher {
             }
             file.missing.extend(std::mem::take(&mut file.asked).into_iter().map(|(start, end)| start..end));
             file.missing.make_contiguous().sort_by_key(|r| r.start);
+            let Some(parts) = &mut file.recipe else { continue };
+            let asked = std::mem::take(&mut parts.asked);
+            self.recipes_in_work -= asked.len();
+            if !asked.is_empty() && parts.to_ask.is_empty() {
+                self.to_compare.push_back(*key);
+            }
+            parts.to_ask.extend(asked.into_iter().map(|(start, end)| start..end));
         }
     }
 
@@ -274,11 +411,18 @@ mod tests {
     use crate::id::ReplicaId;
 
     const LIMITS: FetchLimits =
-        FetchLimits { window_bytes: 100, piece_bytes: 10, large_bytes: 40, files_max: 8 };
+        FetchLimits { window_bytes: 100, piece_bytes: 10, large_bytes: 40, files_max: 8, recipes: 2 };
 
     fn file(n: u64, size: u64) -> FetchFile {
         let dot = Dot::new(ReplicaId(1), n);
-        FetchFile { entry: EntryId(dot), version: dot, size, digest: Digest::of(b""), have: Vec::new() }
+        FetchFile {
+            entry: EntryId(dot),
+            version: dot,
+            size,
+            digest: Digest::of(b""),
+            have: Vec::new(),
+            cut: None,
+        }
     }
 
     fn answer(w: &Want) -> Piece {
@@ -381,5 +525,87 @@ mod tests {
         assert!(f.cancel(file(1, 500).entry, file(1, 500).version));
         assert_eq!(f.asked_bytes(), 0);
         assert!(f.is_empty() && f.poll().is_empty());
+    }
+
+    // ----- recipes
+
+    use crate::recipe::{Chunk, Item, PART_LEN, Recipe};
+
+    fn large(size: u64) -> FetchFile {
+        FetchFile { cut: Some(Cut::of_size(size)), ..file(1, size) }
+    }
+
+    fn limits() -> FetchLimits {
+        FetchLimits { recipes: 2, ..FetchLimits::default() }
+    }
+
+    /// One chunk that is all of the part.
+    fn part(w: &RecipeWant) -> RecipePart {
+        let item = Item { len: w.len as u32, chunk: Chunk([0; Chunk::LEN]) };
+        let recipe = Recipe::new(vec![item]).unwrap();
+        RecipePart { entry: w.entry, version: w.version, offset: w.offset, recipe }
+    }
+
+    #[test]
+    fn only_what_the_recipe_shows_missing_is_asked_for() {
+        let mut f = Fetcher::new(limits());
+        let file = large(3 * PART_LEN);
+        assert!(f.want(&file));
+        assert!(f.poll().is_empty(), "nothing is known to be missing");
+        let wants = f.poll_recipes();
+        assert_eq!(wants.iter().map(|w| w.offset).collect::<Vec<_>>(), [0, PART_LEN]);
+        assert!(f.poll_recipes().is_empty());
+        assert!(f.recipe(&part(&wants[1])) && !f.recipe(&part(&wants[1])));
+        assert!(!f.compared(file.entry, file.version, 0, &[]), "its recipe has not come");
+        let missing = PART_LEN + 5..PART_LEN + 9;
+        assert!(!f.compared(file.entry, file.version, PART_LEN, std::slice::from_ref(&missing)));
+        let third = f.poll_recipes();
+        assert_eq!(third.iter().map(|w| w.offset).collect::<Vec<_>>(), [2 * PART_LEN]);
+        let asked = f.poll();
+        assert_eq!(asked.iter().map(|w| (w.offset, w.len)).collect::<Vec<_>>(), [(PART_LEN + 5, 4)]);
+        assert_eq!(f.piece(&answer(&asked[0])), PieceVerdict::Write { complete: false });
+        for w in [&wants[0], &third[0]] {
+            assert!(f.recipe(&part(w)));
+        }
+        assert!(!f.compared(file.entry, file.version, 0, &[]));
+        assert!(f.compared(file.entry, file.version, 2 * PART_LEN, &[]), "all of the rest is here");
+        assert!(f.is_empty() && f.poll_recipes().is_empty());
+    }
+
+    #[test]
+    fn a_recipe_of_another_length_or_nobodys_is_not_compared() {
+        let mut f = Fetcher::new(limits());
+        f.want(&large(PART_LEN));
+        let w = f.poll_recipes().remove(0);
+        let short = part(&RecipeWant { len: w.len - 1, ..w.clone() });
+        let elsewhere = RecipePart { offset: u64::MAX, ..part(&w) };
+        let whose = EntryId(Dot::new(ReplicaId(9), 9));
+        assert!(![short, elsewhere, RecipePart { entry: whose, ..part(&w) }].iter().any(|r| f.recipe(r)));
+        assert!(f.recipe(&part(&w)));
+    }
+
+    #[test]
+    fn without_a_recipe_all_of_the_part_is_asked_for() {
+        let mut f = Fetcher::new(FetchLimits { window_bytes: u64::MAX, piece_bytes: u64::MAX, ..limits() });
+        f.want(&large(PART_LEN + 7));
+        let w = f.poll_recipes().remove(1);
+        assert!(!f.recipe(&RecipePart { recipe: Recipe::default(), ..part(&w) }));
+        assert_eq!(f.poll().iter().map(|w| (w.offset, w.len)).collect::<Vec<_>>(), [(PART_LEN, 7)]);
+    }
+
+    #[test]
+    fn recipes_end_and_start_again_with_their_file() {
+        let mut f = Fetcher::new(limits());
+        let file = large(2 * PART_LEN);
+        f.want(&file);
+        let wants = f.poll_recipes();
+        assert!(f.recipe(&part(&wants[1])));
+        f.reset_connection();
+        let again = f.poll_recipes();
+        assert_eq!(again, wants[..1], "what is being compared is not asked for again");
+        assert!(f.cancel(file.entry, file.version));
+        assert!(!f.compared(file.entry, file.version, PART_LEN, &[]), "nobody wants it any more");
+        f.want(&file);
+        assert_eq!(f.poll_recipes(), wants);
     }
 }

@@ -14,7 +14,9 @@ use crate::tx::{Known, Result, Tx, dec};
 /// Least protocol version spoken.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Greatest protocol version spoken.
-pub const PROTOCOL_MAX: u16 = 2;
+pub const PROTOCOL_MAX: u16 = PROTOCOL_RECIPES;
+/// The first protocol version with recipes.
+pub const PROTOCOL_RECIPES: u16 = 3;
 
 /// What a hello says beside what the index knows.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,6 +4,7 @@ use super::heads::SignedHead;
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, ReplicaId};
 use crate::meta::Digest;
+use crate::recipe::{Cut, Recipe};
 use crate::tx::Knowledge;
 use crate::vv::VersionVector;
 
@@ -35,6 +36,10 @@ pub enum Message {
     Piece(Piece),
     /// The version cannot be had here.
     NotHere(NotHere),
+    /// Please say what a part of a version is made of. From protocol 3 on.
+    RecipeWant(RecipeWant),
+    /// What a part of a version is made of. From protocol 3 on.
+    Recipe(RecipePart),
     /// Through the data path, so that a frozen feed is noticed.
     Heartbeat {
         /// Head of the sender's feed.
@@ -168,6 +173,36 @@ pub struct Piece {
     pub offset: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
+}
+
+/// A part of a version whose recipe is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecipeWant {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// The digest it must have.
+    pub digest: Digest,
+    /// How it is to be cut.
+    pub cut: Cut,
+    /// Where the part starts.
+    pub offset: u64,
+    /// How many bytes it has, at most [`crate::recipe::PART_LEN`].
+    pub len: u64,
+}
+
+/// The recipe of a part of a version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecipePart {
+    /// Whose.
+    pub entry: EntryId,
+    /// Which version.
+    pub version: Dot,
+    /// Where the part starts.
+    pub offset: u64,
+    /// Its chunks.
+    pub recipe: Recipe,
 }
 
 /// A version cannot be had here.

@@ -24,9 +24,14 @@ mod tests;
 
 pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
 pub use heads::{SignedHead, head_of, heads, heads_for, put_head};
-pub use hello::{HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, check_hello, hello, tag_at};
+pub use hello::{
+    HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECIPES, check_hello, hello, tag_at,
+};
 pub use lag::Lag;
-pub use message::{Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, Want};
+pub use message::{
+    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, RecipePart, RecipeWant, Role,
+    Want,
+};
 pub use peer::{PeerRow, peer_row, peer_rows, put_peer_row};
 pub use receiver::{
     Anomaly, Authority, Echoes, Everything, Merged, REPLICAS_MAX, ReceiveError, Receiver, state_digest,

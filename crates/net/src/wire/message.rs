@@ -3,10 +3,12 @@
 use super::Type;
 use driftless_core::codec::{Decoded, Decoder, Encoder, ReplicaTable, Resolve};
 use driftless_core::link::{
-    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, Role, SignedHead, Want,
+    Batch, FeedCursor, Held, Hello, Inline, Message, NotHere, Piece, Receipt, RecipePart, RecipeWant, Role,
+    SignedHead, Want,
 };
 use driftless_core::membership::Signature;
 use driftless_core::meta::Digest;
+use driftless_core::recipe::{Cut, Recipe};
 use driftless_core::tx::{Knowledge, Known};
 use driftless_core::{Dot, EntryId, ReplicaId};
 
@@ -42,6 +44,20 @@ pub(super) fn encode(m: &Message) -> Vec<u8> {
             p.dot(n.version);
             p.text(&n.reason);
         }
+        Message::RecipeWant(w) => {
+            p.dot(w.entry.0);
+            p.dot(w.version);
+            p.e.raw(&w.digest.0);
+            p.e.u8(w.cut.number());
+            p.e.uint(w.offset);
+            p.e.uint(w.len);
+        }
+        Message::Recipe(r) => {
+            p.dot(r.entry.0);
+            p.dot(r.version);
+            p.e.uint(r.offset);
+            r.recipe.encode(&mut p.e);
+        }
         Message::Heartbeat { head, scanned } => {
             p.e.uint(*head);
             p.e.u8((*scanned).into());
@@ -76,6 +92,12 @@ pub(super) fn decode(t: Type, payload: &[u8]) -> Decoded<Message> {
         Type::NotHere => {
             let (entry, version) = (entry_id(&mut d, &table)?, d.dot(&table)?);
             Message::NotHere(NotHere { entry, version, reason: text_field(&mut d, TEXT_LEN_MAX)? })
+        }
+        Type::RecipeWant => Message::RecipeWant(recipe_want(&mut d, &table)?),
+        Type::Recipe => {
+            let (entry, version) = (entry_id(&mut d, &table)?, d.dot(&table)?);
+            let (offset, recipe) = (d.uint()?, Recipe::decode(&mut d)?);
+            Message::Recipe(RecipePart { entry, version, offset, recipe })
         }
         Type::Heartbeat => Message::Heartbeat { head: d.uint()?, scanned: flag(&mut d)? },
         Type::Bye => Message::Bye { reason: text_field(&mut d, TEXT_LEN_MAX)? },
@@ -311,6 +333,13 @@ fn want(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<Want> {
     let (entry, version) = (entry_id(d, table)?, d.dot(table)?);
     let digest = Digest(d.raw(32)?.try_into().or_else(|_| d.bad("digest"))?);
     Ok(Want { entry, version, digest, offset: d.uint()?, len: d.uint()? })
+}
+
+fn recipe_want(d: &mut Decoder<'_>, table: &dyn Resolve) -> Decoded<RecipeWant> {
+    let (entry, version) = (entry_id(d, table)?, d.dot(table)?);
+    let digest = Digest(d.raw(32)?.try_into().or_else(|_| d.bad("digest"))?);
+    let Some(cut) = Cut::from_number(d.u8()?) else { return d.bad("cut") };
+    Ok(RecipeWant { entry, version, digest, cut, offset: d.uint()?, len: d.uint()? })
 }
 
 fn items(d: &mut Decoder<'_>, each: usize) -> Decoded<usize> {

@@ -4,11 +4,13 @@
 //! ranges and written into a staged file as it comes. A file's staged name follows from its entry and version, so
 //! that a transfer goes on where an earlier process left it. Nothing is published before its digest was checked.
 
+use super::delta::Transfer;
 use super::link::LinkId;
 use super::{Engine, Fail};
 use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want, peer_rows};
 use driftless_core::local;
 use driftless_core::meta::Digest;
+use driftless_core::recipe::Cut;
 use driftless_core::{
     Attrs, Bind, Content, Dot, EntryId, Fingerprint, Kind, Node, NodeKey, ReplicaId, Time, Tx,
 };
@@ -16,6 +18,7 @@ use driftless_volume::{Part, ReadHandle, StageId, StagedWriter, VolumeError};
 use lru::LruCache;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Contents up to this length are kept in memory until staged.
@@ -28,18 +31,20 @@ const CACHE_OVERHEAD_BYTES: usize = 160;
 const SERVED_MAX: usize = 8;
 /// Staged names of transfers have this bit; others count up from a small number.
 const TRANSFER_BIT: u64 = 1 << 63;
+/// Those of transfers that are put together from what is here have this one too: what is there of them is no beginning, but parts.
+const DELTA_BIT: u64 = 1 << 62;
 
 /// Entries planned again at once because there is room to ask for them.
 const ROOM_STEP: usize = 1024;
 
-type Key = (EntryId, Dot);
+pub(super) type Key = (EntryId, Dot);
 
 /// A version whose bytes are not on this disk.
 #[derive(Clone, Debug)]
 pub(super) struct Lack {
     pub(super) version: Dot,
     digest: Digest,
-    size: u64,
+    pub(super) size: u64,
     mtime: Time,
     attrs: Attrs,
 }
@@ -62,6 +67,13 @@ impl Lack {
     }
 }
 
+/// How a fetch begins.
+struct Begun {
+    sink: Sink,
+    have: std::ops::Range<u64>,
+    delta: Option<(Arc<Transfer>, Cut)>,
+}
+
 enum Sink {
     Memory(Vec<u8>),
     Disk(Box<StagedWriter>),
@@ -72,6 +84,8 @@ struct Fetch {
     from: LinkId,
     lack: Lack,
     sink: Sink,
+    /// Set if it is put together from what is here.
+    delta: Option<Arc<Transfer>>,
 }
 
 /// A peer's answer that a version cannot be had there.
@@ -93,12 +107,14 @@ pub(super) struct Contents {
     given_up: HashSet<Key>,
     /// What came of them was something else.
     wrong: HashSet<Key>,
+    /// Put together from what is here they were something else: all of them is fetched.
+    whole: HashSet<Key>,
     wanted: HashMap<EntryId, usize>,
     /// Entries of which something is wanted while there is nobody to ask.
     no_source: VecDeque<EntryId>,
     /// Who has answered that a version is not there, since all were asked the last time.
     said_no: HashMap<Key, Vec<SaidNo>>,
-    served: LruCache<Key, ReadHandle>,
+    served: LruCache<Key, Arc<ReadHandle>>,
 }
 
 impl Contents {
@@ -112,6 +128,7 @@ impl Contents {
             fetched: HashMap::new(),
             given_up: HashSet::new(),
             wrong: HashSet::new(),
+            whole: HashSet::new(),
             wanted: HashMap::new(),
             no_source: VecDeque::new(),
             said_no: HashMap::new(),
@@ -167,6 +184,22 @@ impl Contents {
             }
             None => self.fetched.get(&key).map(|staged| staged.read_at(want.offset, len)),
         }
+    }
+
+    /// True if bytes are on their way, or what came is being read.
+    pub(super) fn is_fetching(&self) -> bool {
+        !self.fetching.is_empty()
+    }
+
+    /// How the version is put together, if it is.
+    pub(super) fn delta_of(&self, key: Key) -> Option<Arc<Transfer>> {
+        self.fetching.get(&key).and_then(|fetch| fetch.delta.clone())
+    }
+
+    /// True if this is how the version is put together now, and not what was given up.
+    pub(super) fn is_delta(&self, transfer: &Arc<Transfer>) -> bool {
+        let now = self.fetching.get(&transfer.key).and_then(|fetch| fetch.delta.as_ref());
+        now.is_some_and(|now| Arc::ptr_eq(now, transfer))
     }
 
     fn unwant(&mut self, entry: EntryId) {
@@ -264,7 +297,11 @@ impl Engine {
         self.open_node_in(&mut tx, key)
     }
 
-    fn open_node_in(&mut self, tx: &mut Tx<'_>, key: &NodeKey) -> Result<Option<ReadHandle>, Fail> {
+    pub(super) fn open_node_in(
+        &mut self,
+        tx: &mut Tx<'_>,
+        key: &NodeKey,
+    ) -> Result<Option<ReadHandle>, Fail> {
         let Some(node) = tx.node(key)? else { return Ok(None) };
         for (dir, name) in &node.names {
             let Some(path) = self.path_of_node(tx, dir)? else { continue };
@@ -279,21 +316,27 @@ impl Engine {
         Ok(None)
     }
 
+    /// A file of this disk with the bytes of a version, kept open for the next who asks.
+    pub(super) fn served_file(&mut self, key: Key, digest: &Digest) -> Result<Option<Arc<ReadHandle>>, Fail> {
+        // As long as it is asked for its copy stays, if there is one.
+        let _ = self.copies.with(digest, Instant::now());
+        if let Some(file) = self.contents.served.get(&key) {
+            return Ok(Some(file.clone()));
+        }
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let Some(file) = self.open_version(&mut tx, key.0, digest)?.map(Arc::new) else { return Ok(None) };
+        self.contents.served.put(key, file.clone());
+        Ok(Some(file))
+    }
+
     /// Answers a want with a piece, or says that it cannot.
     pub(super) fn serve(&mut self, link: LinkId, want: &Want) -> Result<(), Fail> {
         let key = (want.entry, want.version);
         // None is asked for by who got something else.
         let doubted = want.len == 0;
-        // As long as it is asked for it stays.
-        let _ = self.copies.with(&want.digest, Instant::now());
-        if !doubted && !self.contents.served.contains(&key) {
-            let snapshot = self.store.snapshot()?;
-            let mut tx = Tx::open(&*snapshot, self.env())?;
-            if let Some(h) = self.open_version(&mut tx, want.entry, &want.digest)? {
-                self.contents.served.put(key, h);
-            }
-        }
-        let read = match self.contents.served.get(&key).filter(|_| !doubted) {
+        let file = if doubted { None } else { self.served_file(key, &want.digest)? };
+        let read = match file {
             Some(h) => {
                 h.read_at(want.offset, usize::try_from(want.len.min(PIECE_MAX)).unwrap_or(0)).map(Some)
             }
@@ -383,27 +426,16 @@ impl Engine {
             link.no_room.push_back(entry);
             return Ok(());
         }
-        let (sink, have) = if lack.size <= SMALL_LEN_MAX {
-            (Sink::Memory(Vec::new()), Vec::new())
-        } else {
-            match self.open_transfer(key, &lack) {
-                Ok(w) => {
-                    let have = 0..w.written_to().min(lack.size);
-                    (Sink::Disk(Box::new(w)), vec![have])
-                }
-                Err(e) => {
-                    self.contents.unwant(entry);
-                    self.log(crate::api::Level::Warn, e.to_string());
-                    return Ok(());
-                }
-            }
-        };
-        let file = FetchFile { entry, version: lack.version, size: lack.size, digest: lack.digest, have };
+        let Ok(Begun { sink, have, delta }) = self.begin_fetch(from, entry, &lack)? else { return Ok(()) };
+        let whole = have.start == 0 && have.end >= lack.size && delta.is_none();
+        let cut = delta.as_ref().map(|(_, cut)| *cut);
+        let (version, size, digest) = (lack.version, lack.size, lack.digest);
+        let file = FetchFile { entry, version, size, digest, have: vec![have], cut };
         // A size is what a peer says.
         self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_add(lack.size);
-        let whole = file.have.iter().any(|r| r.start == 0 && r.end >= lack.size);
         self.contents.given_up.remove(&key);
-        self.contents.fetching.insert(key, Fetch { from, lack, sink });
+        let delta = delta.map(|(transfer, _)| transfer);
+        self.contents.fetching.insert(key, Fetch { from, lack, sink, delta });
         if whole {
             self.fetched_all(key);
         } else if let Some(fetcher) = self.links.fetcher_mut(from) {
@@ -412,13 +444,39 @@ impl Engine {
         Ok(())
     }
 
+    /// Where the bytes will go, and what is there already. If that cannot be, it is told and the entry is not wanted.
+    fn begin_fetch(&mut self, from: LinkId, entry: EntryId, lack: &Lack) -> Result<Result<Begun, ()>, Fail> {
+        if lack.size <= SMALL_LEN_MAX {
+            return Ok(Ok(Begun { sink: Sink::Memory(Vec::new()), have: 0..0, delta: None }));
+        }
+        let key = (entry, lack.version);
+        let begun = match self.contents.whole.contains(&key) {
+            true => None,
+            false => self.delta_base(from, entry, lack)?,
+        };
+        let opened = match begun {
+            Some(base) => self.open_transfer(delta_id(key), lack).map(|writer| {
+                let delta = self.begin_delta(key, from, lack.size, base, &writer);
+                // Without it the file is fetched from its start: what is there of it is parts.
+                Begun { sink: Sink::Disk(Box::new(writer)), have: 0..0, delta }
+            }),
+            None => self.open_transfer(transfer_id(key), lack).map(|writer| {
+                let have = 0..writer.written_to().min(lack.size);
+                Begun { sink: Sink::Disk(Box::new(writer)), have, delta: None }
+            }),
+        };
+        Ok(opened.map_err(|e| {
+            self.contents.unwant(entry);
+            self.log(crate::api::Level::Warn, e.to_string());
+        }))
+    }
+
     /// What came of a version was something else: its source is asked why before it is fetched again.
     pub(super) fn came_wrong(&mut self, key: Key) {
         self.contents.wrong.insert(key);
     }
 
-    fn open_transfer(&self, key: Key, lack: &Lack) -> Result<StagedWriter, VolumeError> {
-        let id = transfer_id(key);
+    fn open_transfer(&self, id: StageId, lack: &Lack) -> Result<StagedWriter, VolumeError> {
         match self.volume.reopen(id, &lack.attrs, lack.mtime) {
             Ok(w) => Ok(w),
             Err(_) => self.volume.stage_file(id, &lack.attrs, lack.mtime),
@@ -433,13 +491,17 @@ impl Engine {
             let room = if link.fetcher.has_room() { link.no_room.len().min(ROOM_STEP) } else { 0 };
             let entries: Vec<EntryId> = link.no_room.drain(..room).collect();
             let wants = link.fetcher.poll();
+            let recipes = link.fetcher.poll_recipes();
             for entry in entries {
                 self.contents.unwant(entry);
                 self.enqueue(entry);
             }
-            any |= !wants.is_empty();
+            any |= !wants.is_empty() || !recipes.is_empty();
             for w in wants {
                 self.send_to(id, Message::Want(w))?;
+            }
+            for w in recipes {
+                self.send_to(id, Message::RecipeWant(w))?;
             }
         }
         Ok(any)
@@ -484,13 +546,41 @@ impl Engine {
             }
             Sink::Disk(w) => w.write_at(piece.offset, &piece.bytes),
         };
+        let delta = fetch.delta.clone();
         if let Err(e) = written {
-            self.give_up_fetch(key);
-            return self.fetch_waits(piece.entry, super::volume_reason(&e), e.to_string());
+            return self.fetch_fails(key, &e);
         }
-        if complete {
+        match delta {
+            Some(delta) if complete => self.verify_delta(delta)?,
+            _ if complete => self.fetched_all(key),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// This disk does not take it now.
+    pub(super) fn fetch_fails(&mut self, key: Key, e: &VolumeError) -> Result<(), Fail> {
+        self.give_up_fetch(key);
+        self.fetch_waits(key.0, super::volume_reason(e), e.to_string())
+    }
+
+    /// A file that was put together was read: it is what it should be, or fetched as a whole.
+    pub(super) fn delta_is_read(&mut self, key: Key, digest: Option<Digest>) -> Result<(), Fail> {
+        let Some(fetch) = self.contents.fetching.get_mut(&key) else { return Ok(()) };
+        if digest == Some(fetch.lack.digest) {
+            if let Sink::Disk(writer) = &mut fetch.sink {
+                writer.was_read(fetch.lack.digest);
+            }
             self.fetched_all(key);
+            return Ok(());
         }
+        // The base was written to meanwhile, or what an earlier attempt left is damaged.
+        self.contents.whole.insert(key);
+        if let Some(writer) = self.give_up_fetch(key) {
+            self.discard(writer);
+        }
+        self.contents.given_up.remove(&key);
+        self.enqueue(key.0);
         Ok(())
     }
 
@@ -499,6 +589,7 @@ impl Engine {
         self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(fetch.lack.size);
         self.contents.unwant(key.0);
         self.contents.said_no.remove(&key);
+        self.contents.whole.remove(&key);
         match fetch.sink {
             Sink::Memory(bytes) => {
                 self.contents.inline.insert(key, bytes);
@@ -517,6 +608,9 @@ impl Engine {
             self.contents.unwant(key.0);
             if let Some(fetcher) = self.links.fetcher_mut(f.from) {
                 fetcher.cancel(key.0, key.1);
+            }
+            if let Some(delta) = f.delta {
+                delta.give_up();
             }
             if let Sink::Disk(writer) = f.sink {
                 self.contents.given_up.insert(key);
@@ -546,10 +640,15 @@ impl Engine {
             let begun = self.give_up_fetch(key).or_else(|| self.contents.fetched.remove(&key));
             let given_up = self.contents.given_up.remove(&key);
             // Found again by its name; if it cannot be opened there is nothing to drop.
-            let again = || self.volume.reopen(transfer_id(key), &Attrs::default(), Time::default()).ok();
-            if let Some(writer) = begun.or_else(|| given_up.then(again).flatten()) {
+            let again = |id| self.volume.reopen(id, &Attrs::default(), Time::default()).ok();
+            let mut left: Vec<StagedWriter> = begun.into_iter().collect();
+            if left.is_empty() && given_up {
+                left.extend([transfer_id(key), delta_id(key)].into_iter().filter_map(again));
+            }
+            for writer in left {
                 self.discard(writer);
             }
+            self.contents.whole.remove(&key);
         }
         Ok(())
     }
@@ -568,7 +667,8 @@ impl Engine {
         let mut wanted = HashSet::new();
         for id in tx.pending(usize::MAX)? {
             if let Some(row) = tx.entry(id)? {
-                wanted.extend(row.entry.counting().map(|v| transfer_id((id, v.dot)).0));
+                let ids = |dot| [transfer_id((id, dot)).0, delta_id((id, dot)).0];
+                wanted.extend(row.entry.counting().flat_map(|v| ids(v.dot)));
             }
         }
         for entry in self.volume.list_private().map_err(Fail::Volume)? {
@@ -691,7 +791,13 @@ fn transfer_id((entry, version): Key) -> StageId {
         bytes.extend_from_slice(&d.n.to_be_bytes());
     }
     let h = Digest::of(&bytes).0;
-    StageId(u64::from_be_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]) | TRANSFER_BIT)
+    let n = u64::from_be_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]);
+    StageId((n | TRANSFER_BIT) & !DELTA_BIT)
+}
+
+/// Of a transfer that is put together from what is here.
+fn delta_id(key: Key) -> StageId {
+    StageId(transfer_id(key).0 | DELTA_BIT)
 }
 
 /// True for staged names of transfers, which survive a restart.

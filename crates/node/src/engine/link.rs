@@ -77,6 +77,8 @@ pub(super) struct Link {
 /// A peer that has introduced itself.
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
+    /// Of the protocol that both speak.
+    pub(super) version: u16,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
     /// Its whole tree has been looked at since its start.

@@ -8,6 +8,7 @@
 //! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
 //! - [`apply`]: doing what a plan says.
 //! - [`believe`]: how far a peer is believed.
+//! - [`delta`]: large files of which much is here already.
 //! - [`elsewhere`]: what is in directories whose move is not recorded yet.
 //! - [`filter_change`]: another filter than the last time.
 //! - [`hasher`]: reading large files on another core.
@@ -38,6 +39,7 @@ mod believe;
 mod causes;
 mod content;
 mod copies;
+mod delta;
 mod elsewhere;
 mod filter_change;
 mod hasher;
@@ -75,6 +77,7 @@ use causes::Causes;
 use content::Contents;
 use copies::Copies;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender};
+use delta::Deltas;
 use driftless_core::adopt::Adoption;
 use driftless_core::link::{Message, OwnHello, Role, peer_row};
 use driftless_core::membership::Key;
@@ -346,6 +349,9 @@ pub(crate) struct Engine {
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
     hasher: Hasher,
+    deltas: Deltas,
+    /// The peer is another engine of this process: whole files are copied as fast as they could be compared.
+    peer_in_process: bool,
     provisional: u64,
     new_dirs: Vec<NodeKey>,
     contents: Contents,
@@ -527,6 +533,9 @@ impl Engine {
         while let Ok(read) = self.hasher.done.try_recv() {
             self.take_read(read);
         }
+        while let Ok(done) = self.deltas.done.try_recv() {
+            self.take_done(done)?;
+        }
         while let Ok(command) = self.commands.try_recv() {
             self.take_command(&command)?;
         }
@@ -543,6 +552,7 @@ impl Engine {
         let inbox = self.inbox.clone();
         let hints_in = self.hints_in.clone();
         let read = self.hasher.done.clone();
+        let done = self.deltas.done.clone();
         let commands = self.commands.clone();
         let timeout = match self.index_full {
             true => causes::PROBE_EVERY,
@@ -565,6 +575,9 @@ impl Engine {
             },
             // It ends with the engine only.
             recv(read) -> r => if let Ok(r) = r { self.take_read(r) },
+            // It ends with the engine only.
+            recv(done) -> d => if let Ok(d) = d
+                && let Err(e) = self.take_done(d) { self.fail_next(e) },
             recv(hints_in) -> h => match h {
                 Ok(h) => self.take_hints(h),
                 // No watcher (any more): a closed channel would be ready for ever.
@@ -1082,6 +1095,8 @@ impl Engine {
             && (self.pass.is_none() || self.routine.is_under_way())
             && !self.has_hints()
             && self.hasher.is_idle()
+            && self.deltas.is_idle()
+            && !self.contents.is_fetching()
             && self.batches.is_empty()
             && self.staging == 0
             && self.queue.is_empty()

@@ -3,6 +3,7 @@
 use super::causes::Causes;
 use super::content::Contents;
 use super::copies::Copies;
+use super::delta::Deltas;
 use super::hasher::Hasher;
 use super::limbo::Limbos;
 use super::lost;
@@ -232,6 +233,8 @@ impl Engine {
             seal_not_before: now,
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
+            deltas: Deltas::new(),
+            peer_in_process,
             hasher: Hasher::start().map_err(|e| Fail::Refused {
                 what: format!("cannot start a thread: {e}"),
                 advice: "raise the limit of processes (ulimit -u)".into(),

@@ -59,6 +59,8 @@ impl Engine {
             Message::Want(want) => self.serve(id, &want),
             Message::Piece(piece) => self.take_piece(id, piece),
             Message::NotHere(answer) => self.take_not_here(id, answer),
+            Message::RecipeWant(want) => self.serve_recipe(id, want),
+            Message::Recipe(part) => self.take_recipe(id, part),
             Message::Heartbeat { head, scanned } => {
                 if let Some(peer) = self.links.peer_mut(id) {
                     peer.head = head;
@@ -77,7 +79,7 @@ impl Engine {
         let refused =
             |what: &str, advice: &str| Err(Fail::Refused { what: what.into(), advice: advice.into() });
         match link::check_hello(&mut tx, self.volume_id, hello)? {
-            HelloVerdict::Fine { start_cursor, distrusted, .. } => {
+            HelloVerdict::Fine { version, start_cursor, distrusted } => {
                 let me = tx.me();
                 if self.volume_id == 0 {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
@@ -100,6 +102,7 @@ impl Engine {
                 sender.hears_itself(hello.cursors.iter().map(|c| c.replica).filter(|r| *r != me));
                 let peer = Peer {
                     id: hello.replica,
+                    version,
                     sender,
                     receiver: self.receiver_for(id, hello.replica),
                     scanned: false,

@@ -80,6 +80,13 @@ impl Sites {
         Cable::between(self.replica(a).connect(), self.replica(b).connect())
     }
 
+    /// A cable that passes so many bytes of contents, and then nothing any more.
+    pub(crate) fn join_for(&self, a: usize, b: usize, bytes_max: u64) -> Cable {
+        let cable = self.join(a, b);
+        cable.bytes_max.store(bytes_max, Ordering::SeqCst);
+        cable
+    }
+
     /// Which sites' peers are behind, as site `i` sees it.
     pub(crate) fn peers_behind(&self, i: usize) -> Vec<usize> {
         let peers = self.replica(i).status().standing.peers;
@@ -137,6 +144,8 @@ pub(crate) struct Cable {
     stop: Vec<Sender<()>>,
     stalled: Arc<AtomicBool>,
     content_bytes: Arc<AtomicU64>,
+    /// Nothing is passed on beyond so many.
+    bytes_max: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -145,13 +154,16 @@ impl Cable {
         let (a, b) = (Arc::new(a), Arc::new(b));
         let stalled = Arc::new(AtomicBool::new(false));
         let content_bytes = Arc::new(AtomicU64::new(0));
-        let mut cable =
-            Cable { stop: Vec::new(), stalled: stalled.clone(), content_bytes, threads: Vec::new() };
+        let bytes_max = Arc::new(AtomicU64::new(u64::MAX));
+        let (stop, threads) = (Vec::new(), Vec::new());
+        let mut cable = Cable { stop, stalled: stalled.clone(), content_bytes, bytes_max, threads };
         for (from, to) in [(a.clone(), b.clone()), (b, a)] {
             let (stop, stopped) = bounded(1);
             let (stalled, bytes) = (stalled.clone(), cable.content_bytes.clone());
+            let bytes_max = cable.bytes_max.clone();
             cable.stop.push(stop);
-            cable.threads.push(std::thread::spawn(move || pass(&from, &to, &stopped, &stalled, &bytes)));
+            let run = move || pass(&from, &to, &stopped, &stalled, (&bytes, &bytes_max));
+            cable.threads.push(std::thread::spawn(run));
         }
         cable
     }
@@ -159,6 +171,11 @@ impl Cable {
     /// Contents that went through it, both ways.
     pub(crate) fn content_bytes(&self) -> u64 {
         self.content_bytes.load(Ordering::SeqCst)
+    }
+
+    /// True if it passes nothing on.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
     }
 
     /// Passes nothing on any more, without ending.
@@ -174,14 +191,23 @@ impl Drop for Cable {
     }
 }
 
-fn pass(from: &LinkEnd, to: &LinkEnd, stop: &Receiver<()>, stalled: &AtomicBool, bytes: &AtomicU64) {
+fn pass(
+    from: &LinkEnd,
+    to: &LinkEnd,
+    stop: &Receiver<()>,
+    stalled: &AtomicBool,
+    (bytes, bytes_max): (&AtomicU64, &AtomicU64),
+) {
     loop {
         select! {
             recv(stop) -> _ => return,
             recv(from.outgoing()) -> m => match m {
                 Ok(FromLink::Message(_)) if stalled.load(Ordering::SeqCst) => {}
                 Ok(FromLink::Message(message)) => {
-                    bytes.fetch_add(content_len(&message), Ordering::SeqCst);
+                    let len = content_len(&message);
+                    if bytes.fetch_add(len, Ordering::SeqCst) + len >= bytes_max.load(Ordering::SeqCst) {
+                        stalled.store(true, Ordering::SeqCst);
+                    }
                     to.give(message);
                 }
                 Ok(FromLink::Refused(why)) => panic!("{why:?}"),

@@ -1,0 +1,76 @@
+//! Large files between two nodes, with the bytes that went over the connection counted: an edit costs what it changes, and a
+//! transfer goes on inside the file after its receiver was killed.
+
+use crate::common::*;
+use crate::sites::{Site, wait_same};
+use driftless_testkit::Rng;
+use rustix::process::Signal;
+use std::fs;
+use tempfile::TempDir;
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that do not compress.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
+    (0..len / 8).flat_map(|_| rng.next_u64().to_be_bytes()).collect()
+}
+
+fn two_sites(base: &TempDir) -> (Site, Site) {
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let token = oslo.ok(&["site", "invite", "--for", "data"]);
+    bergen.ok(&["site", "join", &token, "--dir", &format!("data={}", bergen.dir.display())]);
+    oslo.wait_link("bergen", "in-sync");
+    (oslo, bergen)
+}
+
+/// Puts a new file with these bytes over the one that is there, as editors do.
+fn save(site: &Site, bytes: &[u8]) {
+    let outside = site.base.join("saved");
+    fs::write(&outside, bytes).unwrap();
+    fs::rename(outside, site.dir.join("large")).unwrap();
+}
+
+fn sent(from: &Site, to: &str) -> u64 {
+    from.link(to)["sent_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn an_edit_of_a_large_file_costs_what_it_changes() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two_sites(&base);
+    let mut bytes = noise(1, 16 * MIB);
+    save(&oslo, &bytes);
+    wait_same(&[&oslo, &bergen]);
+    oslo.wait_link("bergen", "in-sync");
+    let first = sent(&oslo, "bergen");
+    assert!(first >= bytes.len() as u64, "{first} bytes were sent");
+    bytes.splice(0..0, noise(2, 1000));
+    bytes[9 * MIB..9 * MIB + 10].fill(0);
+    save(&oslo, &bytes);
+    wait_same(&[&oslo, &bergen]);
+    let edit = sent(&oslo, "bergen") - first;
+    assert!(edit < 512 << 10, "{edit} bytes were sent for an edit");
+}
+
+#[test]
+fn a_killed_receiver_goes_on_inside_the_file() {
+    let base = TempDir::new().unwrap();
+    let (oslo, mut bergen) = two_sites(&base);
+    oslo.ok(&["link", "config", "data", "--to", "bergen", "--bwlimit", "8M"]);
+    let bytes = noise(3, 16 * MIB);
+    save(&oslo, &bytes);
+    let received = |bergen: &Site| bergen.link("oslo")["received_bytes"].as_u64().unwrap_or(0);
+    let enough = bytes.len() as u64 / 2;
+    wait_until("half of the file to come", || match received(&bergen) {
+        n if n >= enough => Ok(()),
+        n => Err(format!("{n} bytes")),
+    });
+    assert!(!bergen.dir.join("large").exists(), "all of it came before the kill");
+    bergen.end(Signal::KILL);
+    bergen.start();
+    wait_same(&[&oslo, &bergen]);
+    let again = received(&bergen);
+    assert!(again < enough + 4 * MIB as u64, "{again} bytes were sent after the kill");
+}
