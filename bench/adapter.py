@@ -1,4 +1,4 @@
-"""The adapter by which the benchmark harness drives two nodes.
+"""The adapter by which the benchmark harness drives two nodes (see docs/performance.md).
 
 The harness makes two network namespaces and asks for one subclass of its `peers.Engine`. Here two `driftless serve` run, sites
 `a` and `b`, over the network; keys and the acquaintance of the sites are made before the clock runs, the volume and its

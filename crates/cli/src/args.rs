@@ -36,6 +36,7 @@ impl Cli {
             Command::Changes(args) => args.common.json,
             Command::Why(args) => args.common.json,
             Command::Doctor(args) => args.json,
+            Command::Bench(args) => args.json,
             Command::Status(args) => args.node.json,
             Command::Site(args) => args.wants_json(),
             Command::Volume(args) => args.wants_json(),
@@ -96,6 +97,9 @@ pub(crate) enum Command {
     /// Try out what a directory's file system can do, and say what that means for a sync.
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Measure first copies and changes against rsync, in directories of this machine.
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  driftless completions bash > /etc/bash_completion.d/driftless")]
     Completions {
@@ -622,6 +626,40 @@ pub(crate) struct DoctorArgs {
     /// The directory.
     pub(crate) dir: PathBuf,
     /// Print one JSON object (see docs/json.md).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const BENCH_HELP: &str = "\
+Makes files in a new directory, copies them in turn with `rsync -aHS --delete` and with `driftless sync --once`,
+compares the trees after each run, and removes all of it. Nothing but these files is touched, and no right
+is needed. It says nothing about networks, nor about waiting for changes.
+
+Exit codes:
+  0  measured; all trees were equal
+  1  it could not be measured, or a tree was not equal
+
+Example:
+  driftless bench --dir /mnt/disk --files 50000";
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    /// Where the files are made: it says which disk is measured [default: the system's temporary directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// How many small files.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) files: u64,
+    /// Length of each.
+    #[arg(long, value_name = "BYTES", default_value = "4Ki", value_parser = units::parse_bytes)]
+    pub(crate) file_size: u64,
+    /// Length of the large file, which has to fit into memory.
+    #[arg(long, value_name = "BYTES", default_value = "256Mi", value_parser = units::parse_bytes)]
+    pub(crate) large: u64,
+    /// How often each is done; medians are shown.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
+    /// Print one JSON object per kind of work and program (see docs/json.md).
     #[arg(long)]
     pub(crate) json: bool,
 }

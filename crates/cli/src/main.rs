@@ -3,10 +3,11 @@
 //!
 //! [`args`] defines every flag once (parser, help, completions, man page). [`sync`] runs a session and
 //! feeds its events to a printer of [`print`]; [`serve`] runs a node, [`node`] and [`everywhere`] ask one; [`inspect`] asks
-//! questions about a state directory; [`trash`] and [`quarantine`] work on what a root keeps. Whatever
+//! questions about a state directory; [`trash`] and [`quarantine`] work on what a root keeps; [`bench`] measures. Whatever
 //! fails ends in [`error::CliError`], which is printed here and nowhere else.
 
 mod args;
+mod bench;
 mod cursor;
 mod doctor;
 mod endpoint;
@@ -81,6 +82,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Changes(args) => inspect::changes(&args),
         Command::Why(args) => inspect::why(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Trash(args) => trash::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driftless", &mut io::stdout());
