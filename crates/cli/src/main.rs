@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod everywhere;
 mod inspect;
+mod join_preview;
 mod lost;
 mod node;
 mod node_args;

@@ -2,6 +2,7 @@
 
 use crate::error::{CliError, ExitCode};
 use crate::everywhere;
+use crate::join_preview;
 use crate::node_args::{
     FailoverArgs, LinkArgs, LinkCommand, LinkName, ModeArg, NodeArgs, RejoinArgs, RoleArg, SiteArgs,
     SiteCommand, StatusArgs, SwitchoverArgs, VolumeArgs, VolumeCommand,
@@ -50,9 +51,12 @@ pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
             let admission = Admission { mode: mode.into(), may_relay: !no_relay, may_invite: !no_invite };
             do_it(&node, &Ask::Invite { volumes, admission, expires_s: expires })
         }
-        SiteCommand::Join { token, volumes, node } => {
-            let volumes = volumes.iter().map(|v| volume_dir(v)).collect::<Result<_, _>>()?;
-            do_it(&node, &Ask::Join { token, volumes })
+        SiteCommand::Join { token, volumes, dry_run, all, seed_from, node } => {
+            let volumes = volumes.iter().map(|v| volume_dir(v)).collect::<Result<Vec<_>, _>>()?;
+            match dry_run {
+                true => join_preview::run(&token, &volumes, seed_from.as_deref(), all, &node),
+                false => do_it(&node, &Ask::Join { token, volumes, seed_from }),
+            }
         }
         SiteCommand::Rekey { fresh, node } => do_it(&node, &Ask::Rekey { fresh }),
         SiteCommand::List(node) => show(&node, &print_sites),
@@ -63,9 +67,9 @@ pub(crate) fn site(args: SiteArgs) -> Result<ExitCode, CliError> {
 
 pub(crate) fn volume(args: VolumeArgs) -> Result<ExitCode, CliError> {
     match args.command {
-        VolumeCommand::Add { name, dir, from, settings, node } => {
+        VolumeCommand::Add { name, dir, from, seed_from, settings, node } => {
             let settings = settings.settings()?;
-            do_it(&node, &Ask::AddVolume { name, root: absolute(&dir)?, from, settings })
+            do_it(&node, &Ask::AddVolume { name, root: absolute(&dir)?, from, seed_from, settings })
         }
         VolumeCommand::Config { name, settings, node } => {
             do_it(&node, &Ask::SetVolume { name, settings: settings.settings()? })
@@ -194,7 +198,7 @@ pub(crate) fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
             false => println!("{token}"),
         },
         Answer::Status(status) => println!("{}", json!(status)),
-        Answer::Why(_) | Answer::Flushed { .. } => return Err(unexpected_answer()),
+        Answer::Why(_) | Answer::Flushed { .. } | Answer::Offer(_) => return Err(unexpected_answer()),
         Answer::Plan(text) => println!("{text}"),
         Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
     }
@@ -225,6 +229,9 @@ fn print_status(status: &NodeStatus) {
     for volume in &status.volumes {
         let role = if volume.follower { ", follows" } else { "" };
         println!("\nvolume {}  {}{role}", volume.name, volume.root.text);
+        if let Some(site) = &volume.seed_from {
+            println!("  takes everything from {site} first");
+        }
         if volume.waiting_items > 0 {
             println!(
                 "  {} entries wait here: driftless failures --volume {}",

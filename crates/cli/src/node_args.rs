@@ -129,6 +129,15 @@ pub(crate) enum SiteCommand {
         /// Have a volume of the invitation in this directory; may be given several times
         #[arg(long = "dir", value_name = "VOLUME=DIR")]
         volumes: Vec<String>,
+        /// Only say how the directories compare with the volumes; nothing is changed, here or there
+        #[arg(long)]
+        dry_run: bool,
+        /// With --dry-run: list what is equal, too
+        #[arg(long, requires = "dry_run")]
+        all: bool,
+        /// Take everything that this member has before anything is taken from others
+        #[arg(long, value_name = "SITE")]
+        seed_from: Option<String>,
         #[command(flatten)]
         node: NodeArgs,
     },
@@ -239,6 +248,9 @@ pub(crate) enum VolumeCommand {
         /// The site that has it
         #[arg(long, value_name = "SITE")]
         from: Option<String>,
+        /// Take everything that this member has before anything is taken from others
+        #[arg(long, value_name = "SITE", requires = "from")]
+        seed_from: Option<String>,
         #[command(flatten)]
         settings: VolumeSettingsArgs,
         #[command(flatten)]

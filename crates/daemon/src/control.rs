@@ -6,6 +6,7 @@ use crate::settings::{LinkSettings, VolumeSettings};
 use crate::status::{NodeStatus, SiteHeld, SiteWhy};
 use driftless_node::api::PathText;
 use driftless_node::control::short;
+use driftless_node::query::{Cursor, ListedRow, Page};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -49,6 +50,18 @@ pub enum Ask {
         token: String,
         /// Volumes to have here, and where.
         volumes: Vec<(String, PathText)>,
+        /// The member that they come from first.
+        #[serde(default)]
+        seed_from: Option<String>,
+    },
+    /// What would be if this site joined; nothing is changed, here or there.
+    Preview {
+        /// The token.
+        token: String,
+        /// A volume, what it shows, and the directory that it would come to.
+        volume: Option<(String, PathText)>,
+        /// Where the part before ended.
+        after: Option<Cursor>,
     },
     /// Remove a site from all volumes for good.
     RemoveSite {
@@ -100,6 +113,9 @@ pub enum Ask {
         root: PathText,
         /// The site that has it.
         from: Option<String>,
+        /// The member that it comes from first.
+        #[serde(default)]
+        seed_from: Option<String>,
         /// What is set of it here from the beginning.
         #[serde(default)]
         settings: VolumeSettings,
@@ -205,6 +221,8 @@ pub enum Answer {
     Token(String),
     /// What would be done, for people to agree to.
     Plan(String),
+    /// See [`Ask::Preview`].
+    Offer(Box<Offer>),
     /// See [`Ask::Status`].
     Status(Box<NodeStatus>),
     /// See [`Ask::Why`].
@@ -223,6 +241,28 @@ pub enum Answer {
         /// What to do.
         advice: String,
     },
+}
+
+/// What an invitation offers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Offer {
+    /// The site that has given it.
+    pub site: String,
+    /// Volumes that it is for.
+    pub volumes: Vec<OfferedVolume>,
+    /// A part of what the volume that was asked for shows.
+    pub page: Option<Page<ListedRow>>,
+}
+
+/// A volume of an invitation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OfferedVolume {
+    /// Its name.
+    pub name: String,
+    /// The site would make no changes in it.
+    pub follower: bool,
+    /// Sites that have it.
+    pub members: Vec<String>,
 }
 
 impl Answer {

@@ -3,7 +3,7 @@
 
 use crate::config::Settings;
 use crate::control::{Answer, Ask, LinkVerb};
-use crate::preface::{self, Request, Response, VolumeInfo};
+use crate::preface::{self, MemberInfo, Request, Response, VolumeInfo};
 use crate::records::{Admission, Mode, Records};
 use crate::token::{Secret, Token};
 use driftless_net::identity::PublicKey;
@@ -42,7 +42,8 @@ fn requests_of_commands() {
             admission: Admission::full(Mode::default()),
             expires_s: 3600,
         },
-        Ask::Join { token: token().to_string(), volumes: Vec::new() },
+        Ask::Join { token: token().to_string(), volumes: Vec::new(), seed_from: Some("oslo".into()) },
+        Ask::Preview { token: token().to_string(), volume: None, after: None },
         Ask::RemoveSite { name: "oslo".into() },
         Ask::RemoveVolume { name: "data".into() },
         Ask::Approve { name: "data".into(), heal: true },
@@ -64,10 +65,18 @@ fn first_lines_of_connections() {
             name: "bergen".into(),
             addresses: vec!["192.0.2.1:7440".into()],
         },
+        Request::Preview {
+            secret: "00".repeat(16),
+            name: "bergen".into(),
+            volume: Some("data".into()),
+            after: None,
+        },
         Request::Volume { name: "data".into() },
         Request::Link { volume: "f".repeat(32), addresses: Vec::new() },
     ];
-    let info = VolumeInfo { name: "data".into(), id: "f".repeat(32), follower: true, filter: None };
+    let member = MemberInfo { site: "oslo".into(), key: "f".repeat(64), addresses: Vec::new() };
+    let (name, id, members) = ("data".to_owned(), "f".repeat(32), vec![member]);
+    let info = VolumeInfo { name, id, follower: true, filter: None, members };
     let responses = [
         Response::Joined { name: "oslo".into(), volumes: vec![info] },
         Response::Linked,

@@ -1,5 +1,5 @@
 //! Answers connections of other sites. Nothing is read of a stranger but the TLS handshake and one short line, and nothing
-//! is done for one but a join with an invitation.
+//! is done for one but a join with an invitation, or the answer to what a join would do.
 
 use crate::link::{CONNECT_PATIENCE, Open, SILENCE_MAX};
 use crate::log;
@@ -104,6 +104,12 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
     match (request, site) {
         (Request::Join { secret, name, addresses }, _) => {
             match node.take_join(&secret, &name, key, addresses) {
+                Ok(response) => preface::write(&mut writer, response).map_err(|e| e.to_string()),
+                Err(why) => refuse(&mut writer, &why, false),
+            }
+        }
+        (Request::Preview { secret, name, volume, after }, _) => {
+            match node.preview(&secret, (&name, key), volume.as_deref(), after) {
                 Ok(response) => preface::write(&mut writer, response).map_err(|e| e.to_string()),
                 Err(why) => refuse(&mut writer, &why, false),
             }

@@ -7,6 +7,7 @@ mod asked;
 mod asking;
 mod commands;
 mod feed;
+mod joining;
 mod membership;
 mod rekey;
 mod roles;
@@ -443,6 +444,7 @@ impl Shared {
             close(&name, running);
         }
         self.note_replicas();
+        self.note_seeded();
     }
 
     fn tend_volume(&self, records: &Records, name: &str, running: &mut Running) {
@@ -486,8 +488,10 @@ impl Shared {
             let known = records.sites.get(site).and_then(records::Site::key) == Some(thread.key);
             known && volume.links.get(site).is_some_and(|l| l.wanted == Wanted::Running)
         });
+        // Contents come from one site first: the others have to wait.
+        let its_turn = |site: &str| volume.seed_from.as_ref().is_none_or(|seed| seed == site);
         for (site, link) in &volume.links {
-            if link.wanted == Wanted::Running && !running.links.contains_key(site) {
+            if link.wanted == Wanted::Running && its_turn(site) && !running.links.contains_key(site) {
                 self.start_link(records, name, volume, site, running);
             }
             if let Some(thread) = running.links.get_mut(site) {

@@ -2,6 +2,7 @@
 //! answer. What an unknown key may say is only [`Request::Join`]; whatever it says is at most [`LINE_LEN_MAX`] bytes.
 
 use crate::status::{SiteHeld, SiteWhy};
+use driftless_node::query::{Cursor, ListedRow, Page};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -25,6 +26,17 @@ pub(crate) enum Request {
         name: String,
         /// Where I am.
         addresses: Vec<String>,
+    },
+    /// I was invited: what would be if I joined? Nothing is noted by this.
+    Preview {
+        /// The secret of the invitation.
+        secret: String,
+        /// My name.
+        name: String,
+        /// What does this volume show?
+        volume: Option<String>,
+        /// Where the page before ended.
+        after: Option<Cursor>,
     },
     /// Which volume of yours has this name?
     Volume {
@@ -69,6 +81,15 @@ pub(crate) enum Response {
         /// Volumes that you may have.
         volumes: Vec<VolumeInfo>,
     },
+    /// To [`Request::Preview`].
+    Preview {
+        /// My name.
+        name: String,
+        /// Volumes that you might have.
+        volumes: Vec<VolumeInfo>,
+        /// A part of what the volume that was asked for shows.
+        page: Option<Page<ListedRow>>,
+    },
     /// That one.
     Volume(VolumeInfo),
     /// To [`Request::Why`].
@@ -97,6 +118,18 @@ pub(crate) struct VolumeInfo {
     /// What need not be brought to you, unless you say otherwise: patterns, one a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) filter: Option<String>,
+    /// Who has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) members: Vec<MemberInfo>,
+}
+
+/// A member of a volume, for one who is about to be one. Its membership says the same, signed, once it has come.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MemberInfo {
+    pub(crate) site: String,
+    /// In hex.
+    pub(crate) key: String,
+    pub(crate) addresses: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]

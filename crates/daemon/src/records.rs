@@ -79,6 +79,9 @@ pub(crate) struct Volume {
     /// Sites whose link was removed here: a link that they make is not taken by itself.
     #[serde(default)]
     pub(crate) declined: BTreeSet<String>,
+    /// Nothing is taken from other sites before everything that this one has is here.
+    #[serde(default)]
+    pub(crate) seed_from: Option<String>,
 }
 
 impl Volume {
@@ -269,21 +272,15 @@ impl Records {
         Ok(())
     }
 
-    /// A site joins by an invitation: it is known from now on, and linked to the volumes that come with it. Joining once more
-    /// with the same key changes nothing but addresses: the answer may have been lost.
-    pub(crate) fn join(
-        &mut self,
+    /// Whether a site may join by an invitation, and its place in the list. Changes nothing.
+    fn judge(
+        &self,
         secret: &Secret,
         (name, key): (&str, PublicKey),
-        addresses: Vec<String>,
         max_sites: usize,
         now_s: u64,
-    ) -> Result<Vec<String>, NotInvited> {
-        if crate::config::check_name(name).is_err()
-            || self.name.as_deref() == Some(name)
-            || addresses.len() > crate::token::ADDRESSES_MAX
-            || addresses.iter().any(|a| a.parse::<std::net::SocketAddr>().is_err())
-        {
+    ) -> Result<usize, NotInvited> {
+        if crate::config::check_name(name).is_err() || self.name.as_deref() == Some(name) {
             return Err(NotInvited::Nonsense);
         }
         let digest = secret.digest();
@@ -295,15 +292,45 @@ impl Records {
         if known.is_none() && self.sites.len() + 1 >= max_sites {
             return Err(NotInvited::TooMany(self.sites.len() + 1));
         }
-        let invitation =
-            self.invitations.iter_mut().find(|i| i.digest == digest).ok_or(NotInvited::Unknown)?;
+        let at = self.invitations.iter().position(|i| i.digest == digest).ok_or(NotInvited::Unknown)?;
+        let invitation = &self.invitations[at];
         match &invitation.used_by {
-            Some(by) if *by != key.to_string() => {
-                return Err(NotInvited::Used(by[..16.min(by.len())].to_owned()));
-            }
-            None if invitation.expires_s <= now_s => return Err(NotInvited::Expired),
-            _ => invitation.used_by = Some(key.to_string()),
+            Some(by) if *by != key.to_string() => Err(NotInvited::Used(by[..16.min(by.len())].to_owned())),
+            None if invitation.expires_s <= now_s => Err(NotInvited::Expired),
+            _ => Ok(at),
         }
+    }
+
+    /// What a site would have if it joined by an invitation: volumes, and whether it would follow in them.
+    pub(crate) fn preview(
+        &self,
+        secret: &Secret,
+        who: (&str, PublicKey),
+        max_sites: usize,
+        now_s: u64,
+    ) -> Result<(Vec<String>, Mode), NotInvited> {
+        let invitation = &self.invitations[self.judge(secret, who, max_sites, now_s)?];
+        Ok((invitation.volumes.clone(), invitation.mode))
+    }
+
+    /// A site joins by an invitation: it is known from now on, and linked to the volumes that come with it. Joining once more
+    /// with the same key changes nothing but addresses: the answer may have been lost.
+    pub(crate) fn join(
+        &mut self,
+        secret: &Secret,
+        (name, key): (&str, PublicKey),
+        addresses: Vec<String>,
+        max_sites: usize,
+        now_s: u64,
+    ) -> Result<Vec<String>, NotInvited> {
+        if addresses.len() > crate::token::ADDRESSES_MAX
+            || addresses.iter().any(|a| a.parse::<std::net::SocketAddr>().is_err())
+        {
+            return Err(NotInvited::Nonsense);
+        }
+        let at = self.judge(secret, (name, key), max_sites, now_s)?;
+        let invitation = &mut self.invitations[at];
+        invitation.used_by = Some(key.to_string());
         let (volumes, mode) = (invitation.volumes.clone(), invitation.mode);
         let admission =
             Admission { mode, may_relay: !invitation.no_relay, may_invite: !invitation.no_invite };
@@ -333,6 +360,7 @@ mod tests {
             links: BTreeMap::new(),
             settings: VolumeSettings::default(),
             declined: BTreeSet::new(),
+            seed_from: None,
         };
         records.volumes.insert("data".into(), volume);
         records

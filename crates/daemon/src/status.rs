@@ -202,6 +202,9 @@ pub struct VolumeStatus {
     /// This site does not belong to it any more: who removed it.
     #[serde(default)]
     pub removed_by: Option<String>,
+    /// Its contents come from this site first, before any other link runs.
+    #[serde(default)]
+    pub seed_from: Option<String>,
     /// Its links.
     pub links: Vec<LinkStatus>,
 }
@@ -368,6 +371,7 @@ mod tests {
             error: None,
             members: Vec::new(),
             removed_by: None,
+            seed_from: None,
             links,
         }
     }

@@ -7,6 +7,7 @@
 
 mod changes;
 mod conflicts;
+mod listing;
 mod lost;
 mod text;
 mod why;
@@ -19,6 +20,7 @@ use driftless_core::{EntryId, NodeKey, tree};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use changes::author;
+pub use listing::ListedRow;
 pub(crate) use lost::accepted;
 pub use lost::{AcceptOutcome, AcceptRow, LostVersion};
 pub(crate) use text::{site, unhex};
@@ -58,6 +60,11 @@ pub enum Request {
     },
     /// Whose feed this is, and where it ends.
     Feed,
+    /// What the merged tree shows.
+    Listing {
+        /// Where the page before ended.
+        after: Option<Cursor>,
+    },
     /// Why a path is as it is.
     Why {
         /// The path below the root, in hex: paths are bytes.
@@ -93,6 +100,8 @@ pub enum Response {
         /// The last position.
         head: u64,
     },
+    /// To [`Request::Listing`].
+    Listing(Page<ListedRow>),
     /// To [`Request::Why`].
     Why(Box<Explanation>),
     /// It could not be answered: why, for people.
@@ -214,6 +223,7 @@ pub fn answer(snapshot: &dyn Read, request: &Request) -> Response {
         Request::Accept(_) => Ok(Response::Failed("a snapshot cannot be changed".into())),
         Request::Changes { since, limit } => changes::page(&mut tx, *since, *limit).map(Response::Changes),
         Request::Feed => Ok(Response::Feed { replica: format!("{:016x}", tx.me().0), head: tx.head() }),
+        Request::Listing { after } => listing::page(&mut tx, after.as_ref()).map(Response::Listing),
         Request::Why { path_hex } => why_hex(&mut tx, path_hex),
     });
     answered.unwrap_or_else(|e| Response::Failed(e.to_string()))

@@ -6,14 +6,18 @@ use crate::control::Answer;
 use crate::link::{LinkThread, Open, Order};
 use crate::listen::{NO_SUCH_VOLUME, Refusal};
 use crate::log;
-use crate::preface::{Response, VolumeInfo};
+use crate::preface::{MemberInfo, Response, VolumeInfo};
 use crate::records::{self, Mode, Records, Wanted};
 use crate::token::Secret;
 use driftless_core::link::Role;
 use driftless_core::membership::Key;
 use driftless_net::identity::PublicKey;
 use driftless_node::api::Level;
+use driftless_node::query::{self, Cursor};
 use std::net::SocketAddr;
+
+/// Members that a joining site is told: more than a volume has.
+const MEMBERS_TOLD_MAX: usize = 256;
 
 impl Shared {
     pub(crate) fn site_of(&self, key: &PublicKey) -> Option<String> {
@@ -34,7 +38,7 @@ impl Shared {
                 .map_err(|e| Answer::failed(e.to_string(), String::new()))?;
             // Before the site is told that it has joined.
             volumes.iter().try_for_each(|volume| self.admit(records, volume, name))?;
-            let infos = volumes.iter().filter_map(|v| info(records, v, name)).collect();
+            let infos = volumes.iter().filter_map(|v| self.with_members(info(records, v, name)?)).collect();
             Ok((records.name.clone().unwrap_or_default(), infos))
         });
         match joined {
@@ -57,11 +61,66 @@ impl Shared {
             Some(member) => {
                 let follower = member.rights.role == Role::Follower;
                 let filter = volume.links.get(site).and_then(|l| l.filter.clone());
-                Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower, filter })
+                let (name, id) = (name.to_owned(), volume.id.clone());
+                self.with_members(VolumeInfo { name, id, follower, filter, members: Vec::new() })
             }
             None if view.members.is_empty() => linked,
             None => None,
         }
+    }
+
+    /// Says who has the volume, too.
+    fn with_members(&self, info: VolumeInfo) -> Option<VolumeInfo> {
+        let view = self.members.view(u128::from_str_radix(&info.id, 16).ok()?);
+        let members = view.members.iter().take(MEMBERS_TOLD_MAX).map(|(key, member)| MemberInfo {
+            site: member.site.clone(),
+            key: PublicKey(key.0).to_string(),
+            addresses: member.addresses.clone(),
+        });
+        Some(VolumeInfo { members: members.collect(), ..info })
+    }
+
+    /// What would be if a site joined; nothing is changed.
+    pub(crate) fn preview(
+        &self,
+        secret: &str,
+        who: (&str, PublicKey),
+        volume: Option<&str>,
+        after: Option<Cursor>,
+    ) -> Result<Response, String> {
+        let secret: Secret = secret.parse().map_err(|_| "the invitation is damaged".to_owned())?;
+        let (name, infos) = {
+            let inner = self.lock();
+            let records = &inner.records;
+            let judged = records.preview(&secret, who, self.max_sites(), now_s());
+            let (volumes, mode) = judged.map_err(|e| e.to_string())?;
+            let infos = volumes.iter().filter_map(|name| {
+                let info = VolumeInfo {
+                    name: name.clone(),
+                    id: records.volumes.get(name)?.id.clone(),
+                    follower: mode == Mode::ActivePassive,
+                    filter: None,
+                    members: Vec::new(),
+                };
+                self.with_members(info)
+            });
+            (records.name.clone().unwrap_or_default(), infos.collect::<Vec<_>>())
+        };
+        let page = match volume {
+            None => None,
+            Some(volume) if infos.iter().any(|i| i.name == volume) => {
+                let failed = |answer| match answer {
+                    Answer::Failed { what, .. } => what,
+                    _ => "it cannot be done now".to_owned(),
+                };
+                match self.query(volume, &query::Request::Listing { after }).map_err(failed)? {
+                    query::Response::Listing(page) => Some(page),
+                    _ => return Err("its index answers something else".into()),
+                }
+            }
+            Some(volume) => return Err(format!("the invitation is not for a volume {volume}")),
+        };
+        Ok(Response::Preview { name, volumes: infos, page })
     }
 
     /// A site wants to bring a volume up to date: where to hand its connection.
@@ -168,5 +227,6 @@ fn info(records: &Records, name: &str, site: &str) -> Option<VolumeInfo> {
     let link = volume.links.get(site)?;
     // A follower that is followed makes no changes that could be followed: its followers follow the same writers.
     let follower = link.mode == Mode::ActivePassive;
-    Some(VolumeInfo { name: name.to_owned(), id: volume.id.clone(), follower, filter: link.filter.clone() })
+    let (name, id, filter) = (name.to_owned(), volume.id.clone(), link.filter.clone());
+    Some(VolumeInfo { name, id, follower, filter, members: Vec::new() })
 }

@@ -4,10 +4,10 @@ use super::{APPROVED_FOR, Shared, addresses, lock, now_ms, now_s, settings};
 use crate::config::check_name;
 use crate::control::{Answer, Ask, LinkVerb};
 use crate::link;
-use crate::preface::{Request, Response, VolumeInfo};
+use crate::preface::{Request, Response};
 use crate::records::{self, Admission, Mode, Volume, Wanted};
 use crate::settings::{LinkSettings, VolumeSettings};
-use crate::token::{NoToken, Secret, Token};
+use crate::token::{Secret, Token};
 use driftless_core::link::Role;
 use driftless_core::membership::Action;
 use driftless_node::api::{OnRollback, PathText, SessionError};
@@ -23,7 +23,8 @@ impl Shared {
         let done = match ask {
             Ask::Status => Ok(Answer::Status(Box::new(self.status()))),
             Ask::Invite { volumes, admission, expires_s } => self.invite(&volumes, admission, expires_s),
-            Ask::Join { token, volumes } => self.join(&token, &volumes),
+            Ask::Join { token, volumes, seed_from } => self.join(&token, &volumes, seed_from.as_deref()),
+            Ask::Preview { token, volume, after } => self.preview_join(&token, volume, after),
             Ask::RemoveSite { name } => self.remove_site(&name),
             Ask::Rekey { fresh } => self.rekey(fresh),
             Ask::Role { volume, site, follower } => self.set_role(&volume, &site, follower),
@@ -32,8 +33,8 @@ impl Shared {
             }
             Ask::Failover { volume, from, yes } => self.failover(&volume, from.as_deref(), yes),
             Ask::Rejoin { volume } => self.rejoin(&volume),
-            Ask::AddVolume { name, root, from, settings } => {
-                self.add_volume(&name, root, from.as_deref(), settings)
+            Ask::AddVolume { name, root, from, seed_from, settings } => {
+                self.add_volume(&name, root, (from.as_deref(), seed_from.as_deref()), settings)
             }
             Ask::RemoveVolume { name } => self.remove_volume(&name),
             Ask::Approve { name, heal } => self.approve(&name, heal),
@@ -78,93 +79,11 @@ impl Shared {
         Ok(Answer::Token(Token { name, addresses, key: self.key, secret }.to_string()))
     }
 
-    fn join(&self, token: &str, wanted: &[(String, PathText)]) -> Result<Answer, Answer> {
-        let token: Token =
-            token.parse().map_err(|e: NoToken| Answer::failed(e.to_string(), "copy the whole line"))?;
-        if token.key == self.key {
-            return Err(Answer::failed(
-                "this invitation was given by this very site",
-                "use it at another site",
-            ));
-        }
-        let own = self.lock().records.name.clone().unwrap_or_default();
-        let taken = self.lock().records.sites.get(&token.name).is_some_and(|s| s.key() != Some(token.key));
-        if taken || token.name == own {
-            return Err(Answer::failed(
-                format!("a site named {} is known here already", token.name),
-                "remove it first (driftless site remove), or give this site another name",
-            ));
-        }
-        let (known, count) = {
-            let records = &self.lock().records;
-            (records.sites.contains_key(&token.name), records.sites.len() + 1)
-        };
-        if !known && count >= self.max_sites() {
-            return Err(self.too_many(count));
-        }
-        let addresses = lock(&self.advertise).iter().map(ToString::to_string).collect();
-        let request = Request::Join { secret: token.secret.to_string(), name: own, addresses };
-        let response = link::ask_site(&self.tls, &token.addresses, token.key, &request).map_err(|why| {
-            Answer::failed(
-                format!("{} cannot be reached: {why}", token.name),
-                "check that driftless serve runs there and that its port can be reached from here",
-            )
-        })?;
-        let (name, volumes) = match response {
-            Response::Joined { name, volumes } if name == token.name => (name, volumes),
-            Response::Refused { why, .. } => {
-                return Err(Answer::failed(
-                    format!("{} refuses: {why}", token.name),
-                    "ask for a new invitation there: driftless site invite",
-                ));
-            }
-            _ => {
-                return Err(Answer::failed(
-                    "the other site answers something else",
-                    "install the same version",
-                ));
-            }
-        };
-        self.change(|records| {
-            let addresses = token.addresses.iter().map(ToString::to_string).collect();
-            let site = records::Site { key: token.key.to_string(), addresses, joined_s: now_s() };
-            records.sites.insert(name.clone(), site);
-            Ok(())
-        })?;
-        let mut text = format!("joined {name}");
-        for (volume, root) in wanted {
-            let Some(info) = volumes.iter().find(|v| v.name == *volume) else {
-                return Err(Answer::failed(
-                    format!("{text}, but the invitation is not for a volume {volume}"),
-                    format!("link it there: driftless link create {volume} --to <this site>"),
-                ));
-            };
-            self.have_volume(info, root.clone(), &name, VolumeSettings::default())?;
-            text += &format!("; volume {volume} comes to {}", root.text);
-        }
-        let others: Vec<&str> =
-            volumes.iter().map(|v| v.name.as_str()).filter(|v| !wanted.iter().any(|(w, _)| w == v)).collect();
-        if !others.is_empty() {
-            text += &format!("; to have {}: driftless volume add NAME DIR --from {name}", others.join(", "));
-        }
-        Ok(Answer::Done(text))
-    }
-
-    fn too_many(&self, count: usize) -> Answer {
-        Answer::failed(
-            format!(
-                "this site knows {count} sites already, itself included; its limit is {}",
-                self.max_sites()
-            ),
-            "raise max_sites in its configuration, or remove a site that is gone",
-        )
-    }
-
     fn add_volume(
         &self,
         name: &str,
         root: PathText,
-        from: Option<&str>,
+        (from, seed_from): (Option<&str>, Option<&str>),
         settings: VolumeSettings,
     ) -> Result<Answer, Answer> {
         check_name(name).map_err(|what| Answer::failed(what, "give the volume another name"))?;
@@ -172,6 +91,12 @@ impl Shared {
             .check()
             .map_err(|what| Answer::failed(what, "write it as driftless volume add --help shows"))?;
         let Some(from) = from else {
+            if seed_from.is_some() {
+                return Err(Answer::failed(
+                    "a volume that begins here is taken from no other site",
+                    "name the site that has it, too: --from SITE",
+                ));
+            }
             let id = getrandom::u64().and_then(|a| Ok((u128::from(a) << 64) | u128::from(getrandom::u64()?)));
             let id =
                 id.map_err(|e| Answer::failed(format!("the system gives no random numbers: {e}"), ""))?;
@@ -179,7 +104,9 @@ impl Shared {
             let id = format!("{:032x}", id.max(1));
             let links = BTreeMap::new();
             let declined = BTreeSet::new();
-            let volume = Volume { id, root, first: true, follower: false, links, settings, declined };
+            let seed_from = None;
+            let volume =
+                Volume { id, root, first: true, follower: false, links, settings, declined, seed_from };
             self.record_volume(name, volume)?;
             return Ok(Answer::Done(format!("volume {name} begins here")));
         };
@@ -193,14 +120,15 @@ impl Shared {
         let asked = link::ask_site(&self.tls, &at, key, &Request::Volume { name: name.to_owned() });
         match asked {
             Ok(Response::Volume(info)) => {
-                self.have_volume(&info, root, from, settings)?;
-                Ok(Answer::Done(format!("volume {name} comes from {from}")))
+                let first = self.seed(std::slice::from_ref(&info), &[name], seed_from)?;
+                self.have_volume(&info, root, (from, first), settings)?;
+                Ok(Answer::Done(format!("volume {name} comes from {}", seed_from.unwrap_or(from))))
             }
             Ok(Response::Refused { why, .. }) => Err(Answer::failed(
                 format!("{from} refuses: {why}"),
                 format!("link it there first: driftless link create {name} --to <this site>"),
             )),
-            Ok(_) => Err(Answer::failed("the other site answers something else", "install the same version")),
+            Ok(_) => Err(other_version()),
             Err(why) => Err(Answer::failed(
                 format!("{from} cannot be reached: {why}"),
                 "run it again when it can: which volume is meant is asked there",
@@ -208,37 +136,8 @@ impl Shared {
         }
     }
 
-    /// A volume that another site has, linked to that site.
-    fn have_volume(
-        &self,
-        info: &VolumeInfo,
-        root: PathText,
-        from: &str,
-        settings: VolumeSettings,
-    ) -> Result<(), Answer> {
-        let id = u128::from_str_radix(&info.id, 16).ok().filter(|id| *id != 0 && info.id.len() <= 32);
-        let Some(id) = id else {
-            return Err(Answer::failed(
-                "the other site names a volume that cannot be",
-                "install the same version",
-            ));
-        };
-        check_name(&info.name).map_err(|what| Answer::failed(what, "the other site names it so"))?;
-        self.check_root(&root, Some(id))?;
-        let mode = if info.follower { Mode::ActivePassive } else { Mode::ActiveActive };
-        let link = records::Link { mode, created_s: now_s(), ..records::Link::default() };
-        let links = BTreeMap::from([(from.to_owned(), link)]);
-        let told = VolumeSettings { filter: info.filter.clone(), ..VolumeSettings::default() };
-        told.check()
-            .map_err(|what| Answer::failed(what, format!("correct it at {from}: driftless link create")))?;
-        let (id, settings) = (format!("{id:032x}"), settings.or(told));
-        let (follower, declined) = (info.follower, BTreeSet::new());
-        let volume = Volume { id, root, first: false, follower, links, settings, declined };
-        self.record_volume(&info.name, volume)
-    }
-
     /// What is found wrong with a directory now need not be found later in the log.
-    fn check_root(&self, root: &PathText, id: Option<u128>) -> Result<(), Answer> {
+    pub(super) fn check_root(&self, root: &PathText, id: Option<u128>) -> Result<(), Answer> {
         use std::os::unix::ffi::OsStringExt as _;
         let path = PathBuf::from(std::ffi::OsString::from_vec(root.bytes()));
         let wrong = |e: SessionError| Answer::failed(e.what, e.advice);
@@ -265,7 +164,7 @@ impl Shared {
         }
     }
 
-    fn record_volume(&self, name: &str, volume: Volume) -> Result<(), Answer> {
+    pub(super) fn record_volume(&self, name: &str, volume: Volume) -> Result<(), Answer> {
         self.change(|records| {
             match records.volumes.get_mut(name) {
                 // Had from one more site.
@@ -400,6 +299,10 @@ impl Shared {
             ),
         }))
     }
+}
+
+pub(super) fn other_version() -> Answer {
+    Answer::failed("the other site answers something else", "install the same version")
 }
 
 pub(super) fn no_volume(name: &str) -> Answer {

@@ -115,6 +115,7 @@ fn volume_status(
         error: running.and_then(|r| r.error.clone()),
         members: members(view),
         removed_by: view.removed.get(&me).filter(|r| r.now.is_none()).map(|r| site_named(view, &r.by)),
+        seed_from: volume.seed_from.clone(),
         links: links.collect(),
     }
 }

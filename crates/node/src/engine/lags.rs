@@ -4,10 +4,10 @@ use super::link::LinkId;
 use super::propagation::Propagation;
 use super::{Engine, Fail, FromEngine, wall_ns};
 use crate::sites;
-use driftless_core::link::{Held, Lag, PeerRow, peer_rows};
+use driftless_core::link::{Held, Lag, PeerRow, peer_row, peer_rows};
 use driftless_core::membership::Key;
 use driftless_core::{ReplicaId, Tx};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Rows looked at to find the oldest change that a peer lacks; beyond it the age of the first of them counts.
@@ -36,6 +36,8 @@ pub struct PeerStatus {
     pub waiting_there: u64,
     /// It holds everything up to this position of this replica's feed, but for what waits there.
     pub held: u64,
+    /// Everything up to the end of its feed, as it told last, is known here, and its whole tree was in that.
+    pub taken_all: bool,
     /// The second at which its engine was heard last, since 1970, if it is connected: it says something every five seconds.
     pub heard_s: Option<u64>,
 }
@@ -111,7 +113,8 @@ impl Engine {
             return Ok(());
         }
         self.lags.told_at = Some(Instant::now());
-        let (peers, head, propagation) = (self.peer_statuses(), self.head, self.propagation.clone());
+        let taken = self.taken_all()?;
+        let (peers, head, propagation) = (self.peer_statuses(&taken), self.head, self.propagation.clone());
         let standing = Standing { peers, head, propagation };
         if standing != self.lags.told {
             self.lags.told.clone_from(&standing);
@@ -120,7 +123,20 @@ impl Engine {
         Ok(())
     }
 
-    fn peer_statuses(&mut self) -> Vec<PeerStatus> {
+    /// Peers all of whose feeds has been taken in.
+    fn taken_all(&self) -> Result<BTreeSet<ReplicaId>, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let tx = Tx::open(&*snapshot, self.env())?;
+        let mut taken = BTreeSet::new();
+        for (_, peer) in self.links.peers().filter(|(_, p)| p.scanned) {
+            if peer_row(&tx, peer.id)?.cursor >= peer.head {
+                taken.insert(peer.id);
+            }
+        }
+        Ok(taken)
+    }
+
+    fn peer_statuses(&mut self, taken: &BTreeSet<ReplicaId>) -> Vec<PeerStatus> {
         let (head, now_ns) = (self.head, wall_ns());
         let mut out = Vec::with_capacity(self.lags.peers.len());
         for (replica, known) in &mut self.lags.peers {
@@ -156,6 +172,7 @@ impl Engine {
                 in_flight_bytes,
                 waiting_there: known.held.waiting,
                 held: if known.lag.since_ns().is_none() { head } else { known.held.cursor },
+                taken_all: taken.contains(replica),
                 heard_s,
             });
         }
