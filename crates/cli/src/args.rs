@@ -24,6 +24,7 @@ impl Cli {
         match &self.command {
             Command::Sync(args) => args.json,
             Command::Conflicts(ConflictsArgs { command: ConflictsCommand::List(args) }) => args.common.json,
+            Command::Conflicts(ConflictsArgs { command: ConflictsCommand::Show(args) }) => args.common.json,
             Command::Conflicts(_) | Command::Completions { .. } | Command::Man { .. } | Command::Agent(_) => {
                 false
             }
@@ -323,9 +324,12 @@ pub(crate) struct FailuresArgs {
     /// List every path, not only the first of each cause.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Try all of a volume at once, whatever their pauses.
+    /// Try all of a volume at once, whatever their pauses, and what was skipped.
     #[arg(long)]
     pub(crate) retry: bool,
+    /// Do not try this path, or entry, of a volume again, until another version of it comes.
+    #[arg(long, value_name = "PATH|ID", conflicts_with = "retry")]
+    pub(crate) skip: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
@@ -403,9 +407,20 @@ pub(crate) enum ConflictsCommand {
     /// List conflict copies.
     #[command(after_help = "Exit code 0, whether there are any or not.")]
     List(ListArgs),
+    /// Show the versions of one conflict: who wrote each, when, and where they differ.
+    #[command(after_help = "Example:\n  driftless conflicts show report.docx")]
+    Show(ShowArgs),
     /// Resolve one conflict by keeping the winner, the copy, or both.
     #[command(after_help = RESOLVE_HELP)]
     Resolve(ResolveArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ShowArgs {
+    /// The file, or one of its conflict copies.
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Args, Debug)]

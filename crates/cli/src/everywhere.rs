@@ -8,6 +8,7 @@ use crate::node_args::NodeArgs;
 use crate::print::{json_line, path, result_line};
 use driftless_daemon::status::{HeldAt, SiteHeld, SiteWhy};
 use driftless_daemon::{Answer, Ask};
+use driftless_node::api::PathText;
 use driftless_node::query::Request;
 use serde_json::json;
 use std::ffi::OsString;
@@ -174,6 +175,22 @@ fn print_held(volume: &str, held: &[SiteHeld], waiting_here: u64, (reached, clea
     if waiting_here > 0 {
         result_line(&format!("  {waiting_here} entries wait here: driftless failures --volume {volume}"));
     }
+}
+
+/// `driftless failures --skip PATH --volume NAME`.
+pub(crate) fn skip(common: &CommonArgs, what: &Path) -> Result<ExitCode, CliError> {
+    let Some(volume) = &common.volume else {
+        return Err(CliError::usage(
+            "--skip needs --volume",
+            "a sync in the foreground has nobody who skips",
+        ));
+    };
+    let node = node(common);
+    let root = root_of(&node, volume)?;
+    let real = root.canonicalize().unwrap_or_else(|_| root.clone());
+    let below = what.strip_prefix(&root).or_else(|_| what.strip_prefix(&real)).unwrap_or(what);
+    let what = PathText::new(below.as_os_str().as_bytes());
+    do_it(&node, &Ask::Skip { volume: volume.clone(), what })
 }
 
 /// `driftless failures --retry --volume NAME`.

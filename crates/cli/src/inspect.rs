@@ -230,6 +230,9 @@ pub(crate) fn failures(args: &FailuresArgs) -> Result<ExitCode, CliError> {
     if args.retry {
         return everywhere::retry(common);
     }
+    if let Some(what) = &args.skip {
+        return everywhere::skip(common, what);
+    }
     let most = if args.all { usize::MAX } else { GROUP_SHOWN_MAX };
     let mut groups: BTreeMap<Reason, Group> = BTreeMap::new();
     let mut any = false;
@@ -266,7 +269,9 @@ impl Group {
                 1 => "1 try".into(),
                 n => format!("{} tries", units::count(n)),
             };
-            self.shown.push(format!("  {}{detail} ({tries}, since {})", full(root, &row.path), row.since));
+            let skipped = if row.skipped { ", skipped" } else { "" };
+            let path = full(root, &row.path);
+            self.shown.push(format!("  {path}{detail} ({tries}, since {}{skipped})", row.since));
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod args;
 mod bench;
+mod conflict_show;
 mod cursor;
 mod doctor;
 mod endpoint;

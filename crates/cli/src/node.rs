@@ -95,8 +95,12 @@ pub(crate) fn failover(args: FailoverArgs) -> Result<ExitCode, CliError> {
         return do_it(&node, &asked(true));
     }
     match ask_node(&node, &asked(false))? {
-        Answer::Plan(plan) if io::stdin().is_terminal() && !node.json => {
-            println!("{plan}.");
+        Answer::Plan(loss) if node.json => {
+            println!("{}", json!(loss));
+            Ok(ExitCode::Waiting)
+        }
+        Answer::Plan(loss) if io::stdin().is_terminal() => {
+            println!("{}.", loss.text());
             print!("Go on? [y/N] ");
             io::stdout().flush().map_err(|e| CliError::failed(e.to_string(), "give --yes"))?;
             let mut answer = String::new();
@@ -106,8 +110,8 @@ pub(crate) fn failover(args: FailoverArgs) -> Result<ExitCode, CliError> {
                 _ => Err(CliError::failed("nothing was changed", "answer y to go on")),
             }
         }
-        Answer::Plan(plan) => {
-            Err(CliError::failed(format!("{plan}. Nothing was changed"), "give --yes to do it"))
+        Answer::Plan(loss) => {
+            Err(CliError::failed(format!("{}. Nothing was changed", loss.text()), "give --yes to do it"))
         }
         Answer::Failed { what, advice } => Err(CliError::failed(what, advice)),
         _ => Err(CliError::failed("the node answers something else", "restart it: it is of another version")),
@@ -198,8 +202,9 @@ pub(crate) fn do_it(node: &NodeArgs, what: &Ask) -> Result<ExitCode, CliError> {
             false => println!("{token}"),
         },
         Answer::Status(status) => println!("{}", json!(status)),
-        Answer::Why(_) | Answer::Flushed { .. } | Answer::Offer(_) => return Err(unexpected_answer()),
-        Answer::Plan(text) => println!("{text}"),
+        Answer::Why(_) | Answer::Flushed { .. } | Answer::Offer(_) | Answer::Plan(_) => {
+            return Err(unexpected_answer());
+        }
         Answer::Failed { what, advice } => return Err(CliError::failed(what, advice)),
     }
     Ok(ExitCode::InSync)
@@ -233,8 +238,12 @@ fn print_status(status: &NodeStatus) {
             println!("  takes everything from {site} first");
         }
         if volume.waiting_items > 0 {
+            let skipped = match volume.skipped_items {
+                0 => String::new(),
+                n => format!(", {n} of them skipped"),
+            };
             println!(
-                "  {} entries wait here: driftless failures --volume {}",
+                "  {} entries wait here{skipped}: driftless failures --volume {}",
                 volume.waiting_items, volume.name
             );
         }
@@ -260,6 +269,12 @@ fn link_line(link: &LinkStatus) -> String {
         if link.sent_bytes_per_s > 0 {
             line += &format!(", {}/s", units::bytes(link.sent_bytes_per_s));
         }
+    }
+    if link.to_go_bytes > 0 {
+        line += &match link.time_left_s {
+            Some(left_s) => format!(", about {} left", units::span(left_s)),
+            None => ", time left unknown".into(),
+        };
     }
     if link.waiting_there_items > 0 {
         line += &format!(", {} entries wait there", link.waiting_there_items);

@@ -3,6 +3,7 @@
 //! keeps both.
 
 use crate::args::{ConflictsArgs, ConflictsCommand, Keep, ResolveArgs};
+use crate::conflict_show;
 use crate::error::{CliError, ExitCode};
 use crate::inspect::{self, Replica, full, unexpected};
 use crate::print::result_line;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(args: ConflictsArgs) -> Result<ExitCode, CliError> {
     match args.command {
         ConflictsCommand::List(args) => inspect::conflicts(&args),
+        ConflictsCommand::Show(args) => conflict_show::run(&args),
         ConflictsCommand::Resolve(args) => resolve(&args),
     }
 }

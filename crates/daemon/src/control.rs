@@ -1,9 +1,10 @@
 //! What commands ask of a running node, and the socket by which they do: `control.sock` in the state directory, one JSON line
 //! in, one out. Only the user that runs the node can connect.
 
+use crate::accept::{self, Stop};
 use crate::records::{Admission, Mode};
 use crate::settings::{LinkSettings, VolumeSettings};
-use crate::status::{NodeStatus, SiteHeld, SiteWhy};
+use crate::status::{Loss, NodeStatus, SiteHeld, SiteWhy};
 use driftless_node::api::PathText;
 use driftless_node::control::short;
 use driftless_node::query::{Cursor, ListedRow, Page};
@@ -12,8 +13,6 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The socket in the state directory.
@@ -148,7 +147,14 @@ pub enum Ask {
         /// Seconds to wait at most.
         timeout_s: u64,
     },
-    /// Try what waits here at once.
+    /// Do not try something that waits here again, until it changes or everything is tried.
+    Skip {
+        /// The volume.
+        volume: String,
+        /// Its path below the root, or its entry's id.
+        what: PathText,
+    },
+    /// Try what waits here at once, what was skipped too.
     Retry {
         /// The volume.
         volume: String,
@@ -219,8 +225,8 @@ pub enum Answer {
     Done(String),
     /// See [`Ask::Invite`].
     Token(String),
-    /// What would be done, for people to agree to.
-    Plan(String),
+    /// What would be lost, for people to agree to.
+    Plan(Box<Loss>),
     /// See [`Ask::Preview`].
     Offer(Box<Offer>),
     /// See [`Ask::Status`].
@@ -274,7 +280,7 @@ impl Answer {
 /// Answers on the socket until dropped.
 pub(crate) struct ControlServer {
     path: PathBuf,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 impl ControlServer {
@@ -289,36 +295,17 @@ impl ControlServer {
         }
         let listener = short(&path, UnixListener::bind)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, answer) = (stop.clone(), Arc::new(answer));
-        let clients = Arc::new(AtomicUsize::new(0));
-        std::thread::Builder::new().name("control".into()).spawn(move || {
-            for client in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(client) = client else { continue };
-                if clients.fetch_add(1, Ordering::SeqCst) >= CLIENTS_MAX {
-                    clients.fetch_sub(1, Ordering::SeqCst);
-                    continue; // hung up: whoever asks so much asks again
-                }
-                let (answer, clients) = (answer.clone(), clients.clone());
-                let served = std::thread::Builder::new().name("control-client".into()).spawn(move || {
-                    // What goes wrong with one client is that client's business.
-                    let _ = serve(client, &*answer);
-                    clients.fetch_sub(1, Ordering::SeqCst);
-                });
-                // No thread: the client sees that it was hung up on.
-                drop(served);
-            }
-        })?;
+        let accept = move || listener.accept().map(|(client, _)| client);
+        // What goes wrong with one client is that client's business.
+        let served = move |client| drop(serve(client, &answer));
+        let stop = accept::start("control", CLIENTS_MAX, accept, served)?;
         Ok(ControlServer { path, stop })
     }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.stop.set();
         // Wakes the thread out of `accept`; if it cannot be woken it ends with the process.
         let _ = short(&self.path, UnixStream::connect);
         let _ = std::fs::remove_file(&self.path);

@@ -72,6 +72,7 @@ fn first_lines_of_connections() {
             after: None,
         },
         Request::Volume { name: "data".into() },
+        Request::Succeed { volume: "f".repeat(32), document: "00".repeat(64) },
         Request::Link { volume: "f".repeat(32), addresses: Vec::new() },
     ];
     let member = MemberInfo { site: "oslo".into(), key: "f".repeat(64), addresses: Vec::new() };
@@ -80,7 +81,7 @@ fn first_lines_of_connections() {
     let responses = [
         Response::Joined { name: "oslo".into(), volumes: vec![info] },
         Response::Linked,
-        Response::Refused { why: "no".into(), for_now: true },
+        Response::Refused { why: "no".into(), for_now: true, unknown_key: false },
     ];
     let mut corpus = Vec::new();
     for request in requests {

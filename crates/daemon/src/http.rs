@@ -1,10 +1,9 @@
 //! The admin endpoint: `GET /metrics` for Prometheus, `GET /health` for load balancers, `GET /volumes/NAME/changes` for programs of
 //! this machine. Reads at most a few lines, answers, closes.
 
+use crate::accept::{self, Stop};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Longest request, in bytes: only its first line is looked at.
@@ -37,7 +36,7 @@ pub(crate) type Page = (&'static str, &'static str, String);
 /// Answers until dropped.
 pub(crate) struct HttpServer {
     address: SocketAddr,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 impl HttpServer {
@@ -48,29 +47,10 @@ impl HttpServer {
     ) -> io::Result<HttpServer> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, page) = (stop.clone(), Arc::new(page));
-        let clients = Arc::new(AtomicUsize::new(0));
-        std::thread::Builder::new().name("http".into()).spawn(move || {
-            for client in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(client) = client else { continue };
-                if clients.fetch_add(1, Ordering::SeqCst) >= CLIENTS_MAX {
-                    clients.fetch_sub(1, Ordering::SeqCst);
-                    continue; // hung up: whoever asks so much asks again
-                }
-                let (page, clients) = (page.clone(), clients.clone());
-                let served = std::thread::Builder::new().name("http-client".into()).spawn(move || {
-                    // What goes wrong with one client is that client's business.
-                    let _ = serve(client, &*page);
-                    clients.fetch_sub(1, Ordering::SeqCst);
-                });
-                // No thread: the client sees that it was hung up on.
-                drop(served);
-            }
-        })?;
+        let accept = move || listener.accept().map(|(client, _)| client);
+        // What goes wrong with one client is that client's business.
+        let served = move |client| drop(serve(client, &page));
+        let stop = accept::start("http", CLIENTS_MAX, accept, served)?;
         Ok(HttpServer { address, stop })
     }
 
@@ -81,7 +61,7 @@ impl HttpServer {
 
 impl Drop for HttpServer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.stop.set();
         // Wakes the thread out of `accept`; if it cannot be woken it ends with the process.
         let _ = TcpStream::connect_timeout(&self.address, CLIENT_IDLE_MAX);
     }

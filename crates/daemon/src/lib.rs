@@ -15,6 +15,7 @@
 //!
 //! Threads, not tasks: a node has some tens of links, and what is slow in it is disks and the network.
 
+mod accept;
 pub mod config;
 pub mod control;
 #[cfg(test)]

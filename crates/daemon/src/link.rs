@@ -12,8 +12,8 @@ use crate::settings::LinkRules;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 use driftless_core::membership::Key;
 use driftless_net::identity::PublicKey;
-use driftless_net::tls::{Tls, TlsOptions, TlsReader, TlsStop, TlsWriter};
-use driftless_net::{Carrier, CarrierOptions, Compress, Frame, Incoming, Rate, Traffic};
+use driftless_net::tls::{Tls, TlsError, TlsOptions, TlsReader, TlsStop, TlsWriter};
+use driftless_net::{Carrier, CarrierOptions, Compress, Frame, Incoming, Rate, Received, Traffic};
 use driftless_node::api::Level;
 use driftless_node::replica::{FromLink, LinkEnd, LinkId, Replica, Tuning};
 use std::net::SocketAddr;
@@ -32,7 +32,7 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(8);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How fast it goes is told over so long.
-const PACE_OVER: Duration = Duration::from_secs(3);
+pub(crate) const PACE_OVER: Duration = Duration::from_secs(3);
 /// The site that does not go first waits so much longer.
 const SECOND_WAITS: Duration = Duration::from_secs(2);
 /// Begins a control frame with a membership document.
@@ -95,8 +95,10 @@ pub(crate) struct Seen {
     pub(crate) refused: bool,
     pub(crate) failed: bool,
     pub(crate) last_error: Option<(Instant, String)>,
-    /// Since when it has not been connected, if an attempt has failed.
+    /// Since when nothing has been heard of it, if an attempt has failed.
     pub(crate) down_since: Option<Instant>,
+    /// When something came the last time, on the connection that there is or was.
+    pub(crate) heard: Option<Instant>,
 }
 
 /// A link that runs. Dropping it ends it.
@@ -108,6 +110,8 @@ pub(crate) struct LinkThread {
     seen: Arc<Mutex<Seen>>,
     how: Arc<How>,
     pace: Mutex<Pace>,
+    /// What the other site held when that changed last, and what had been sent by then.
+    held: Mutex<(u64, u64)>,
     connecting: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -155,8 +159,9 @@ impl LinkThread {
             stopped,
         };
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || runs.run())?;
-        let pace = Mutex::default();
-        Ok(LinkThread { key, orders, stop: Some(stop), seen, how, pace, connecting, thread: Some(thread) })
+        let (pace, held) = (Mutex::default(), Mutex::default());
+        let (stop, thread) = (Some(stop), Some(thread));
+        Ok(LinkThread { key, orders, stop, seen, how, pace, held, connecting, thread })
     }
 
     /// Keeps to what is set, at this day and minute of it.
@@ -191,6 +196,16 @@ impl LinkThread {
             Some(_) => {}
             None => pace.at = Some((now, sent)),
         }
+    }
+
+    /// Bytes sent since the other site held more than before; to be called now and then with the position that it holds.
+    pub(crate) fn sent_since(&self, held: u64) -> u64 {
+        let sent = self.how.traffic.get().0;
+        let mut known = lock(&self.held);
+        if known.0 != held {
+            *known = (held, sent);
+        }
+        sent.saturating_sub(known.1)
     }
 
     pub(crate) fn order(&self, order: Order) {
@@ -302,12 +317,19 @@ impl Runs {
             refused,
             failed: true,
             last_error: Some((now, why.into())),
-            down_since: seen.down_since.or(Some(now)),
+            down_since: seen.down_since.or(seen.heard).or(Some(now)),
+            heard: None,
         };
         drop(seen);
         if !known {
             self.log(Level::Warn, why);
         }
+    }
+
+    /// Something came.
+    fn hear(&self, received: Received) -> Received {
+        lock(&self.seen).heard = Some(Instant::now());
+        received
     }
 
     fn log(&self, level: Level, text: &str) {
@@ -342,7 +364,12 @@ impl Runs {
 
     fn connect_to(&self, address: SocketAddr) -> Result<Open, Failed> {
         let broken = |e: &dyn std::fmt::Display| Failed::broken(&format!("{address}: {e}"));
-        let tls = self.tls.connect(address, self.target.key, CONNECT_PATIENCE).map_err(|e| broken(&e))?;
+        let tls = match self.tls.connect(address, self.target.key, CONNECT_PATIENCE) {
+            Err(TlsError::WrongKey { found, .. }) if self.learn_of_heir(address, found) => {
+                return Err(broken(&"it has another key, which has taken the place of the one before"));
+            }
+            other => other.map_err(|e| broken(&e))?,
+        };
         let (mut reader, mut writer, stop) = tls.split(SILENCE_MAX).map_err(|e| broken(&e))?;
         let request = Request::Link {
             volume: self.target.volume_id.clone(),
@@ -353,9 +380,33 @@ impl Runs {
             Response::Linked => {
                 Ok(Open { reader, writer, stop, from: address.to_string(), key: self.target.key })
             }
-            Response::Refused { why, .. } => Err(Failed { why: format!("{address}: {why}"), refused: true }),
+            Response::Refused { why, unknown_key, .. } => {
+                if unknown_key && self.succeed(address) {
+                    return Err(broken(&"it was told that this site has another key now"));
+                }
+                Err(Failed { why: format!("{address}: {why}"), refused: true })
+            }
             _ => Err(broken(&"it answered something else than was asked")),
         }
+    }
+
+    /// Tells a site that does not know this one's key what says whose place it has taken. True if it is known there now.
+    fn succeed(&self, address: SocketAddr) -> bool {
+        let document = self.members.succession(self.target.volume_number());
+        let Some(document) = document.and_then(|bytes| preface::document_hex(&bytes)) else { return false };
+        let request = Request::Succeed { volume: self.target.volume_id.clone(), document };
+        matches!(ask_site(&self.tls, &[address], self.target.key, &request), Ok(Response::Succeeded))
+    }
+
+    /// Asks whoever answers with another key what says that it has taken the place of the one that is known. True if it has: the
+    /// node hears of it, and makes this link anew.
+    fn learn_of_heir(&self, address: SocketAddr, found: PublicKey) -> bool {
+        let request = Request::Succession { volume: self.target.volume_id.clone() };
+        let Ok(Response::Succession { document }) = ask_site(&self.tls, &[address], found, &request) else {
+            return false;
+        };
+        let Some(bytes) = preface::document_bytes(&document) else { return false };
+        self.members.learn_of_heir(self.target.volume_number(), &bytes, Key(found.0)).is_ok()
     }
 
     /// Passes messages until the connection is over.
@@ -376,7 +427,8 @@ impl Runs {
         {
             let mut seen = lock(&self.seen);
             let last_error = seen.last_error.take();
-            *seen = Seen { connected: Some(end.id()), last_error, ..Seen::default() };
+            let (connected, heard) = (Some(end.id()), Some(Instant::now()));
+            *seen = Seen { connected, last_error, heard, ..Seen::default() };
         }
         self.log(Level::Info, &format!("connected to {from}"));
         let over = self.pass(&carrier, &end);
@@ -433,7 +485,7 @@ impl Runs {
             }
             let frame = select! {
                 recv(end.outgoing()) -> said => match said {
-                    Ok(FromLink::Message(message)) => Frame::Message(message),
+                    Ok(FromLink::Message(outgoing)) => Frame::Message(outgoing.into_message()),
                     Ok(FromLink::Refused(e)) => return e.what,
                     Err(_) => return "the volume has stopped here".into(),
                 },
@@ -454,7 +506,7 @@ impl Runs {
             None => Ok(()),
             Some((&CONTROL_MEMBERS, document)) => {
                 match self.members.learn(self.target.volume_number(), document) {
-                    Err(NotLearnt::Refused(e)) => Err(e.to_string()),
+                    Err(e @ (NotLearnt::Refused(_) | NotLearnt::NoHeir)) => Err(e.to_string()),
                     // It is sent again with the next connection.
                     Err(NotLearnt::Io(e)) => {
                         self.log(Level::Error, &format!("the membership cannot be written down: {e}"));
@@ -478,12 +530,13 @@ impl Runs {
         loop {
             select! {
                 recv(carrier.incoming()) -> item => match item {
-                    Ok(Incoming::Frame(received)) => match received.into_frame() {
-                        Frame::Message(message) => end.give(message),
-                        Frame::Control(body) => if let Err(why) = self.take_control(&body) {
+                    Ok(Incoming::Frame(received)) => match self.hear(received).into_parts() {
+                        // Until the replica has worked on it, it counts as not taken.
+                        (Frame::Message(message), permit) => end.give_counted(message, permit),
+                        (Frame::Control(body), _) => if let Err(why) = self.take_control(&body) {
                             return Over::Failed(why);
                         },
-                        Frame::Close(why) => return Over::Failed(why),
+                        (Frame::Close(why), _) => return Over::Failed(why),
                     },
                     Ok(Incoming::End(why)) => return Over::Failed(why.to_string()),
                     Err(_) => return Over::Failed("the connection ended".into()),

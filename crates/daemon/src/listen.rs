@@ -1,6 +1,8 @@
 //! Answers connections of other sites. Nothing is read of a stranger but the TLS handshake and one short line, and nothing
-//! is done for one but a join with an invitation, or the answer to what a join would do.
+//! is done for one but a join with an invitation, the answer to what a join would do, or the proof that a
+//! known site has another key now.
 
+use crate::accept::{self, Stop};
 use crate::link::{CONNECT_PATIENCE, Open, SILENCE_MAX};
 use crate::log;
 use crate::node::Shared;
@@ -10,48 +12,20 @@ use driftless_node::api::Level;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// Connections that have not said yet who they are and what they want. More wait in the kernel.
 const STRANGERS_MAX: usize = 64;
-/// A pause after `accept` failed (no descriptors left, most likely).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
 /// Listens until dropped.
 pub(crate) struct Listener {
     address: SocketAddr,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 impl Listener {
     pub(crate) fn start(listener: TcpListener, node: Arc<Shared>) -> io::Result<Listener> {
         let address = listener.local_addr()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let strangers = Arc::new(AtomicUsize::new(0));
-        std::thread::Builder::new().name("listen".into()).spawn(move || {
-            for socket in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(socket) = socket else {
-                    std::thread::sleep(ACCEPT_PAUSE);
-                    continue;
-                };
-                if strangers.fetch_add(1, Ordering::SeqCst) >= STRANGERS_MAX {
-                    strangers.fetch_sub(1, Ordering::SeqCst);
-                    continue; // hung up: it comes again
-                }
-                let (node, strangers) = (node.clone(), strangers.clone());
-                let thread = std::thread::Builder::new().name("stranger".into()).spawn(move || {
-                    answer(&node, socket);
-                    strangers.fetch_sub(1, Ordering::SeqCst);
-                });
-                // No thread: the other side sees that it was hung up on, and comes again.
-                drop(thread);
-            }
-        })?;
+        let accept = move || listener.accept().map(|(socket, _)| socket);
+        let stop = accept::start("listen", STRANGERS_MAX, accept, move |socket| answer(&node, socket))?;
         Ok(Listener { address, stop })
     }
 
@@ -62,7 +36,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.stop.set();
         let mut to = self.address;
         if to.ip().is_unspecified() {
             to.set_ip(if to.is_ipv4() {
@@ -98,7 +72,8 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
     let request: Request = preface::read(&mut reader).map_err(|e| e.to_string())?;
     let refuse = |writer: &mut _, why: &str, for_now: bool| {
         // Who has hung up needs no answer.
-        let _ = preface::write(writer, Response::Refused { why: why.into(), for_now });
+        let unknown_key = why == UNKNOWN_KEY;
+        let _ = preface::write(writer, Response::Refused { why: why.into(), for_now, unknown_key });
         Err(why.to_owned())
     };
     match (request, site) {
@@ -114,7 +89,17 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
                 Err(why) => refuse(&mut writer, &why, false),
             }
         }
-        (_, None) => refuse(&mut writer, "this key is not known here: join with an invitation first", false),
+        (Request::Succeed { volume, document }, _) => match node.take_heir(key, &volume, &document) {
+            Ok(()) => preface::write(&mut writer, Response::Succeeded).map_err(|e| e.to_string()),
+            Err(why) => refuse(&mut writer, &why, false),
+        },
+        (_, None) => refuse(&mut writer, UNKNOWN_KEY, false),
+        (Request::Succession { volume }, Some(site)) => match node.succession_for(&volume, &site) {
+            Some(document) => {
+                preface::write(&mut writer, Response::Succession { document }).map_err(|e| e.to_string())
+            }
+            None => refuse(&mut writer, NO_SUCH_VOLUME, false),
+        },
         (Request::Volume { name }, Some(site)) => match node.volume_info(&name, &site) {
             Some(info) => preface::write(&mut writer, Response::Volume(info)).map_err(|e| e.to_string()),
             None => refuse(&mut writer, NO_SUCH_VOLUME, false),
@@ -122,6 +107,12 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
         (Request::Why { volume, path_hex, asked }, Some(site)) => {
             match node.why_for(&volume, &site, &path_hex, &asked) {
                 Some(found) => preface::write(&mut writer, Response::Why(found)).map_err(|e| e.to_string()),
+                None => refuse(&mut writer, NO_SUCH_VOLUME, false),
+            }
+        }
+        (Request::Known { volume, asked, versions }, Some(site)) => {
+            match node.known_for(&volume, &site, &asked, &versions) {
+                Some(known) => preface::write(&mut writer, Response::Known(known)).map_err(|e| e.to_string()),
                 None => refuse(&mut writer, NO_SUCH_VOLUME, false),
             }
         }
@@ -147,6 +138,9 @@ fn converse(node: &Shared, tls: Tls, site: Option<String>, from: &str) -> Result
 /// Unknown and forbidden volumes get the same answer.
 pub(crate) const NO_SUCH_VOLUME: &str =
     "there is no such volume for this site: link it there first (driftless link create)";
+
+/// What whoever has no key that is known is told.
+const UNKNOWN_KEY: &str = "this key is not known here: join with an invitation first";
 
 /// Why a link is not taken.
 pub(crate) struct Refusal {

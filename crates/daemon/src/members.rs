@@ -90,6 +90,24 @@ impl Membership {
         Ok(())
     }
 
+    /// Takes what a key says that is known to nobody here, if it has taken the place of a member's key: it proves so by the
+    /// document itself, whose changes are signed. Nothing else is taken from it.
+    pub(crate) fn learn_of_heir(&self, volume: u128, bytes: &[u8], key: Key) -> Result<(), NotLearnt> {
+        if self.book().learn_of_heir(volume, bytes, key)? {
+            self.tell(volume);
+        }
+        Ok(())
+    }
+
+    /// What shows that this node's key has taken another's place, if it has.
+    pub(crate) fn succession(&self, volume: u128) -> Option<Arc<Vec<u8>>> {
+        let document = self.document(volume)?;
+        let own = self.own();
+        let has =
+            document.view.removed.values().any(|removed| heir(&document.view, removed.now) == Some(own));
+        has.then_some(document.bytes)
+    }
+
     /// Forgets a volume.
     pub(crate) fn forget(&self, volume: u128) -> io::Result<()> {
         self.trusts().remove(&volume);
@@ -143,6 +161,8 @@ impl Document {
 pub(crate) enum NotLearnt {
     #[error(transparent)]
     Refused(#[from] NotMerged),
+    #[error("its key has not taken the place of a member's")]
+    NoHeir,
     #[error("the membership cannot be written down: {0}")]
     Io(#[from] io::Error),
 }
@@ -209,6 +229,23 @@ impl Book {
         Ok(new)
     }
 
+    /// See [`Membership::learn_of_heir`].
+    pub(crate) fn learn_of_heir(&mut self, volume: u128, bytes: &[u8], key: Key) -> Result<bool, NotLearnt> {
+        let Some(known) = self.documents.get(&volume) else { return Err(NotLearnt::NoHeir) };
+        let mut members = known.members.clone();
+        if !members.merge(bytes, &verify)? {
+            return Err(NotLearnt::NoHeir);
+        }
+        let view = members.view();
+        let is_heir =
+            |old: &Key| view.removed.get(old).is_some_and(|removed| heir(&view, removed.now) == Some(key));
+        if !view.members.contains_key(&key) || !known.view.members.keys().any(is_heir) {
+            return Err(NotLearnt::NoHeir);
+        }
+        self.keep(members)?;
+        Ok(true)
+    }
+
     /// Forgets a volume.
     pub(crate) fn forget(&mut self, volume: u128) -> io::Result<()> {
         self.documents.remove(&volume);
@@ -237,6 +274,18 @@ impl Book {
     }
 }
 
+/// The key that a site has in the end, after it has changed it.
+pub(crate) fn heir(view: &View, mut key: Option<Key>) -> Option<Key> {
+    // Each step is another key.
+    for _ in 0..=view.removed.len() {
+        match view.removed.get(&key?) {
+            Some(removed) => key = removed.now,
+            None => return key,
+        }
+    }
+    None
+}
+
 fn verify(key: &Key, bytes: &[u8], signature: &Signature) -> bool {
     PublicKey(key.0).verify(bytes, &signature.0)
 }
@@ -246,6 +295,45 @@ mod tests {
     use super::*;
     use driftless_core::link::Role;
     use driftless_core::membership::Rights;
+
+    /// A key that took the place of a member's shows so by itself; any other key shows nothing, whatever it says.
+    #[test]
+    fn only_heirs_of_members_are_heard() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let identity = || Identity::generate().unwrap();
+        let key = |identity: &Identity| Key(identity.public().0);
+        let (oslo, bergen, next, stranger) = (identity(), identity(), identity(), identity());
+        let put = |identity: &Identity, site: &str| Action::Put {
+            key: key(identity),
+            site: site.into(),
+            rights: Rights { role: Role::Writer, may_relay: true, may_invite: true },
+            addresses: Vec::new(),
+        };
+        let mut book = Book::load(a.path()).unwrap();
+        book.change(7, &oslo, vec![Action::Found { site: "oslo".into() }, put(&bergen, "bergen")]).unwrap();
+        let mut other = Book::load(b.path()).unwrap();
+        let before = book.get(7).unwrap().bytes.clone();
+        other.learn(7, &before).unwrap();
+
+        // While bergen is away, oslo gets another key, and admits somebody.
+        let bytes = driftless_core::membership::rekey_bytes(7, key(&oslo), key(&next));
+        let proof = Signature(next.sign(&bytes));
+        book.change(7, &oslo, vec![Action::Rekey { key: key(&next), proof }]).unwrap();
+        book.change(7, &next, vec![put(&stranger, "tromso")]).unwrap();
+        let document = book.get(7).unwrap().bytes.clone();
+        let no_heir = |result| matches!(result, Err(NotLearnt::NoHeir));
+        assert!(no_heir(other.learn_of_heir(7, &document, key(&stranger))), "a member, but nobody's heir");
+        assert!(no_heir(other.learn_of_heir(7, &document, key(&oslo))), "the old key is nobody");
+        assert!(no_heir(other.learn_of_heir(7, &before, key(&next))), "it does not say so");
+        assert!(no_heir(other.learn_of_heir(8, &document, key(&next))));
+        let mut forged = document.to_vec();
+        let last = forged.len() - 1;
+        forged[last] ^= 1;
+        assert!(other.learn_of_heir(7, &forged, key(&next)).is_err());
+        assert_eq!(other.get(7).unwrap().bytes, before, "nothing was taken");
+        assert!(other.learn_of_heir(7, &document, key(&next)).unwrap());
+        assert_eq!(other.get(7).unwrap().view, book.get(7).unwrap().view);
+    }
 
     #[test]
     fn documents_survive_and_are_joined() {

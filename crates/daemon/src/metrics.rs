@@ -1,6 +1,7 @@
 //! The status in the text format of Prometheus. Names carry their units.
 
 use crate::status::{LinkState, NodeStatus};
+use driftless_node::api::Reason;
 use driftless_node::replica::{PROPAGATION_BOUNDS_S, Propagation};
 use std::fmt::Write as _;
 
@@ -12,6 +13,21 @@ const UPTIME: Head = ("driftless_uptime_seconds", "gauge", "Since the node was s
 const VOLUME_UP: Head = ("driftless_volume_up", "gauge", "1 if the volume's replica here runs.");
 const WAITING: Head =
     ("driftless_waiting_items", "gauge", "Entries that could not be brought to this disk yet.");
+const WAITING_FOR: Head = (
+    "driftless_waiting_by_reason_items",
+    "gauge",
+    "Entries that could not be brought to this disk yet, for each reason; the list of reasons is closed.",
+);
+const SKIPPED: Head = (
+    "driftless_skipped_items",
+    "gauge",
+    "Of those that wait, how many are not tried any more: somebody has said so.",
+);
+const TO_GO: Head = (
+    "driftless_backlog_bytes",
+    "gauge",
+    "About so many bytes of contents are not on the other site's disk yet.",
+);
 const CONFLICTS: Head = ("driftless_conflicts_total", "counter", "Conflict copies seen since the start.");
 const STATE: Head = ("driftless_link_state", "gauge", "1 for the state that the link is in.");
 const LAG: Head = (
@@ -58,6 +74,14 @@ pub(crate) fn render(status: &NodeStatus) -> String {
     };
     page.metric(VOLUME_UP, &volumes(&|v| f64::from(u8::from(v.error.is_none()))));
     page.metric(WAITING, &volumes(&|v| v.waiting_items as f64));
+    let reasons = status.volumes.iter().flat_map(|v| {
+        Reason::ALL.map(|reason| {
+            let count = v.waiting_by_reason.get(&reason).copied().unwrap_or(0);
+            (format!("volume=\"{}\",reason=\"{}\"", v.name, reason.word()), count as f64)
+        })
+    });
+    page.metric(WAITING_FOR, &reasons.collect::<Vec<_>>());
+    page.metric(SKIPPED, &volumes(&|v| v.skipped_items as f64));
     page.metric(CONFLICTS, &volumes(&|v| v.conflicts as f64));
     let links = || status.volumes.iter().flat_map(|v| v.links.iter().map(move |l| (v, l)));
     let labels = |v: &crate::status::VolumeStatus, l: &crate::status::LinkStatus| {
@@ -76,6 +100,7 @@ pub(crate) fn render(status: &NodeStatus) -> String {
     };
     page.metric(LAG, &values(&|l| l.lag_ms.unwrap_or(0) as f64 / 1000.0));
     page.metric(BACKLOG, &values(&|l| l.backlog_items as f64));
+    page.metric(TO_GO, &values(&|l| l.to_go_bytes as f64));
     page.metric(IN_FLIGHT, &values(&|l| l.in_flight_bytes as f64));
     page.metric(WAITING_THERE, &values(&|l| l.waiting_there_items as f64));
     page.metric(SINCE, &values(&|l| l.behind_since_ms.unwrap_or(0) as f64 / 1000.0));
@@ -141,7 +166,7 @@ mod tests {
             "in_flight_bytes":0,"waiting_there_items":0,"last_error":null,"last_error_age_s":null}"#;
         let link: LinkStatus = serde_json::from_str(link).unwrap();
         let volume = r#"{"name":"data","id":"7","root":{"text":"/srv"},"follower":false,"scanned":true,
-            "waiting_items":0,"conflicts":0,"error":null,"links":[]}"#;
+            "waiting_items":3,"waiting_by_reason":{"busy":3},"conflicts":0,"error":null,"links":[]}"#;
         let volume: VolumeStatus = serde_json::from_str(volume).unwrap();
         let status = NodeStatus {
             verdict: String::new(),
@@ -159,6 +184,13 @@ mod tests {
             page.contains("driftless_replication_lag_seconds{volume=\"data\",peer=\"b\"} 1.5\n"),
             "{page}"
         );
+        for reason in Reason::ALL {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.word());
+            let row =
+                format!("driftless_waiting_by_reason_items{{volume=\"data\",reason=\"{}\"}} ", reason.word());
+            let value = if reason == Reason::Busy { "3" } else { "0" };
+            assert!(page.contains(&format!("{row}{value}\n")), "{row}{page}");
+        }
         let values: String = page.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
         let there = names(&values);
         for (file, text) in [

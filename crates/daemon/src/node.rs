@@ -8,6 +8,7 @@ mod asking;
 mod commands;
 mod feed;
 mod joining;
+mod loss;
 mod membership;
 mod rekey;
 mod roles;
@@ -490,6 +491,7 @@ impl Shared {
         });
         // Contents come from one site first: the others have to wait.
         let its_turn = |site: &str| volume.seed_from.as_ref().is_none_or(|seed| seed == site);
+        let status = lock(&running.replica).as_ref().map(Replica::status).unwrap_or_default();
         for (site, link) in &volume.links {
             if link.wanted == Wanted::Running && its_turn(site) && !running.links.contains_key(site) {
                 self.start_link(records, name, volume, site, running);
@@ -497,6 +499,8 @@ impl Shared {
             if let Some(thread) = running.links.get_mut(site) {
                 thread.keep_to(&self.link_rules(name, site, link), settings::local_now());
                 thread.note_pace();
+                let peer = standing::peer_of(link, thread.seen().connected, &status);
+                thread.sent_since(peer.map_or(0, |p| p.held));
             }
         }
     }

@@ -1,14 +1,16 @@
 //! The first words on a connection, after TLS and before anything else: one line of JSON from the end that connected, one in
-//! answer. What an unknown key may say is only [`Request::Join`]; whatever it says is at most [`LINE_LEN_MAX`] bytes.
+//! answer. What an unknown key may say is only [`Request::Join`],
+//! [`Request::Preview`] and [`Request::Succeed`]; whatever it says is at most [`LINE_LEN_MAX`] bytes.
 
-use crate::status::{SiteHeld, SiteWhy};
+use crate::status::{PathVersion, SiteHeld, SiteKnows, SiteWhy};
 use driftless_node::query::{Cursor, ListedRow, Page};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
-/// Longest line: a join with addresses; an answer with volumes.
-const LINE_LEN_MAX: usize = 16 << 10;
+/// Longest line: a membership of some hundred changes, in hex. Strangers, of whom only so many are heard at once, can take no
+/// more of the memory.
+const LINE_LEN_MAX: usize = 128 << 10;
 /// Longest answer of a site that is asked something: explanations of many sites.
 const ANSWER_LEN_MAX: usize = 4 << 20;
 /// The version of these words.
@@ -38,6 +40,18 @@ pub(crate) enum Request {
         /// Where the page before ended.
         after: Option<Cursor>,
     },
+    /// My key has taken the place of one that you know: this says so.
+    Succeed {
+        /// The id of a volume of which both are members.
+        volume: String,
+        /// Its membership, in hex.
+        document: String,
+    },
+    /// You have another key than I know: what says so?
+    Succession {
+        /// The id of a volume of which both are members.
+        volume: String,
+    },
     /// Which volume of yours has this name?
     Volume {
         /// The name.
@@ -60,6 +74,15 @@ pub(crate) enum Request {
         asked: Vec<String>,
         /// Seconds to wait at most.
         timeout_s: u64,
+    },
+    /// What do you know of this volume, and those that only you are linked to? Whose contents do you have?
+    Known {
+        /// Its id.
+        volume: String,
+        /// Sites that are asked already.
+        asked: Vec<String>,
+        /// Versions, and the paths that should show them.
+        versions: Vec<PathVersion>,
     },
     /// Bring this volume up to date with me. After a good answer the greeting and frames follow.
     Link {
@@ -90,12 +113,21 @@ pub(crate) enum Response {
         /// A part of what the volume that was asked for shows.
         page: Option<Page<ListedRow>>,
     },
+    /// To [`Request::Succeed`].
+    Succeeded,
+    /// To [`Request::Succession`].
+    Succession {
+        /// The volume's membership, in hex.
+        document: String,
+    },
     /// That one.
     Volume(VolumeInfo),
     /// To [`Request::Why`].
     Why(Vec<SiteWhy>),
     /// To [`Request::Flush`].
     Flushed(Vec<SiteHeld>),
+    /// To [`Request::Known`].
+    Known(Vec<SiteKnows>),
     /// Go on.
     Linked,
     /// No. Volumes that are unknown and volumes that are forbidden get the same answer.
@@ -105,6 +137,9 @@ pub(crate) enum Response {
         /// It may be different later: the site knows of the link, and has it stopped.
         #[serde(default)]
         for_now: bool,
+        /// Your key is not known.
+        #[serde(default)]
+        unknown_key: bool,
     },
 }
 
@@ -130,6 +165,19 @@ pub(crate) struct MemberInfo {
     /// In hex.
     pub(crate) key: String,
     pub(crate) addresses: Vec<String>,
+}
+
+/// A document for a line; `None` if it is too long for one.
+pub(crate) fn document_hex(bytes: &[u8]) -> Option<String> {
+    let room = LINE_LEN_MAX - 1024;
+    (bytes.len() * 2 <= room).then(|| bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// The bytes of a document in a line.
+pub(crate) fn document_bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+    let digits = digits.filter(|d| d.len().is_multiple_of(2))?;
+    Some(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,10 +1,12 @@
 //! How everything stands: what commands print and metrics count. Pure: from what was seen to what is said.
 
+use crate::link::PACE_OVER;
 use crate::records::Mode;
-use driftless_node::api::PathText;
+use driftless_node::api::{PathText, Reason};
 use driftless_node::query::Explanation;
 use driftless_node::replica::Propagation;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How a link stands. A closed list: every place that says so uses it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -65,8 +67,9 @@ impl LinkState {
     }
 }
 
-/// Each side says something through its volume every five seconds; two that are missed and a little are no accident.
-pub(crate) const STALLED_AFTER_S: u64 = 12;
+/// Each side says something through its volume every three seconds; two that are missed and a little are no accident. It is
+/// named within ten seconds, whole seconds being what is told.
+pub(crate) const STALLED_AFTER_S: u64 = 8;
 
 /// What a site says of a path.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -124,6 +127,130 @@ pub struct SiteHeld {
     pub waiting: u64,
 }
 
+/// A version, and a path that should show it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct PathVersion {
+    /// Bytes of the path below the root, in hex.
+    pub path_hex: String,
+    /// The change that made it.
+    pub version: String,
+}
+
+/// What a site knows of a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SiteKnows {
+    /// The site.
+    pub site: String,
+    /// Up to which number it knows the changes of each replica, by its id in hex.
+    pub knowledge: BTreeMap<String, u64>,
+    /// Up to which number each replica has announced changes, as far as this site heard.
+    pub announced: BTreeMap<String, u64>,
+    /// Of the versions that it was asked for, those whose contents are on its disk.
+    pub holds: Vec<PathVersion>,
+}
+
+/// What may be lost with a site.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Loss {
+    /// The site that is gone.
+    pub site: String,
+    /// It is connected here now: nothing need be lost.
+    pub connected: bool,
+    /// Seconds since it was heard last, if that is known here.
+    pub heard_ago_s: Option<u64>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaLoss>,
+    /// Sites that were asked what they know, this one included.
+    pub asked: Vec<String>,
+    /// Members that could not be asked: what only they know is not in this.
+    pub not_asked: Vec<String>,
+    /// Paths whose newest known version has contents that no site has which was asked.
+    pub paths: Vec<LostPath>,
+    /// How many such paths there are, as far as is known: at most so many, if not all could be asked for.
+    pub paths_total: u64,
+}
+
+/// What may be lost of one replica.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReplicaLoss {
+    /// Its id, in hex.
+    pub replica: String,
+    /// Its changes up to this number stay.
+    pub kept_up_to: u64,
+    /// The greatest number that it announced to any site that was asked.
+    pub announced: u64,
+    /// A site that was asked knows them up to here; what is above `kept_up_to` has not come here in time.
+    pub known_elsewhere: u64,
+}
+
+impl ReplicaLoss {
+    /// At most so many changes that it announced have not come.
+    pub fn missing(&self) -> u64 {
+        self.announced.saturating_sub(self.kept_up_to)
+    }
+}
+
+/// A path whose newest version may be lost.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LostPath {
+    /// The path below the root.
+    pub path: PathText,
+    /// The change that made the version.
+    pub version: String,
+}
+
+impl Loss {
+    /// In sentences, without a full stop at the end.
+    pub fn text(&self) -> String {
+        let heard = match (self.connected, self.heard_ago_s) {
+            (true, _) => "is CONNECTED: consider driftless switchover there".into(),
+            (false, Some(s)) => format!("was last heard {} ago", age(s.saturating_mul(1000))),
+            (false, None) => "is not connected".into(),
+        };
+        let site = &self.site;
+        let mut text = format!("{site} {heard}. Asked: {}", self.asked.join(", "));
+        if !self.not_asked.is_empty() {
+            text += &format!("; could not be asked: {}", self.not_asked.join(", "));
+        }
+        let kept: Vec<String> = self.replicas.iter().map(|r| r.kept_up_to.to_string()).collect();
+        text += &format!(
+            ". Changes by {site} up to number {} are here: these stay. What {site} changed after that counts no more, anywhere; it \
+             stays on its disk, is set aside when it comes back, and can be applied again. This cannot be undone",
+            kept.join(", ")
+        );
+        for replica in self.replicas.iter().filter(|r| r.missing() > 0) {
+            text += &format!(
+                ". Of changes that {site} announced, numbers {} to {} have not come",
+                replica.kept_up_to + 1,
+                replica.announced
+            );
+        }
+        for replica in self.replicas.iter().filter(|r| r.known_elsewhere > r.kept_up_to) {
+            text += &format!(
+                ". A site that was asked knows them up to number {}: wait until that is here, and run it again",
+                replica.known_elsewhere
+            );
+        }
+        if self.paths_total > 0 {
+            let shown: Vec<&str> =
+                self.paths.iter().take(PATHS_SHOWN_MAX).map(|p| p.path.text.as_str()).collect();
+            text += &format!(
+                ". No site that was asked has the contents of the newest version of {} paths: {}",
+                self.paths_total,
+                shown.join(", ")
+            );
+            if self.paths_total > shown.len() as u64 {
+                text += ", ... (--json lists them)";
+            }
+            text += &format!("; they are lost if {site} does not come back");
+        }
+        text
+    }
+}
+
+/// Paths that a sentence names.
+const PATHS_SHOWN_MAX: usize = 10;
+
 /// A node and everything it has.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -177,6 +304,12 @@ pub struct VolumeStatus {
     pub scanned: bool,
     /// Entries that wait here: `driftless failures` lists them.
     pub waiting_items: u64,
+    /// How many of them wait for each reason.
+    #[serde(default)]
+    pub waiting_by_reason: BTreeMap<Reason, u64>,
+    /// How many of them are not to be tried: somebody has said so.
+    #[serde(default)]
+    pub skipped_items: u64,
     /// Conflict copies seen since the start.
     pub conflicts: u64,
     /// The last position of its feed here.
@@ -239,6 +372,12 @@ pub struct LinkStatus {
     pub backlog_items: u64,
     /// Bytes on their way.
     pub in_flight_bytes: u64,
+    /// About so many bytes of contents are not on the other site's disk yet.
+    #[serde(default)]
+    pub to_go_bytes: u64,
+    /// About so many seconds until they are, at the rate of late; `None`: there is nothing to go, or nothing goes.
+    #[serde(default)]
+    pub time_left_s: Option<u64>,
     /// Bytes sent since the link was started.
     #[serde(default)]
     pub sent_bytes: u64,
@@ -318,7 +457,7 @@ pub(crate) fn verdict(volumes: &[VolumeStatus]) -> (bool, String) {
             wrong.push(format!("{}: {}", state.word(), such.join(", ")));
         }
     }
-    let waiting: u64 = volumes.iter().map(|v| v.waiting_items).sum::<u64>()
+    let waiting: u64 = volumes.iter().map(|v| v.waiting_items.saturating_sub(v.skipped_items)).sum::<u64>()
         + links().map(|(_, l)| l.waiting_there_items).sum::<u64>();
     if waiting > 0 {
         wrong.push(format!("{waiting} entries wait for something: driftless failures"));
@@ -337,6 +476,13 @@ pub(crate) fn verdict(volumes: &[VolumeStatus]) -> (bool, String) {
         Some(ms) => (true, format!("well: catching up, behind by {} at most", age(ms))),
         None => (true, "well: all sites hold everything".into()),
     }
+}
+
+/// How long it takes to bring so many bytes there; `None` if there are none, nothing goes, or it has not gone on so long that
+/// the rate is that of this.
+pub(crate) fn time_left_s(lag_ms: Option<u64>, to_go_bytes: u64, bytes_per_s: u64) -> Option<u64> {
+    let known = lag_ms.is_some_and(|ms| u128::from(ms) >= 2 * PACE_OVER.as_millis());
+    (known && to_go_bytes > 0 && bytes_per_s > 0).then(|| to_go_bytes.div_ceil(bytes_per_s))
 }
 
 /// A duration for people: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
@@ -362,6 +508,8 @@ mod tests {
             follower: false,
             scanned: true,
             waiting_items: 0,
+            waiting_by_reason: BTreeMap::new(),
+            skipped_items: 0,
             conflicts: 0,
             head: 0,
             recorded: 0,
@@ -384,6 +532,8 @@ mod tests {
             lag_ms,
             backlog_items: 0,
             in_flight_bytes: 0,
+            to_go_bytes: 0,
+            time_left_s: None,
             sent_bytes: 0,
             received_bytes: 0,
             sent_bytes_per_s: 0,
@@ -407,12 +557,60 @@ mod tests {
         );
         let away = link("paris", LinkState::Unreachable, Some(200_000));
         assert_eq!(
-            verdict(&[volume(vec![well, away])]),
+            verdict(&[volume(vec![well.clone(), away])]),
             (false, "unreachable: paris of data (behind by 3 min)".into())
         );
+        let skipped = VolumeStatus { waiting_items: 2, skipped_items: 2, ..volume(vec![well]) };
+        assert!(verdict(&[skipped]).0, "somebody knows of it");
         let down = VolumeStatus { error: Some("not mounted".into()), waiting_items: 2, ..volume(vec![]) };
         let (fine, text) = verdict(&[down]);
         assert!(!fine && text.starts_with("volume data does not run: not mounted; 2 entries wait"), "{text}");
+    }
+
+    #[test]
+    fn what_may_be_lost_is_said_as_precisely_as_it_is_known() {
+        let replica = |kept_up_to, announced, known_elsewhere| ReplicaLoss {
+            replica: "7".into(),
+            kept_up_to,
+            announced,
+            known_elsewhere,
+        };
+        let path = |path: &str| LostPath { path: PathText::new(path.as_bytes()), version: "7-1".into() };
+        let loss = Loss { site: "oslo".into(), asked: vec!["bergen".into()], ..Loss::default() };
+        let nothing = Loss { replicas: vec![replica(8, 8, 8)], ..loss.clone() }.text();
+        assert!(
+            nothing.contains("oslo is not connected. Asked: bergen. Changes by oslo up to number 8 are"),
+            "{nothing}"
+        );
+        assert!(!nothing.contains("announced") && !nothing.contains("contents of"), "{nothing}");
+        let much = Loss {
+            heard_ago_s: Some(12),
+            not_asked: vec!["tromso".into()],
+            replicas: vec![replica(8, 11, 9)],
+            paths: vec![path("a"), path("d/b")],
+            paths_total: 2,
+            ..loss.clone()
+        };
+        let text = much.text();
+        for says in [
+            "last heard 12 s ago",
+            "could not be asked: tromso",
+            "numbers 9 to 11 have not come",
+            "knows them up to number 9: wait",
+            "of 2 paths: a, d/b; they are lost",
+        ] {
+            assert!(text.contains(says), "{says}: {text}");
+        }
+        let many = Loss { paths: vec![path("p"); 11], paths_total: 11, ..loss };
+        assert!(many.text().contains("(--json lists them)"));
+    }
+
+    #[test]
+    fn the_time_left_follows_from_the_rate() {
+        let left_s = |to_go, rate| time_left_s(Some(10_000), to_go, rate);
+        assert_eq!((left_s(1000, 100), left_s(1, 100)), (Some(10), Some(1)));
+        assert_eq!((left_s(0, 100), left_s(1000, 0)), (None, None));
+        assert_eq!((time_left_s(Some(1000), 1000, 100), time_left_s(None, 1000, 100)), (None, None));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::rate::{Rate, RateLimit, Traffic};
 use crate::wire::{Frame, FrameReader, FrameWriter, PIECE_PART_LEN_MAX, WireError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_core::Entry;
-use driftless_core::link::{Message, Piece};
+use driftless_core::link::{Batch, Message, Piece};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -96,7 +96,7 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Received {
     frame: Frame,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Received {
@@ -104,11 +104,16 @@ impl Received {
     pub fn into_frame(self) -> Frame {
         self.frame
     }
+
+    /// The frame, and its share of the bound: for who passes the frame on to somebody who may be slow.
+    pub fn into_parts(self) -> (Frame, Permit) {
+        (self.frame, self.permit)
+    }
 }
 
-/// A share of the bound of incoming bytes.
+/// A share of the bound of incoming bytes. Dropping it makes room for others.
 #[derive(Debug)]
-struct Permit {
+pub struct Permit {
     bytes: usize,
     budget: Arc<Budget>,
 }
@@ -278,7 +283,7 @@ fn read_all<R: Read>(mut frames: FrameReader<R>, to: &Sender<Incoming>, budget: 
         };
         let bytes = size_of_frame(&frame);
         let goes_on = budget.take(bytes);
-        let received = Received { frame, _permit: Permit { bytes, budget: budget.clone() } };
+        let received = Received { frame, permit: Permit { bytes, budget: budget.clone() } };
         if !goes_on || to.send(Incoming::Frame(received)).is_err() {
             return;
         }
@@ -509,24 +514,35 @@ impl<W: Write> Write for Paced<W> {
 
 /// About what a frame takes in memory.
 fn size_of_frame(frame: &Frame) -> usize {
-    const SMALL: usize = 256;
-    SMALL
-        + match frame {
-            Frame::Control(body) => body.len(),
-            Frame::Close(reason) => reason.len(),
-            Frame::Message(Message::Piece(piece)) => piece.bytes.len(),
-            Frame::Message(Message::Batch(b)) => {
-                let inline: usize = b.inline.iter().map(|i| i.bytes.len() + SMALL).sum();
-                inline + b.entries.iter().map(size_of_entry).sum::<usize>()
-            }
-            Frame::Message(Message::Receipt(r)) => r.states.len() * 32 + r.refused.len() * SMALL,
-            Frame::Message(Message::Recipe(r)) => std::mem::size_of_val(r.recipe.items()),
-            Frame::Message(_) => 0,
-        }
+    match frame {
+        Frame::Control(body) => SMALL + body.len(),
+        Frame::Close(reason) => SMALL + reason.len(),
+        Frame::Message(message) => size_of_message(message),
+    }
+}
+
+/// What a message takes beside its bytes, and a small part of one.
+const SMALL: usize = 256;
+
+/// About what a message takes in memory, in bytes.
+pub fn size_of_message(message: &Message) -> usize {
+    match message {
+        Message::Piece(piece) => size_of_piece(piece),
+        Message::Batch(batch) => SMALL + size_of_batch(batch),
+        Message::Receipt(r) => SMALL + r.states.len() * 32 + r.refused.len() * SMALL,
+        Message::Recipe(r) => SMALL + std::mem::size_of_val(r.recipe.items()),
+        _ => SMALL,
+    }
+}
+
+/// About what a batch takes in memory, in bytes.
+pub fn size_of_batch(batch: &Batch) -> usize {
+    let inline: usize = batch.inline.iter().map(|i| i.bytes.len() + SMALL).sum();
+    inline + batch.entries.iter().map(size_of_entry).sum::<usize>()
 }
 
 fn size_of_piece(piece: &Piece) -> usize {
-    256 + piece.bytes.len()
+    SMALL + piece.bytes.len()
 }
 
 fn size_of_entry(e: &Entry) -> usize {

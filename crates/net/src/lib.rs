@@ -17,7 +17,10 @@ pub mod ssh;
 pub mod tls;
 pub mod wire;
 
-pub use carrier::{Carrier, CarrierOptions, End, Incoming, SendError, StartError};
+pub use carrier::{
+    Carrier, CarrierOptions, End, Incoming, Permit, Received, SendError, StartError, size_of_batch,
+    size_of_message,
+};
 pub use compress::Compress;
 pub use greeting::GreetingError;
 pub use rate::{Rate, RateLimit, Traffic};

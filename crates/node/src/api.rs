@@ -211,6 +211,33 @@ impl Reason {
         Reason::MassRollback,
     ];
 
+    /// As it is written where programs read it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::ContentMissing => "content_missing",
+            Reason::ContentNowhere => "content_nowhere",
+            Reason::Denied => "denied",
+            Reason::NoSpace => "no_space",
+            Reason::NameTooLong => "name_too_long",
+            Reason::ReadOnly => "read_only",
+            Reason::Busy => "busy",
+            Reason::Unstable => "unstable",
+            Reason::Raced => "raced",
+            Reason::ParentWaits => "parent_waits",
+            Reason::NotEmpty => "not_empty",
+            Reason::Unsupported => "unsupported",
+            Reason::OtherFileSystem => "other_file_system",
+            Reason::MassRemoval => "mass_removal",
+            Reason::Unreadable => "unreadable",
+            Reason::Io => "io",
+            Reason::TrashFull => "trash_full",
+            Reason::Drift => "drift",
+            Reason::TooManyOpen => "too_many_open",
+            Reason::SyncFailed => "sync_failed",
+            Reason::MassRollback => "mass_rollback",
+        }
+    }
+
     /// A few words for people.
     pub fn words(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ pub mod control;
 mod engine;
 pub mod filter;
 pub mod needs;
+mod outqueue;
 mod overlay;
 mod pace;
 pub mod query;

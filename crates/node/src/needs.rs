@@ -6,6 +6,8 @@
 //! ```text
 //! value: reason (1 byte) · tries · since_ns (8) · retry_ns (8) · detail (length, bytes)
 //! ```
+//!
+//! The greatest `retry_ns` means that somebody has said not to try it: [`Need::is_skipped`].
 
 use crate::api::Reason;
 use driftless_core::codec::{Decoder, Encoder, Malformed};
@@ -17,6 +19,9 @@ const PATH_PREFIX: [u8; 2] = [0xff, 0xff];
 
 /// Longest detail that is kept, in bytes: a line for people, not a log.
 const DETAIL_LEN_MAX: usize = 500;
+
+/// The time of the next try of what is not to be tried.
+pub const NEVER_NS: u64 = u64::MAX;
 
 /// What waits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,6 +45,13 @@ pub struct Need {
     pub since_ns: u64,
     /// Wall clock of the next try, nanoseconds since 1970.
     pub retry_ns: u64,
+}
+
+impl Need {
+    /// Somebody has said that it is not to be tried again until its entry changes.
+    pub fn is_skipped(&self) -> bool {
+        self.retry_ns == NEVER_NS
+    }
 }
 
 /// The need of `waiter`, if it waits.

@@ -170,6 +170,9 @@ pub struct FailureRow {
     pub retry: String,
     /// The entry, if it is one already.
     pub entry: Option<String>,
+    /// Somebody has said that it is not to be tried again.
+    #[serde(default)]
+    pub skipped: bool,
 }
 
 /// One row of the feed: an entry at its newest change.
@@ -252,6 +255,7 @@ fn failure_row(tx: &mut Tx<'_>, waiter: Waiter, need: Need) -> Result<FailureRow
         Waiter::Path(path) => (Some(path), None),
         Waiter::Entry(id) => (entry_path(tx, id)?, Some(id.to_string())),
     };
+    let skipped = need.is_skipped();
     Ok(FailureRow {
         path: PathText::new(&path.unwrap_or_default()),
         reason: need.reason,
@@ -259,7 +263,8 @@ fn failure_row(tx: &mut Tx<'_>, waiter: Waiter, need: Need) -> Result<FailureRow
         advice: need.reason.advice().to_owned(),
         since: text::time_of_ns(need.since_ns),
         tries: need.tries,
-        retry: text::time_of_ns(need.retry_ns),
+        retry: if skipped { String::new() } else { text::time_of_ns(need.retry_ns) },
+        skipped,
         entry,
     })
 }

@@ -102,9 +102,12 @@ fn pass_on(target: &str, session: Session, commands: &Channel<ToEngine>, out: &C
                     ToEngine::Link(_, m) => Ok(Frame::Message(m)),
                     // The engine over there has one link, from its start to its end.
                     ToEngine::LinkUp(..)
+                    | ToEngine::Counted(..)
+                    | ToEngine::Room(_)
                     | ToEngine::Claims(_)
                     | ToEngine::Role(_)
                     | ToEngine::Tune(..)
+                    | ToEngine::Skip(..)
                     | ToEngine::Retry => continue,
                     ToEngine::LinkDown(_) => encode(&Command::LinkDown),
                     ToEngine::Stop => encode(&Command::Stop),
@@ -217,7 +220,7 @@ fn serve(carrier: &Carrier, state: Option<PathBuf>) -> Result<Counts, SessionErr
     let join = engine::start(options, inbox, out)
         .map_err(|e| SessionError::new(format!("cannot start a thread: {e}"), ""))?;
     // An engine that has ended already says why.
-    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None));
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None, None));
     let result = exchange(carrier, &incoming, &to, &from);
     // The engine has ended, or ends now.
     let _ = to.send(ToEngine::Stop);

@@ -5,6 +5,7 @@
 
 use crate::api::{Counts, Event, Level, SessionError, Shared, Side};
 use crate::engine::{self, EngineOptions, FromEngine, Status, ToEngine};
+use crate::outqueue::OutQueue;
 use crate::roots;
 use crate::session::guard_state;
 use crossbeam_channel::{Receiver as Channel, Sender as ChannelSender, bounded, unbounded};
@@ -12,6 +13,7 @@ use driftless_core::ReplicaId;
 use driftless_core::link::{Message, Role};
 use driftless_core::membership::Key;
 use driftless_index::StateDir;
+use driftless_net::Permit;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,9 +22,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use crate::engine::{
-    Claims, LinkId, PROPAGATION_BOUNDS_S, PeerStatus, Propagation, Quarantined, QuarantinedChange, Service,
-    Standing, Tuning,
+    Claims, LACKING_TOLD_MAX, Lacking, LinkId, PROPAGATION_BOUNDS_S, PeerStatus, Propagation, Quarantined,
+    QuarantinedChange, Service, Standing, Tuning,
 };
+pub use crate::outqueue::Outgoing;
 
 /// What a replica is opened with.
 pub struct ReplicaOptions {
@@ -61,15 +64,21 @@ pub struct ReplicaStatus {
 #[derive(Debug)]
 pub enum FromLink {
     /// For the peer.
-    Message(Message),
+    Message(Outgoing),
     /// The replica takes nothing more from this peer.
     Refused(SessionError),
+}
+
+/// To the replica's end of a link.
+struct Way {
+    to: ChannelSender<FromLink>,
+    queue: Arc<OutQueue>,
 }
 
 #[derive(Default)]
 struct Board {
     status: Mutex<ReplicaStatus>,
-    links: Mutex<HashMap<LinkId, ChannelSender<FromLink>>>,
+    links: Mutex<HashMap<LinkId, Way>>,
 }
 
 impl Board {
@@ -78,7 +87,7 @@ impl Board {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, ChannelSender<FromLink>>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Way>> {
         // A map is whole between two calls.
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,6 +143,14 @@ impl Replica {
         let _ = self.to.send(ToEngine::Retry);
     }
 
+    /// Has it not try what waits under a path below the root, or an entry by its id, until that changes: how many these are.
+    /// `None` if the engine does not answer in time or has ended.
+    pub fn skip(&self, what: &[u8], patience: Duration) -> Option<u64> {
+        let (to, from) = bounded(1);
+        self.to.send(ToEngine::Skip(what.to_owned(), to)).ok()?;
+        from.recv_timeout(patience).ok()
+    }
+
     /// A new link to a peer that is believed in everything. It ends when the returned end is dropped.
     pub fn connect(&self) -> LinkEnd {
         self.link(None)
@@ -146,10 +163,11 @@ impl Replica {
 
     fn link(&self, key: Option<Key>) -> LinkEnd {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
-        let (out, from) = unbounded();
-        self.board.links().insert(id, out);
+        let (to, from) = unbounded();
+        let queue = Arc::new(OutQueue::new(id, self.to.clone()));
+        self.board.links().insert(id, Way { to, queue: queue.clone() });
         // If the engine has ended, nothing comes, and its status says why.
-        let _ = self.to.send(ToEngine::LinkUp(id, key));
+        let _ = self.to.send(ToEngine::LinkUp(id, key, Some(queue)));
         if self.board.status().ended.is_some() {
             self.board.links().remove(&id);
         }
@@ -219,6 +237,12 @@ impl LinkEnd {
         &self.from
     }
 
+    /// Hands over what the peer sent, with its share of a bound, which is dropped when it has been worked on.
+    pub fn give_counted(&self, message: Message, permit: Permit) {
+        // A replica that has ended takes nothing more.
+        let _ = self.to.send(ToEngine::Counted(self.id, message, permit));
+    }
+
     /// Hands over what the peer sent.
     pub fn give(&self, message: Message) {
         // A replica that has ended takes nothing more.
@@ -238,14 +262,14 @@ fn route(from: &Channel<FromEngine>, board: &Board, events: &ChannelSender<Event
     for said in from {
         match said {
             FromEngine::Link(id, message) => {
-                if let Some(link) = board.links().get(&id) {
+                if let Some(way) = board.links().get(&id) {
                     // A link that was dropped a moment ago needs nothing.
-                    let _ = link.send(FromLink::Message(message));
+                    let _ = way.to.send(FromLink::Message(Outgoing::new(message, &way.queue)));
                 }
             }
             FromEngine::LinkEnded(id, why) => {
-                if let Some(link) = board.links().remove(&id) {
-                    let _ = link.send(FromLink::Refused(why));
+                if let Some(way) = board.links().remove(&id) {
+                    let _ = way.to.send(FromLink::Refused(why));
                 }
             }
             FromEngine::Event(event) => {

@@ -167,7 +167,7 @@ fn local_end(side: Side, path: &Path, options: &SyncOptions) -> Result<End, Sess
         SessionError::new(format!("cannot start a thread: {e}"), "raise the limit of processes (ulimit -u)")
     })?;
     // An engine that has ended already says why.
-    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None));
+    let _ = to.send(ToEngine::LinkUp(LinkId::ONLY, None, None));
     Ok(End::new(to, from, Some(join)))
 }
 

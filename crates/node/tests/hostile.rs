@@ -102,13 +102,14 @@ fn connection(sites: &Sites, bender: &mut Bender, begun: Instant) -> usize {
     while begun.elapsed() < ATTACK_TIME_MAX {
         select! {
             recv(liar.outgoing()) -> said => match said {
-                Ok(FromLink::Message(message)) => bender.pass(message, &victim),
+                Ok(FromLink::Message(said)) => bender.pass(said.into_message(), &victim),
                 Ok(FromLink::Refused(_)) => return messages,
                 // It heard of changes of its own that it never made: it takes its index for restored.
                 Err(_) => return messages,
             },
             recv(victim.outgoing()) -> said => match said {
-                Ok(FromLink::Message(message)) => {
+                Ok(FromLink::Message(said)) => {
+                    let message = said.into_message();
                     if let Message::Hello(hello) = &message {
                         bender.victim = hello.replica;
                     }

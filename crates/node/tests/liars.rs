@@ -153,8 +153,10 @@ fn batch(seq: u64, entries: Vec<Entry>, claims: &[(ReplicaId, u64)]) -> Message 
 fn receipt(end: &LinkEnd, seq: u64) -> Receipt {
     loop {
         match end.outgoing().recv_timeout(PATIENCE).unwrap() {
-            FromLink::Message(Message::Receipt(receipt)) if receipt.seq == seq => return receipt,
-            FromLink::Message(_) => {}
+            FromLink::Message(said) => match said.into_message() {
+                Message::Receipt(receipt) if receipt.seq == seq => return receipt,
+                _ => {}
+            },
             FromLink::Refused(why) => panic!("{why:?}"),
         }
     }

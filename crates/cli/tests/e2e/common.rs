@@ -146,6 +146,18 @@ pub(crate) fn wait_until(what: &str, check: impl FnMut() -> Result<(), String>) 
     wait_at_most(PATIENCE, what, check);
 }
 
+/// As [`wait_until`]; how long it took. Moments in which the machine ran nothing of this test are not counted.
+pub(crate) fn time_until(what: &str, mut check: impl FnMut() -> Result<(), String>) -> Duration {
+    const STEP_MAX: Duration = Duration::from_millis(500);
+    let (mut took, mut last) = (Duration::ZERO, Instant::now());
+    wait_until(what, || {
+        took += last.elapsed().min(STEP_MAX);
+        last = Instant::now();
+        check()
+    });
+    took
+}
+
 fn wait_at_most(patience: Duration, what: &str, mut check: impl FnMut() -> Result<(), String>) {
     let deadline = Instant::now() + patience;
     loop {

@@ -14,6 +14,7 @@ mod doctor;
 mod dry_run;
 mod fingerprints;
 mod guards;
+mod hostile;
 mod joining;
 mod lost;
 mod mounts;

@@ -92,19 +92,72 @@ fn a_link_keeps_to_what_is_set() {
     // Heeded within a moment, without a new connection.
     std::thread::sleep(Duration::from_secs(1));
     let started = Instant::now();
-    fs::write(oslo.dir.join("random"), driftless_testkit::Rng::new(6).bytes(1_500_000)).unwrap();
+    fs::write(oslo.dir.join("random"), driftless_testkit::Rng::new(6).bytes(6_000_000)).unwrap();
+    wait_until("the time that is left to be known", || match oslo.link("bergen") {
+        link if link["time_left_s"].as_u64().is_some_and(|s| s > 0) => Ok(()),
+        link => Err(format!("{link}")),
+    });
+    let left_s = oslo.link("bergen")["time_left_s"].as_u64().unwrap_or(0);
+    assert!(left_s < 60, "{left_s} s for 6 MB");
     wait_same(&[&oslo, &bergen]);
-    assert!(
-        started.elapsed() > Duration::from_millis(2000),
-        "1.5 MB at 500 kB/s took {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() > Duration::from_millis(9000), "6 MB at 500 kB/s took {:?}", started.elapsed());
     set(&["--bwlimit", "none", "--bwlimit-schedule", "daily 00:00,off", "--compress", "lz4"]);
     fs::write(oslo.dir.join("text"), "what is written twice is shorter ".repeat(30_000)).unwrap();
     wait_same(&[&oslo, &bergen]);
     set(&["--compress", "none"]);
     put(&oslo.dir, "plain", "2");
     wait_same(&[&oslo, &bergen]);
+}
+
+/// Bytes received by `at` from oslo, and when.
+fn received(at: &Site) -> (u64, Instant) {
+    (at.link("oslo")["received_bytes"].as_u64().unwrap(), Instant::now())
+}
+
+/// Bytes per second that a site receives from oslo, over so long.
+fn rate(at: &Site, over: Duration) -> f64 {
+    let (before, began) = received(at);
+    std::thread::sleep(over);
+    let (after, ended) = received(at);
+    (after - before) as f64 / ended.duration_since(began).as_secs_f64()
+}
+
+/// Takes a minute and a half: by command only.
+#[test]
+#[ignore = "measures for 90 s"]
+fn limits_are_kept_within_five_percent_and_schedules_switch_on_time() {
+    const LIMIT: f64 = 500_000.0;
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two(&base);
+    have(&bergen, &[]);
+    put(&oslo.dir, "first", "1");
+    wait_same(&[&oslo, &bergen]);
+    let link = ["link", "config", "data", "--to", "bergen"];
+    oslo.ok(&[&link[..], &["--bwlimit", "500k"]].concat());
+    fs::write(oslo.dir.join("random"), driftless_testkit::Rng::new(6).bytes(80_000_000)).unwrap();
+    wait_until("it to be on its way", || match received(&bergen).0 {
+        n if n > 1_000_000 => Ok(()),
+        n => Err(format!("{n}")),
+    });
+    let over_30_s = rate(&bergen, Duration::from_secs(30));
+    println!("a limit of 500 kB/s: {over_30_s:.0} B/s over 30 s");
+    assert!((LIMIT * 0.95..LIMIT * 1.05).contains(&over_30_s), "{over_30_s}");
+
+    // From the next minute on, but not the one that is about to begin.
+    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let wait_s = if now_s % 60 > 50 { 120 - now_s % 60 } else { 60 - now_s % 60 };
+    let switch = Instant::now() + Duration::from_secs(wait_s);
+    // The clock that schedules are read by.
+    let text =
+        run(std::process::Command::new("date").args(["-d", &format!("@{}", now_s + wait_s), "+%H:%M"])).out;
+    let schedule = format!("daily 00:00,500k {},1M", text.trim());
+    oslo.ok(&[&link[..], &["--bwlimit", "none", "--bwlimit-schedule", &schedule]].concat());
+    let before = rate(&bergen, switch.saturating_duration_since(Instant::now() + Duration::from_secs(1)));
+    std::thread::sleep(switch.saturating_duration_since(Instant::now()) + Duration::from_secs(2));
+    let after = rate(&bergen, Duration::from_secs(10));
+    println!("{schedule}: {before:.0} B/s until a second before, {after:.0} B/s from two seconds after");
+    assert!((LIMIT * 0.9..LIMIT * 1.1).contains(&before), "{before}");
+    assert!((LIMIT * 1.9..LIMIT * 2.1).contains(&after), "{after}");
 }
 
 #[test]

@@ -273,6 +273,113 @@ fn a_failover_of_three_gathers_and_cuts_everywhere() {
     wait_file(&tromso, "last", "5");
 }
 
+/// What may be lost is said before anybody agrees to it, as precisely as it is known: changes that were announced and have not come,
+/// and paths whose contents nobody has; and sites behind others are asked, too.
+#[test]
+fn a_failover_says_what_may_be_lost() {
+    let base = TempDir::new().unwrap();
+    let mut oslo = Site::new(base.path(), "oslo");
+    let (bergen, mut tromso) = (Site::new(base.path(), "bergen"), Site::new(base.path(), "tromso"));
+    let narvik = Site::new(base.path(), "narvik");
+    put(&oslo.dir, "f", "1");
+    begin(&oslo);
+    // oslo, which narvik hears too; bergen in the middle; tromso and narvik behind it.
+    join(&oslo, &bergen, &[]);
+    join(&bergen, &tromso, &[]);
+    join(&tromso, &narvik, &[]);
+    wait_same(&[&oslo, &bergen, &tromso, &narvik]);
+    wait_members(&[&oslo, &bergen], &["bergen", "narvik", "oslo", "tromso"]);
+    oslo.wait_link("bergen", "in-sync");
+    bergen.wait_link("tromso", "in-sync");
+    let plan = |site: &Site| -> serde_json::Value {
+        let ran = run(site.command().args(["failover", "data", "--from", "oslo", "--json"]));
+        assert_eq!(ran.code, 3, "{ran:?}");
+        serde_json::from_str(&ran.out).unwrap()
+    };
+    let loss = plan(&bergen);
+    assert_eq!(loss["asked"], serde_json::json!(["bergen", "narvik", "tromso"]), "{loss}");
+    assert_eq!((&loss["connected"], &loss["paths_total"]), (&true.into(), &0.into()), "{loss}");
+    assert_eq!(loss["replicas"][0]["kept_up_to"], loss["replicas"][0]["announced"], "{loss}");
+
+    // States arrive at once, contents of this length slowly; oslo dies meanwhile.
+    let slow = ["--bwlimit", "20k", "--container-size", "64KiB", "--compress", "none"];
+    oslo.ok(&[&["link", "config", "data", "--to", "bergen"], &slow[..]].concat());
+    // Heeded within a moment.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    fs::write(oslo.dir.join("large"), driftless_testkit::Rng::new(3).bytes(3_000_000)).unwrap();
+    wait_until("bergen to fetch it", || match plan(&bergen)["paths_total"].as_u64() {
+        Some(1) => Ok(()),
+        other => Err(format!("{other:?}: {}", bergen.log())),
+    });
+    // Many small ones, of which the last have been announced only: no more than four containers are on their way at once.
+    (0..600).for_each(|i| put(&oslo.dir, &format!("small/{i}"), &format!("{i}").repeat(400)));
+    wait_until("more to be announced than has come", || {
+        let loss = plan(&bergen);
+        let of = |what: &str| loss["replicas"][0][what].as_u64().unwrap();
+        if of("announced") > of("kept_up_to") { Ok(()) } else { Err(loss.to_string()) }
+    });
+    oslo.end(Signal::KILL);
+    bergen.wait_link("oslo", "unreachable");
+    tromso.end(Signal::KILL);
+    bergen.wait_link("tromso", "unreachable");
+    let loss = plan(&bergen);
+    assert_eq!(loss["asked"], serde_json::json!(["bergen"]), "{loss}");
+    assert_eq!(loss["not_asked"], serde_json::json!(["narvik", "tromso"]), "{loss}");
+    assert!(loss["heard_ago_s"].is_u64(), "{loss}");
+    let paths = loss["paths"].as_array().unwrap();
+    assert!(paths.iter().any(|p| p["path"]["text"] == "large"), "{loss}");
+    let (kept, announced) = (&loss["replicas"][0]["kept_up_to"], &loss["replicas"][0]["announced"]);
+    assert!(announced.as_u64() > kept.as_u64(), "{loss}");
+    let said = bergen.fails(&["failover", "data", "--from", "oslo"]);
+    for says in ["could not be asked: narvik, tromso", "have not come", "large", "Nothing was changed"] {
+        assert!(said.contains(says), "{says}: {said}");
+    }
+    wait_members(&[&bergen], &["bergen", "narvik", "oslo", "tromso"]);
+
+    // The loss that was announced is the loss that happens: the rest is set aside at oslo.
+    bergen.ok(&["failover", "data", "--from", "oslo", "--yes"]);
+    tromso.start();
+    oslo.start();
+    oslo.ok(&["link", "config", "data", "--to", "bergen", "--bwlimit", "none"]);
+    wait_says(&oslo, "was failed over");
+    oslo.ok(&["rejoin", "data"]);
+    wait_same(&[&bergen, &tromso, &narvik]);
+    wait_same(&[&bergen, &oslo]);
+    let listed = oslo.ok(&["quarantine", "list", oslo.dir.to_str().unwrap()]);
+    assert!(listed.contains("small/599"), "{listed}");
+}
+
+/// A site that was away while another changed its key hears of it when it is back, whoever of the two can reach the other.
+#[test]
+fn a_key_is_changed_while_another_site_is_away() {
+    for bergen_is_found in [false, true] {
+        let base = TempDir::new().unwrap();
+        let (mut oslo, mut bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+        put(&oslo.dir, "f", "1");
+        begin(&oslo);
+        join(&oslo, &bergen, &[]);
+        wait_same(&[&oslo, &bergen]);
+        bergen.wait_link("oslo", "in-sync");
+        oslo.wait_link("bergen", "in-sync");
+        // The other one listens somewhere else from its next start on, so that nobody can connect to it.
+        let stays = if bergen_is_found { &mut bergen } else { &mut oslo };
+        stays.listen = stays.address();
+        bergen.end(Signal::TERM);
+        oslo.ok(&["site", "rekey"]);
+        oslo.end(Signal::TERM);
+        oslo.start();
+        put(&oslo.dir, "f", "2");
+        bergen.start();
+        wait_file(&bergen, "f", "2");
+        put(&bergen.dir, "g", "3");
+        wait_file(&oslo, "g", "3");
+        wait_members(&[&oslo, &bergen], &["bergen", "oslo"]);
+        let (key, known) =
+            (&oslo.try_status().unwrap()["key"], &bergen.try_status().unwrap()["sites"][0]["key"]);
+        assert_eq!(key, known);
+    }
+}
+
 /// A site changes its key: the others hear of it before, and know it afterwards; the old one is good for nothing.
 #[test]
 fn a_site_changes_its_key() {

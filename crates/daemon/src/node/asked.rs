@@ -6,7 +6,7 @@ use crate::control::Answer;
 use crate::link::{LinkThread, Open, Order};
 use crate::listen::{NO_SUCH_VOLUME, Refusal};
 use crate::log;
-use crate::preface::{MemberInfo, Response, VolumeInfo};
+use crate::preface::{self, MemberInfo, Response, VolumeInfo};
 use crate::records::{self, Mode, Records, Wanted};
 use crate::token::Secret;
 use driftless_core::link::Role;
@@ -121,6 +121,24 @@ impl Shared {
             Some(volume) => return Err(format!("the invitation is not for a volume {volume}")),
         };
         Ok(Response::Preview { name, volumes: infos, page })
+    }
+
+    /// A key that is not known says that it has taken the place of one that is.
+    pub(crate) fn take_heir(&self, key: PublicKey, volume: &str, document: &str) -> Result<(), String> {
+        let id = u128::from_str_radix(volume, 16).map_err(|_| NO_SUCH_VOLUME.to_owned())?;
+        let bytes = preface::document_bytes(document).ok_or("its document is damaged")?;
+        // Of a volume that is not here nothing is known, and the answer is the same.
+        self.members.learn_of_heir(id, &bytes, Key(key.0)).map_err(|e| e.to_string())?;
+        log::line(Level::Info, &format!("a site has another key now: {}", key.short()), &[]);
+        Ok(())
+    }
+
+    /// What shows that this node's key has taken another's place, for a member.
+    pub(crate) fn succession_for(&self, volume: &str, site: &str) -> Option<String> {
+        let id = u128::from_str_radix(volume, 16).ok()?;
+        let key = self.lock().records.sites.get(site)?.key()?;
+        self.members.view(id).members.get(&Key(key.0))?;
+        preface::document_hex(&self.members.succession(id)?)
     }
 
     /// A site wants to bring a volume up to date: where to hand its connection.

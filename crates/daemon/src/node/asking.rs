@@ -12,6 +12,7 @@ use crate::preface::{Request, Response};
 use crate::status::{HeldAt, LinkState, SiteHeld, SiteWhy};
 use driftless_index::StateDir;
 use driftless_net::identity::PublicKey;
+use driftless_node::api::PathText;
 use driftless_node::control;
 use driftless_node::query::{self, Explanation, VersionRow};
 use driftless_node::replica::{Replica, ReplicaStatus};
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 /// Most sites that one question goes to.
 const ASKED_MAX: usize = 256;
 /// How long an answer from another site may take, besides what it waits for itself.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(8);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(8);
 /// Local changes are recorded within this time after they were made, or the replica is that busy that what is recorded by then
 /// counts.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
@@ -30,12 +31,14 @@ const SETTLE_MAX: Duration = Duration::from_secs(2);
 const EVENTS_COME_WITHIN: Duration = Duration::from_millis(100);
 /// How often it is looked whether a site holds everything.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A replica that is busy answers within this time.
+const SKIP_PATIENCE: Duration = Duration::from_secs(20);
 /// Longest that one waits at another site's request.
 const FLUSH_MAX_S: u64 = 24 * 3600;
 
 /// A linked site, and how to ask it.
-struct Neighbour {
-    site: String,
+pub(super) struct Neighbour {
+    pub(super) site: String,
     key: Option<PublicKey>,
     addresses: Vec<SocketAddr>,
     state: LinkState,
@@ -71,7 +74,7 @@ impl Shared {
         replica.as_ref().map(Replica::status)
     }
 
-    fn neighbours(&self, volume: &str) -> Vec<Neighbour> {
+    pub(super) fn neighbours(&self, volume: &str) -> Vec<Neighbour> {
         let states: Vec<(String, LinkState)> = self
             .status()
             .volumes
@@ -90,13 +93,13 @@ impl Shared {
     }
 
     /// The volume's id, and this site's name.
-    fn names(&self, volume: &str) -> Option<(String, String)> {
+    pub(super) fn names(&self, volume: &str) -> Option<(String, String)> {
         let inner = self.lock();
         Some((inner.records.volumes.get(volume)?.id.clone(), inner.records.name.clone()?))
     }
 
     /// The name of a volume here that a site may have.
-    fn name_for(&self, id: &str, site: &str) -> Option<String> {
+    pub(super) fn name_for(&self, id: &str, site: &str) -> Option<String> {
         self.lock().records.volume_for(id, site).map(|(name, _)| name.to_owned())
     }
 
@@ -184,7 +187,12 @@ impl Shared {
     }
 
     /// One whose link is down is not tried again for a question.
-    fn ask_if_up(&self, to: &Neighbour, request: &Request, patience: Duration) -> Result<Response, String> {
+    pub(super) fn ask_if_up(
+        &self,
+        to: &Neighbour,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Response, String> {
         match to.state {
             state if state.is_well() || state == LinkState::Stalled => {
                 self.ask_neighbour(to, request, patience)
@@ -310,6 +318,29 @@ impl Shared {
 
     fn replica_at(&self, volume: &str, site: &str) -> Option<String> {
         self.lock().records.volumes.get(volume)?.links.get(site)?.replica.clone()
+    }
+
+    /// Has what waits under a path, or an entry, not tried again.
+    pub(super) fn skip(&self, volume: &str, what: &PathText) -> Result<Answer, Answer> {
+        let replica = self.lock().volumes.get(volume).ok_or_else(|| no_volume(volume))?.replica.clone();
+        let skipped = lock(&replica).as_ref().and_then(|replica| replica.skip(&what.bytes(), SKIP_PATIENCE));
+        match skipped {
+            None => Err(Answer::failed(
+                format!("volume {volume} does not run, or does not answer"),
+                "see driftless status",
+            )),
+            Some(0) => Err(Answer::failed(
+                format!("nothing waits under {}", what.text),
+                format!(
+                    "driftless failures --volume {volume} --all lists what waits; name one of these paths"
+                ),
+            )),
+            Some(n) => Ok(Answer::Done(format!(
+                "{volume}: {} is not tried any more ({n} {}), until another version of it comes or driftless failures --retry",
+                what.text,
+                if n == 1 { "entry" } else { "entries" }
+            ))),
+        }
     }
 
     /// Has what waits tried at once.

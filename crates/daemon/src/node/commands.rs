@@ -41,6 +41,7 @@ impl Shared {
             Ask::Why { volume, path_hex } => self.why(&volume, &path_hex),
             Ask::Flush { volume, to, timeout_s } => self.flush(&volume, to.as_deref(), timeout_s),
             Ask::Retry { volume } => self.retry(&volume),
+            Ask::Skip { volume, what } => self.skip(&volume, &what),
             Ask::SetVolume { name, settings } => self.set_volume(&name, settings),
             Ask::SetLink { volume, to, settings } => self.set_link(&volume, &to, settings),
             Ask::CreateLink { volume, to, mode, settings, filter } => {

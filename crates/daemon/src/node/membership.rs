@@ -5,6 +5,7 @@ use super::{Shared, lock, now_ms};
 use crate::control::Answer;
 use crate::link::Order;
 use crate::log;
+use crate::members::heir;
 use crate::records::{self, Admission, Link, Mode, Records, Volume, Wanted};
 use driftless_core::ReplicaId;
 use driftless_core::link::Role;
@@ -293,18 +294,6 @@ fn take_view(
         }
         !gone
     });
-}
-
-/// The key that a site has in the end, after it has changed it.
-fn heir(view: &View, mut key: Option<Key>) -> Option<Key> {
-    // Each step is another key.
-    for _ in 0..=view.removed.len() {
-        match view.removed.get(&key?) {
-            Some(removed) => key = removed.now,
-            None => return key,
-        }
-    }
-    None
 }
 
 fn of_member(key: Key, member: &Member) -> records::Site {

@@ -74,8 +74,7 @@ impl Shared {
             (true, _) => "no site knows it: restart the node, and have it invited again".to_owned(),
             (false, 0) => "it is a member of no volume, so no site hears of it: restart the node, and have it invited again".to_owned(),
             (false, n) => format!(
-                "the members of {n} {} hear of it now. Restart the node once driftless status shows their links in sync: a site that has not \
-                 heard of it then does not know this one any more",
+                "the members of {n} {} hear of it now, those that are away when they are back. Restart the node to use it",
                 if n == 1 { "volume" } else { "volumes" }
             ),
         };

@@ -11,25 +11,19 @@ use driftless_core::link::Role;
 use driftless_core::membership::{Action, Key, Member, Rights, View};
 use driftless_net::identity::PublicKey;
 use driftless_node::api::Level;
-use driftless_node::replica::{Claims, Replica, ReplicaStatus};
+use driftless_node::replica::{Replica, ReplicaStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an engine may take to say what it knows: it answers between two pieces of work.
-const CLAIMS_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether what a switchover waits for has come.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// What others know more than this site must come within this time, or a failover goes on without it: it is relayed after
-/// two seconds.
-const GATHER_PATIENCE: Duration = Duration::from_secs(20);
-
 /// A volume as these verbs see it.
-struct Subject {
-    name: String,
-    id: u128,
-    view: Arc<View>,
-    me: Key,
+pub(super) struct Subject {
+    pub(super) name: String,
+    pub(super) id: u128,
+    pub(super) view: Arc<View>,
+    pub(super) me: Key,
     /// Replicas that were met at the other end of a link, by the key of the site there.
     met: Vec<(Key, ReplicaId)>,
 }
@@ -55,7 +49,7 @@ impl Subject {
     }
 
     /// The replicas of a member: those that it has named, and the one that was met at its site.
-    fn replicas_of(&self, key: Key) -> BTreeSet<ReplicaId> {
+    pub(super) fn replicas_of(&self, key: Key) -> BTreeSet<ReplicaId> {
         let met = self.met.iter().filter(|(k, r)| *k == key && !self.view.replicas.contains_key(r));
         self.view.replicas_of(key).chain(met.map(|(_, r)| *r)).collect()
     }
@@ -153,8 +147,8 @@ impl Shared {
         self.may_govern(&subject.view, name)?;
         let own = subject.own()?;
         let (old, member) = self.deposed(&subject, from)?;
-        let claims = self.gather(&subject, old)?;
-        let cuts = cuts(&subject, old, &claims);
+        let known = self.gather(&subject, old)?;
+        let cuts = known.cuts(&subject, old);
         if cuts.is_empty() {
             return Err(Answer::failed(
                 format!(
@@ -164,9 +158,10 @@ impl Shared {
                 "it has never been linked to this site, or to one that this site has heard of: driftless site remove, if it is gone",
             ));
         }
-        let said = self.loss(&subject, &member.site, &cuts, &claims);
+        let loss = self.loss(&subject, &member.site, &cuts, &known);
+        let said = loss.text();
         if !yes {
-            return Ok(Answer::Plan(said));
+            return Ok(Answer::Plan(Box::new(loss)));
         }
         let mut actions = vec![Action::Cut(cuts), Subject::role(old, &member, Role::Follower)];
         if own.rights.role != Role::Writer {
@@ -208,62 +203,6 @@ impl Shared {
         }
     }
 
-    /// What is known of the replicas of `of`, here and at every member that can be reached; that which others know more comes
-    /// first, if it comes soon.
-    fn gather(&self, subject: &Subject, of: Key) -> Result<Claims, Answer> {
-        let until = Instant::now() + GATHER_PATIENCE;
-        loop {
-            let claims = self.claims(&subject.name)?;
-            let behind = cuts(subject, of, &claims).iter().any(|(r, n)| claims.knowledge.get(*r) < *n);
-            if !behind || Instant::now() >= until {
-                return Ok(claims);
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
-    }
-
-    fn claims(&self, name: &str) -> Result<Claims, Answer> {
-        let replica = self.lock().volumes.get(name).map(|running| running.replica.clone());
-        let claims = replica.and_then(|r| lock(&r).as_ref().and_then(|r| r.claims(CLAIMS_PATIENCE)));
-        claims.ok_or_else(|| {
-            Answer::failed(
-                format!("volume {name} does not run here, or does not answer"),
-                "driftless status says why; run it again then",
-            )
-        })
-    }
-
-    /// What may be lost, in words.
-    fn loss(&self, subject: &Subject, site: &str, cuts: &[(ReplicaId, u64)], claims: &Claims) -> String {
-        let heard = match self.down_since(&subject.name, site) {
-            Some(since) => format!("was last heard {} ago", crate::status::age(millis(since.elapsed()))),
-            None if self.link_of(&subject.name, site).is_some() => {
-                "is CONNECTED: consider driftless switchover there".into()
-            }
-            None => "is not connected".into(),
-        };
-        let known: Vec<String> = cuts.iter().map(|(_, n)| n.to_string()).collect();
-        let known = if known.is_empty() {
-            "0 (it is not known which replica is its own)".into()
-        } else {
-            known.join(", ")
-        };
-        let members = subject.view.members.keys().filter(|k| **k != subject.me).count();
-        let mut text = format!(
-            "{site} {heard}. This site and the {} of {members} other members that it reaches know its changes up to number \
-             {known}: these stay. What {site} changed after that counts no more, anywhere; it stays on its disk, is set aside when it \
-             comes back, and can be applied again. This cannot be undone",
-            claims.peers.len(),
-        );
-        if claims.waiting > 0 {
-            text += &format!(
-                ". {} entries wait here, most of them for contents: what only {site} holds of these is lost if it does not come back",
-                claims.waiting
-            );
-        }
-        text
-    }
-
     /// `rejoin`: what this site has beyond its Cut is set aside, and it goes on from what the others have.
     pub(super) fn rejoin(&self, name: &str) -> Result<Answer, Answer> {
         let subject = self.subject(name)?;
@@ -300,8 +239,7 @@ impl Shared {
                 continue;
             }
             self.may_govern(&subject.view, &volume)?;
-            let claims = self.gather(&subject, key)?;
-            let cuts = cuts(&subject, key, &claims);
+            let cuts = self.gather(&subject, key)?.cuts(&subject, key);
             let seen = self.members.document(subject.id).map_or(0, |d| d.last_seq(key));
             self.sign(subject.id, vec![Action::Remove { key, seen, cuts: cuts.clone() }])?;
             let last: Vec<String> = cuts.iter().map(|(_, n)| n.to_string()).collect();
@@ -344,21 +282,13 @@ impl Shared {
         guard.as_ref().map(Replica::status)
     }
 
-    fn link_of(&self, volume: &str, site: &str) -> Option<driftless_node::replica::LinkId> {
+    pub(super) fn link_of(&self, volume: &str, site: &str) -> Option<driftless_node::replica::LinkId> {
         self.lock().volumes.get(volume)?.links.get(site).map(LinkThread::seen)?.connected
     }
 
-    fn down_since(&self, volume: &str, site: &str) -> Option<Instant> {
+    pub(super) fn down_since(&self, volume: &str, site: &str) -> Option<Instant> {
         self.lock().volumes.get(volume)?.links.get(site).map(LinkThread::seen)?.down_since
     }
-}
-
-/// The last change of each replica of `of` that anybody but itself knows, of those who can be asked.
-fn cuts(subject: &Subject, of: Key, claims: &Claims) -> Vec<(ReplicaId, u64)> {
-    let replicas = subject.replicas_of(of);
-    let others = || claims.peers.iter().filter(|(id, ..)| !replicas.contains(id));
-    let last = |r: ReplicaId| others().map(|(_, known, _)| known.get(r)).max().unwrap_or(0);
-    replicas.iter().map(|r| (*r, claims.knowledge.get(*r).max(last(*r)))).collect()
 }
 
 fn late(name: &str, what: &str) -> Answer {
@@ -366,8 +296,4 @@ fn late(name: &str, what: &str) -> Answer {
         format!("{what}: {name} was not switched over, and nothing has changed"),
         "driftless status shows what is on its way; stop what writes here and run it again, or give --timeout",
     )
-}
-
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }

@@ -97,7 +97,10 @@ fn volume_status(
         let (sent_bytes, received_bytes, sent_bytes_per_s) =
             running.map(LinkThread::traffic).unwrap_or_default();
         let status = link_status(site, link, &thread, &seen, runs);
-        LinkStatus { sent_bytes, received_bytes, sent_bytes_per_s, ..status }
+        let held = peer_of(link, thread.connected, &seen).map_or(0, |p| p.held);
+        let to_go_bytes = status.to_go_bytes.saturating_sub(running.map_or(0, |r| r.sent_since(held)));
+        let time_left_s = status::time_left_s(status.lag_ms, to_go_bytes, sent_bytes_per_s);
+        LinkStatus { sent_bytes, received_bytes, sent_bytes_per_s, to_go_bytes, time_left_s, ..status }
     });
     VolumeStatus {
         name: name.to_owned(),
@@ -106,6 +109,8 @@ fn volume_status(
         follower: volume.follower,
         scanned: seen.scanned,
         waiting_items: seen.waiting,
+        waiting_by_reason: seen.standing.waiting.clone(),
+        skipped_items: seen.standing.skipped,
         conflicts: seen.counts.conflicts,
         head: seen.standing.head,
         recorded: seen.counts.recorded,
@@ -120,6 +125,19 @@ fn volume_status(
     }
 }
 
+/// The peer at the other end of a link, or the one that was there.
+pub(super) fn peer_of<'a>(
+    link: &records::Link,
+    connected: Option<LinkId>,
+    replica: &'a ReplicaStatus,
+) -> Option<&'a PeerStatus> {
+    let is_it = |p: &&PeerStatus| {
+        connected
+            .map_or_else(|| link.replica == Some(format!("{:016x}", p.replica.0)), |id| p.link == Some(id))
+    };
+    replica.standing.peers.iter().find(is_it)
+}
+
 fn link_status(
     site: &str,
     link: &records::Link,
@@ -128,11 +146,7 @@ fn link_status(
     volume_runs: bool,
 ) -> LinkStatus {
     let connected: Option<LinkId> = thread.connected;
-    let is_it = |p: &&PeerStatus| {
-        connected
-            .map_or_else(|| link.replica == Some(format!("{:016x}", p.replica.0)), |id| p.link == Some(id))
-    };
-    let peer = replica.standing.peers.iter().find(is_it);
+    let peer = peer_of(link, connected, replica);
     let since_ms = match peer {
         Some(peer) => peer.behind_since_ns.map(|ns| ns / 1_000_000),
         // Never met: it has nothing.
@@ -147,7 +161,7 @@ fn link_status(
         refused: thread.refused,
         failed: thread.failed,
         behind: since_ms.is_some(),
-        unheard: unheard_s.is_some_and(|s| s > status::STALLED_AFTER_S),
+        unheard: unheard_s.is_some_and(|s| s >= status::STALLED_AFTER_S),
     };
     let state = status::link_state(&seen);
     // What a site holds that cannot be asked is not known: its lag counts from when it was heard last.
@@ -159,9 +173,12 @@ fn link_status(
         site: site.to_owned(),
         mode: link.mode,
         state,
-        lag_ms: lag_ms.or(if state.is_well() { None } else { unheard_ms }),
+        // Never nothing: what happens there now is not known.
+        lag_ms: lag_ms.or(unheard_ms.filter(|_| !state.is_well())).map(|ms| ms.max(1)),
         backlog_items: peer.map_or(0, |p| p.backlog_items),
         in_flight_bytes: peer.map_or(0, |p| p.in_flight_bytes),
+        to_go_bytes: peer.map_or(0, |p| p.to_go_bytes),
+        time_left_s: None,
         sent_bytes: 0,
         received_bytes: 0,
         sent_bytes_per_s: 0,
@@ -169,5 +186,60 @@ fn link_status(
         waiting_there_items: peer.map_or(0, |p| p.waiting_there),
         last_error: thread.last_error.as_ref().map(|(_, text)| text.clone()),
         last_error_age_s: thread.last_error.as_ref().map(|(at, _)| at.elapsed().as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::LinkState;
+    use driftless_core::ReplicaId;
+    use driftless_node::replica::Standing;
+    use std::time::Instant;
+
+    fn peer(heard_s: u64, behind_since_ns: Option<u64>) -> PeerStatus {
+        PeerStatus {
+            replica: ReplicaId(7),
+            site: "bergen".into(),
+            key: None,
+            link: None,
+            behind_since_ns,
+            backlog_items: 0,
+            in_flight_bytes: 0,
+            to_go_bytes: 0,
+            waiting_there: 0,
+            held: 0,
+            taken_all: true,
+            heard_s: Some(heard_s),
+        }
+    }
+
+    fn status_of(thread: &link::Seen, peer: PeerStatus) -> LinkStatus {
+        let peers = vec![PeerStatus { link: thread.connected, ..peer }];
+        let standing = Standing { peers, ..Standing::default() };
+        let link = records::Link { replica: Some("0000000000000007".into()), ..records::Link::default() };
+        link_status("bergen", &link, thread, &ReplicaStatus { standing, ..ReplicaStatus::default() }, true)
+    }
+
+    /// The connection stands, but its volume says nothing: what it holds is not known, so it is behind.
+    #[test]
+    fn a_feed_that_is_frozen_is_named_and_never_in_sync() {
+        let now_s = now_ms() / 1000;
+        let thread = link::Seen { connected: Some(LinkId::default()), ..link::Seen::default() };
+        let well = status_of(&thread, peer(now_s, None));
+        assert_eq!((well.state, well.lag_ms), (LinkState::InSync, None));
+        for missed_s in [status::STALLED_AFTER_S, 10, 1000] {
+            let frozen = status_of(&thread, peer(now_s - missed_s, None));
+            assert_eq!(frozen.state, LinkState::Stalled);
+            assert!(frozen.lag_ms >= Some(missed_s * 1000), "{frozen:?}");
+        }
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_never_up_to_date() {
+        let thread = link::Seen { failed: true, down_since: Some(Instant::now()), ..link::Seen::default() };
+        let status = status_of(&thread, peer(0, None));
+        assert_eq!(status.state, LinkState::Unreachable);
+        assert!(status.lag_ms > Some(0), "{status:?}");
     }
 }

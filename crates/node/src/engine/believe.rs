@@ -2,13 +2,16 @@
 
 use super::link::LinkId;
 use super::{Engine, Fail};
+use crate::api::Reason;
+use crate::needs::Waiter;
+use crate::query;
 use crate::trust::Trust;
 use crossbeam_channel::Sender;
 use driftless_core::link::{self, Authority, Receiver, SignedHead};
 use driftless_core::membership::{Key, head_bytes};
 use driftless_core::tx::{Knowledge, N_MAX, knowledge_vv};
-use driftless_core::{ReplicaId, Tx, VersionVector};
-use std::collections::BTreeMap;
+use driftless_core::{Dot, EntryId, ReplicaId, Tx, VersionVector};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is known of all replicas of a volume.
@@ -18,11 +21,28 @@ pub struct Claims {
     pub knowledge: VersionVector,
     /// What replicas that are connected know, and the ends of their feeds as they told last.
     pub peers: Vec<(ReplicaId, VersionVector, u64)>,
+    /// The last positions of feeds that were ever announced: by signed heads, and by what their replicas said of themselves since
+    /// the start. What a replica announced and nobody knows is lost with it.
+    pub announced: BTreeMap<ReplicaId, u64>,
+    /// Versions that should be on this disk and whose contents are not here.
+    pub lacking: Lacking,
     /// Entries whose contents, names or attributes are not on this disk yet.
     pub waiting: u64,
     /// Nothing is to be done here but to wait.
     pub idle: bool,
 }
+
+/// Versions whose contents are missing.
+#[derive(Clone, Debug, Default)]
+pub struct Lacking {
+    /// Paths and versions: at most [`LACKING_TOLD_MAX`].
+    pub versions: Vec<(Vec<u8>, Dot)>,
+    /// How many there are, with those that are not told.
+    pub items: u64,
+}
+
+/// Versions that are told of those whose contents are missing: more than anybody reads.
+pub const LACKING_TOLD_MAX: usize = 1000;
 
 /// The newest signed heads that are known, for all links of an engine.
 pub(super) type Heads = Arc<Mutex<BTreeMap<ReplicaId, u64>>>;
@@ -68,9 +88,37 @@ impl Engine {
         let peers =
             self.links.peers().map(|(_, p)| (p.id, p.sender.peer_knowledge().clone(), p.head)).collect();
         let (waiting, idle) = (self.waiting.len() as u64, self.is_idle());
+        let mut announced = lock(&self.heads).clone();
+        for (replica, n) in self.lags.announced() {
+            let known = announced.entry(replica).or_default();
+            *known = n.max(*known);
+        }
+        let lacking = self.lacking_versions()?;
         // Who asked may have stopped waiting.
-        let _ = to.send(Claims { knowledge, peers, waiting, idle });
+        let _ = to.send(Claims { knowledge, peers, announced, lacking, waiting, idle });
         Ok(())
+    }
+
+    /// Versions whose contents are asked for, or are nowhere, and where they would be.
+    fn lacking_versions(&mut self) -> Result<Lacking, Fail> {
+        let mut ids: BTreeSet<EntryId> = self.contents.wanted_entries().copied().collect();
+        for (who, need) in self.waiting.iter() {
+            if let (Waiter::Entry(id), Reason::ContentMissing | Reason::ContentNowhere) = (who, need.reason) {
+                ids.insert(*id);
+            }
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        let mut found = Lacking::default();
+        for id in ids {
+            let Some(lack) = self.lacking(&mut tx, id)?.into_iter().next() else { continue };
+            found.items += 1;
+            if found.versions.len() < LACKING_TOLD_MAX {
+                found.versions.push((query::entry_path(&mut tx, id)?.unwrap_or_default(), lack.version));
+            }
+        }
+        Ok(found)
     }
 
     /// A replica belongs to one member: nobody else may introduce itself as it.

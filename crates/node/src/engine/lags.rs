@@ -3,6 +3,7 @@
 use super::link::LinkId;
 use super::propagation::Propagation;
 use super::{Engine, Fail, FromEngine, wall_ns};
+use crate::api::Reason;
 use crate::sites;
 use driftless_core::link::{Held, Lag, PeerRow, peer_row, peer_rows};
 use driftless_core::membership::Key;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 const LOOK_MAX: usize = 256;
 /// At most so often is it told how the links stand, while that changes all the time.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+/// At most so often is it estimated what a peer lacks: it costs [`LOOK_MAX`] rows.
+const ESTIMATE_EVERY: Duration = Duration::from_secs(1);
 
 /// How a peer stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,13 +35,15 @@ pub struct PeerStatus {
     pub backlog_items: u64,
     /// Bytes on their way to it.
     pub in_flight_bytes: u64,
+    /// About so many bytes of contents are in what it does not hold, with what is on its way.
+    pub to_go_bytes: u64,
     /// Entries that wait over there.
     pub waiting_there: u64,
     /// It holds everything up to this position of this replica's feed, but for what waits there.
     pub held: u64,
     /// Everything up to the end of its feed, as it told last, is known here, and its whole tree was in that.
     pub taken_all: bool,
-    /// The second at which its engine was heard last, since 1970, if it is connected: it says something every five seconds.
+    /// The second at which its engine was heard last, since 1970, if it is connected: it says something every three seconds.
     pub heard_s: Option<u64>,
 }
 
@@ -51,6 +56,10 @@ pub struct Standing {
     pub head: u64,
     /// How long changes of others took to get here.
     pub propagation: Propagation,
+    /// How many entries wait here, for each reason.
+    pub waiting: BTreeMap<Reason, u64>,
+    /// How many of them are not to be tried.
+    pub skipped: u64,
 }
 
 /// See the module.
@@ -67,6 +76,25 @@ struct Known {
     lag: Lag,
     held: Held,
     waiting_since_ns: Option<u64>,
+    to_go: ToGo,
+    /// The end of its feed, as it told since the start.
+    announced: u64,
+}
+
+/// An estimate of what a peer lacks.
+#[derive(Default)]
+struct ToGo {
+    /// Position of the feed up to which it held everything, and the feed's end, when it was made.
+    of: (u64, u64),
+    made_at: Option<Instant>,
+    bytes: u64,
+}
+
+impl Lags {
+    /// Where feeds of peers ended, as they told since the start.
+    pub(super) fn announced(&self) -> impl Iterator<Item = (ReplicaId, u64)> {
+        self.peers.iter().map(|(replica, known)| (*replica, known.announced)).filter(|(_, n)| *n > 0)
+    }
 }
 
 impl Engine {
@@ -84,7 +112,10 @@ impl Engine {
             };
             let site = sites::name(tx, replica)?.unwrap_or_default();
             let waiting_since_ns = (row.held.waiting > 0).then(wall_ns);
-            self.lags.peers.insert(replica, Known { site, key: None, lag, held: row.held, waiting_since_ns });
+            let (held, to_go) = (row.held, ToGo::default());
+            self.lags
+                .peers
+                .insert(replica, Known { site, key: None, lag, held, waiting_since_ns, to_go, announced: 0 });
         }
         Ok(())
     }
@@ -101,10 +132,19 @@ impl Engine {
             lag: Lag::new(0, head, now_ns),
             held: Held::default(),
             waiting_since_ns: None,
+            to_go: ToGo::default(),
+            announced: 0,
         };
         let known = self.lags.peers.entry(replica).or_insert_with(new);
         known.site = site.to_owned();
         known.key = key.or(known.key);
+    }
+
+    /// A peer has told where its feed ends.
+    pub(super) fn note_announced(&mut self, replica: ReplicaId, head: u64) {
+        if let Some(known) = self.lags.peers.get_mut(&replica) {
+            known.announced = known.announced.max(head);
+        }
     }
 
     /// Tells how the links stand, if that has changed; not too often unless `now`.
@@ -114,8 +154,10 @@ impl Engine {
         }
         self.lags.told_at = Some(Instant::now());
         let taken = self.taken_all()?;
+        self.estimate_to_go()?;
         let (peers, head, propagation) = (self.peer_statuses(&taken), self.head, self.propagation.clone());
-        let standing = Standing { peers, head, propagation };
+        let (waiting, skipped) = (self.waiting.by_reason(), self.waiting.skipped());
+        let standing = Standing { peers, head, propagation, waiting, skipped };
         if standing != self.lags.told {
             self.lags.told.clone_from(&standing);
             self.post(FromEngine::Peers(standing))?;
@@ -134,6 +176,24 @@ impl Engine {
             }
         }
         Ok(taken)
+    }
+
+    /// What peers that are behind lack, from a part of the feed: to say how long it may take.
+    fn estimate_to_go(&mut self) -> Result<(), Fail> {
+        let (head, env) = (self.head, self.env());
+        let due = |k: &Known| k.lag.since_ns().is_some() && k.to_go.is_due((k.held.cursor, head));
+        if !self.lags.peers.values().any(due) {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        for known in self.lags.peers.values_mut().filter(|k| due(k)) {
+            let mut tx = Tx::open(&*snapshot, env)?;
+            let of = (known.held.cursor, head);
+            known.to_go.bytes = bytes_after(&mut tx, of.0, known.held_rows(head))?;
+            (known.to_go.of, known.to_go.made_at) = (of, Some(Instant::now()));
+        }
+        Ok(())
     }
 
     fn peer_statuses(&mut self, taken: &BTreeSet<ReplicaId>) -> Vec<PeerStatus> {
@@ -159,8 +219,9 @@ impl Engine {
                 0 => None,
                 _ => known.waiting_since_ns.or(Some(now_ns)),
             };
+            let mut to_go_bytes = known.to_go.bytes;
             if known.lag.since_ns().is_none() {
-                backlog_items = 0;
+                (backlog_items, to_go_bytes) = (0, 0);
             }
             out.push(PeerStatus {
                 replica: *replica,
@@ -170,6 +231,7 @@ impl Engine {
                 behind_since_ns: known.lag.since_ns().into_iter().chain(known.waiting_since_ns).min(),
                 backlog_items,
                 in_flight_bytes,
+                to_go_bytes,
                 waiting_there: known.held.waiting,
                 held: if known.lag.since_ns().is_none() { head } else { known.held.cursor },
                 taken_all: taken.contains(replica),
@@ -178,6 +240,32 @@ impl Engine {
         }
         out
     }
+}
+
+impl Known {
+    /// At most so many rows of the feed it does not hold.
+    fn held_rows(&self, head: u64) -> u64 {
+        head.saturating_sub(self.held.cursor)
+    }
+}
+
+impl ToGo {
+    fn is_due(&self, of: (u64, u64)) -> bool {
+        self.of != of && self.made_at.is_none_or(|at| at.elapsed() >= ESTIMATE_EVERY)
+    }
+}
+
+/// About how many bytes of contents are in the rows of the feed after a position, of which there are at most `rows`.
+fn bytes_after(tx: &mut Tx<'_>, after: u64, rows: u64) -> Result<u64, Fail> {
+    let sample = tx.feed_after(after, LOOK_MAX)?;
+    let (n, whole) = (sample.len() as u64, sample.len() < LOOK_MAX);
+    let mut bytes = 0u64;
+    for (_, id) in sample {
+        let row = tx.entry_must(id)?;
+        // A size is what a peer says.
+        bytes = row.entry.counting().map(|v| v.content.size()).fold(bytes, u64::saturating_add);
+    }
+    Ok(if whole { bytes } else { (bytes / n.max(1)).saturating_mul(rows) })
 }
 
 /// When the oldest change was made that a peer does not hold, by the stamp it was given.

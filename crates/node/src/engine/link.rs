@@ -5,19 +5,26 @@
 //! find it: nothing is passed from link to link. What a peer remembers of another between connections is in the index
 //! ([`driftless_core::link::PeerRow`]); a [`Link`] lasts as long as its connection, and its [`LinkId`] is never used again.
 
-use super::{Engine, Fail, FromEngine, wall_ns, weight};
-use driftless_core::link::{self, FeedCursor, FetchLimits, Fetcher, Message, Receiver, Sender};
+use super::{Engine, Fail, FromEngine, HEARTBEAT_EVERY, wall_ns, weight};
+use crate::outqueue::{OUT_BYTES_FULL, OUT_BYTES_MAX, OutQueue};
+use driftless_core::link::{self, Batch, FeedCursor, FetchLimits, Fetcher, Message, Receiver, Sender, Want};
 use driftless_core::membership::Key;
 use driftless_core::{EntryId, ReplicaId, Tx};
+use driftless_net::size_of_batch;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Batches of one peer that may be here at once without a receipt. Ours keep to [`super::peer::BATCH_WINDOW`]; who sends
 /// more than this fills our memory.
 const BATCHES_MAX: usize = 16;
+/// What these may take together: twice what as many as are on their way at once have at their greatest.
+const BATCH_BYTES_MAX: usize = 256 << 20;
+/// Wants that wait because what was asked for before has not been taken: twice what one of ours asks for at once.
+const WANTS_MAX: usize = 8192;
 
 /// Names one connection to a peer. Given by whoever connects, each once.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LinkId(pub(crate) u64);
 
 impl LinkId {
@@ -63,6 +70,11 @@ pub(super) struct Link {
     pub(super) no_room: VecDeque<EntryId>,
     /// Its batches that have come and are not merged yet.
     pub(super) batches: usize,
+    pub(super) batch_bytes: usize,
+    /// What it was sent and has not been taken; `None` if nobody counts.
+    queue: Option<Arc<OutQueue>>,
+    /// What it asks for, to be answered when there is room.
+    wants: VecDeque<Want>,
     /// Head and messages when there was nothing to be sent to it the last time.
     pub(super) send_blocked_at: Option<(u64, u64)>,
     /// It has acknowledged all of our feed.
@@ -95,7 +107,7 @@ pub(super) struct Peer {
 }
 
 impl Link {
-    fn new(key: Option<Key>) -> Link {
+    fn new(key: Option<Key>, queue: Option<Arc<OutQueue>>) -> Link {
         Link {
             key,
             peer: None,
@@ -103,6 +115,9 @@ impl Link {
             tuning: Tuning::default(),
             no_room: VecDeque::new(),
             batches: 0,
+            batch_bytes: 0,
+            queue,
+            wants: VecDeque::new(),
             send_blocked_at: None,
             sent_all: false,
             heard_ns: wall_ns(),
@@ -116,9 +131,26 @@ impl Link {
         self.send_blocked_at.is_some_and(|(at, _)| at == head)
     }
 
+    /// So much waits for it that nothing is sent that can wait, too.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.is_full())
+    }
+
+    /// True if it would be with so many bytes more.
+    pub(super) fn is_full_with(&self, bytes: usize) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.bytes() + bytes >= OUT_BYTES_FULL)
+    }
+
+    fn count_out(&mut self, message: &Message) {
+        self.messages_out += weight(message);
+        if let Some(queue) = &self.queue {
+            queue.add(message);
+        }
+    }
+
     /// When there is something to do for it though nothing happens.
     pub(super) fn poll_at_ms(&self) -> Option<u64> {
-        let peer = self.peer.as_ref()?;
+        let peer = self.peer.as_ref().filter(|_| !self.is_full())?;
         [peer.sender.poll_at_ms(), peer.receiver.poll_at_ms()].into_iter().flatten().min()
     }
 }
@@ -207,7 +239,12 @@ impl Links {
 
 impl Engine {
     /// A connection to a peer: it is greeted.
-    pub(super) fn link_up(&mut self, id: LinkId, key: Option<Key>) -> Result<(), Fail> {
+    pub(super) fn link_up(
+        &mut self,
+        id: LinkId,
+        key: Option<Key>,
+        queue: Option<Arc<OutQueue>>,
+    ) -> Result<(), Fail> {
         if self.setting_aside {
             let what = "it sets aside what is beyond a Cut first".to_owned();
             let e = Fail::Refused { what, advice: "it goes on by itself".into() };
@@ -224,7 +261,7 @@ impl Engine {
             }
         }
         hello.cursors.sort_unstable_by_key(|c| c.replica);
-        self.links.put(id, Link::new(key));
+        self.links.put(id, Link::new(key, queue));
         self.send_to(id, Message::Hello(hello))
     }
 
@@ -258,9 +295,44 @@ impl Engine {
         link.messages_in += weight(&message);
         link.heard_ns = wall_ns();
         link.send_blocked_at = None;
+        let refuses = link.queue.as_ref().is_some_and(|queue| queue.bytes() > OUT_BYTES_MAX);
         self.links.met = true;
-        let result = self.handle_message(id, message);
+        let result = match refuses {
+            true => Err(Fail::Peer("it asks and asks, and takes nothing of what it is answered".into())),
+            false => self.handle_message(id, message),
+        };
         self.contain(id, result)
+    }
+
+    /// Answers a want now, or when there is room.
+    pub(super) fn take_want(&mut self, id: LinkId, want: Want) -> Result<(), Fail> {
+        let Some(link) = self.links.get_mut(id) else { return Ok(()) };
+        if !link.is_full() && link.wants.is_empty() {
+            return self.serve(id, &want);
+        }
+        link.wants.push_back(want);
+        match link.wants.len() {
+            0..=WANTS_MAX => Ok(()),
+            _ => Err(Fail::Peer(format!("it asks for more than {WANTS_MAX} pieces and takes none"))),
+        }
+    }
+
+    /// The same for one that has waited: what is wrong with it is the link's trouble only.
+    pub(super) fn want_again(&mut self, id: LinkId, want: Want) -> Result<(), Fail> {
+        let result = self.take_want(id, want);
+        self.contain(id, result)
+    }
+
+    /// A peer has taken what it was sent.
+    pub(super) fn room_for(&mut self, id: LinkId) -> Result<(), Fail> {
+        if let Some(link) = self.links.get_mut(id) {
+            link.send_blocked_at = None;
+        }
+        loop {
+            let Some(link) = self.links.get_mut(id).filter(|link| !link.is_full()) else { return Ok(()) };
+            let Some(want) = link.wants.pop_front() else { return Ok(()) };
+            self.serve(id, &want)?;
+        }
     }
 
     /// Ends the link, not the engine, if it is the peer who did wrong and there may be others.
@@ -276,18 +348,21 @@ impl Engine {
     }
 
     /// Counts a batch that came; who sends more than was ever agreed fills our memory.
-    pub(super) fn count_batch(&mut self, id: LinkId) -> Result<(), Fail> {
+    pub(super) fn count_batch(&mut self, id: LinkId, batch: &Batch) -> Result<(), Fail> {
         let Some(link) = self.links.get_mut(id) else { return Ok(()) };
         link.batches += 1;
-        if link.batches > BATCHES_MAX {
-            return Err(Fail::Peer(format!("it sent more than {BATCHES_MAX} batches without a receipt")));
+        link.batch_bytes += size_of_batch(batch);
+        if link.batches > BATCHES_MAX || link.batch_bytes > BATCH_BYTES_MAX {
+            return Err(Fail::Peer(format!(
+                "it sent more than {BATCHES_MAX} batches, or {BATCH_BYTES_MAX} bytes of them, without a receipt"
+            )));
         }
         Ok(())
     }
 
     pub(super) fn send_to(&mut self, id: LinkId, m: Message) -> Result<(), Fail> {
         if let Some(link) = self.links.get_mut(id) {
-            link.messages_out += weight(&m);
+            link.count_out(&m);
             self.post(FromEngine::Link(id, m))?;
         }
         Ok(())
@@ -295,8 +370,13 @@ impl Engine {
 
     /// As [`Engine::send_to`], for a link that is taken out.
     pub(super) fn send_on(&mut self, (id, link): (LinkId, &mut Link), m: Message) -> Result<(), Fail> {
-        link.messages_out += weight(&m);
+        link.count_out(&m);
         self.post(FromEngine::Link(id, m))
+    }
+
+    /// However much there is to do: who works is no one that stands still.
+    pub(super) fn beat_if_due(&mut self) -> Result<(), Fail> {
+        if self.last_beat.elapsed() >= HEARTBEAT_EVERY { self.beat() } else { Ok(()) }
     }
 
     pub(super) fn beat(&mut self) -> Result<(), Fail> {

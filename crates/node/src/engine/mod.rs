@@ -26,7 +26,7 @@
 //! - [`quarantine`]: keeping a Cut; [`role`]: becoming a writer or a follower.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
 //! - [`suspect`]: judging what a power cut left; [`verify`]: what a sync that failed may have lost.
-//! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again.
+//! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again; [`skip`]: or not.
 //! - [`trash`]: keeping what was replaced or removed.
 //! - [`nowhere`]: versions that nobody holds who could be asked.
 //! - [`routine`]: crawls that nothing asks for.
@@ -62,6 +62,7 @@ mod role;
 mod rollback;
 mod routine;
 mod seal;
+mod skip;
 mod stager;
 mod suspect;
 mod trash;
@@ -72,6 +73,7 @@ mod waiting;
 use crate::api::{Counts, Event, JoinCounts, Level, PathText, Phase, Reason, SessionError, Shared, Side};
 use crate::filter::Filter;
 use crate::needs::{self, Waiter};
+use crate::outqueue::OutQueue;
 use crate::sites;
 use causes::Causes;
 use content::Contents;
@@ -84,6 +86,7 @@ use driftless_core::membership::Key;
 use driftless_core::rows::{Batch as Rows, Store, StoreError, Table};
 use driftless_core::tx::Warm;
 use driftless_core::{Dot, EntryId, Name, NodeKey, ReplicaId, Tx, tree, tx};
+use driftless_net::Permit;
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
 use elsewhere::Elsewhere;
 use hasher::Hasher;
@@ -107,7 +110,7 @@ use suspect::{BeforeRows, LastMoments};
 use verify::FailedSyncs;
 use waiters::Waiters;
 
-pub use believe::Claims;
+pub use believe::{Claims, LACKING_TOLD_MAX, Lacking};
 pub use lags::{PeerStatus, Standing};
 pub use link::{LinkId, Tuning};
 pub use nowhere::accept_lost;
@@ -132,8 +135,9 @@ const SEAL_AFTER: Duration = Duration::from_millis(300);
 const LIMBO_MAX: usize = 20_000;
 /// At most so often are counts told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// A tick of the heartbeat.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+/// A tick of the heartbeat, which peers hear through all that states go through. Whoever watches gives up on it after two
+/// that are missed.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
 /// Attempts before a session that is to end (`--once`) stops waiting for an entry.
 const TRIES_BEFORE_GIVING_UP: u64 = 3;
 /// Attempts that follow at once when what was in the way has been looked at; then pauses begin.
@@ -217,16 +221,23 @@ impl Fail {
 
 /// What a session tells an engine.
 pub(crate) enum ToEngine {
-    /// There is a connection to a peer, which has proven to have this key if keys are known.
-    LinkUp(LinkId, Option<Key>),
+    /// There is a connection to a peer, which has proven to have this key if keys are known, and what waits for it is counted
+    /// if it may be slow.
+    LinkUp(LinkId, Option<Key>, Option<Arc<OutQueue>>),
     /// From the peer at its other end.
     Link(LinkId, Message),
+    /// The same; the permit is dropped when it has been worked on.
+    Counted(LinkId, Message, Permit),
+    /// There is room again for what is sent to it.
+    Room(LinkId),
     /// How what is sent by it is cut into batches.
     Tune(LinkId, Tuning),
     /// It ended.
     LinkDown(LinkId),
     /// Try what waits at once.
     Retry,
+    /// Do not try what waits under this path, or the entry with this id; how many that are.
+    Skip(Vec<u8>, ChannelSender<u64>),
     /// Make changes, or no more once all that were made are recorded.
     Role(Role),
     /// Say what is known of all replicas.
@@ -441,7 +452,9 @@ impl Engine {
         self.head = tx.head();
         for (w, mut n) in needs::list(&mut tx, None, usize::MAX)? {
             // A new process tries everything at once: whatever it was may be gone.
-            (n.tries, n.retry_ns) = (0, 0);
+            if !n.is_skipped() {
+                (n.tries, n.retry_ns) = (0, 0);
+            }
             self.waiting.insert(w, n);
         }
         self.load_nowhere(&mut tx)?;
@@ -459,7 +472,9 @@ impl Engine {
             unplanned.iter().for_each(|(_, id)| tx.add_pending(*id));
         }
         for id in tx.pending(usize::MAX)? {
-            self.enqueue(id);
+            if !self.waiting.get(&Waiter::Entry(id)).is_some_and(needs::Need::is_skipped) {
+                self.enqueue(id);
+            }
         }
         self.commit(tx)?;
         self.check_cuts()?;
@@ -644,13 +659,12 @@ impl Engine {
             }
             ToEngine::Role(role) => self.change_role(role),
             ToEngine::Claims(to) => self.tell_claims(&to),
-            ToEngine::LinkUp(id, key) => self.link_up(id, key),
+            ToEngine::LinkUp(id, key, queue) => self.link_up(id, key, queue),
+            ToEngine::Room(id) => self.room_for(id),
+            ToEngine::Counted(id, message, _permit) => self.take_from_link(id, message),
             ToEngine::LinkDown(id) => self.link_down(id),
-            ToEngine::Retry => {
-                self.waiting.retry_all();
-                self.want_crawl |= self.waiting.get(&Waiter::Path(b".".to_vec())).is_some();
-                Ok(())
-            }
+            ToEngine::Retry => self.retry_everything(),
+            ToEngine::Skip(what, to) => self.skip(&what, &to),
             ToEngine::Link(id, message) => self.take_from_link(id, message),
         }
     }
@@ -691,6 +705,7 @@ impl Engine {
         if self.index_is_full()? {
             return Ok(false);
         }
+        self.beat_if_due()?;
         if !self.batches.is_empty() {
             self.merge_batches()?;
             return Ok(true);

@@ -196,7 +196,7 @@ impl Engine {
             {
                 self.nowhere.coming.push((until, link, want));
             } else {
-                self.serve(link, &want)?;
+                self.want_again(link, want)?;
             }
         }
         Ok(())
@@ -210,7 +210,7 @@ impl Engine {
     /// The tree has been looked at: what was asked for before can be answered.
     pub(super) fn answer_deferred(&mut self) -> Result<(), Fail> {
         let wants = std::mem::take(&mut self.nowhere.deferred);
-        wants.iter().try_for_each(|(link, want)| self.serve(*link, want))
+        wants.into_iter().try_for_each(|(link, want)| self.want_again(link, want))
     }
 
     /// The connection ended: nobody waits for answers there.

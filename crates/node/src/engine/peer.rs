@@ -10,6 +10,7 @@ use crate::sites;
 use driftless_core::link::{self, HelloVerdict, Message, SendLimits, Sender};
 use driftless_core::rows::Table;
 use driftless_core::{Dot, EntryId, Tx, local, tx};
+use driftless_net::size_of_batch;
 use driftless_volume::crash::{self, Point};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,7 +26,7 @@ impl Engine {
             Message::Hello(hello) => self.handle_hello(id, &hello),
             Message::Heads(heads) => self.take_heads(&heads),
             Message::Batch(batch) => {
-                self.count_batch(id)?;
+                self.count_batch(id, &batch)?;
                 // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
                 let useful = self.may_plan() || self.staging > 0;
                 if useful && self.stager.is_some() {
@@ -56,7 +57,7 @@ impl Engine {
                 }
                 self.found_there(id, &held)
             }
-            Message::Want(want) => self.serve(id, &want),
+            Message::Want(want) => self.take_want(id, want),
             Message::Piece(piece) => self.take_piece(id, piece),
             Message::NotHere(answer) => self.take_not_here(id, answer),
             Message::RecipeWant(want) => self.serve_recipe(id, want),
@@ -65,6 +66,8 @@ impl Engine {
                 if let Some(peer) = self.links.peer_mut(id) {
                     peer.head = head;
                     peer.scanned = scanned;
+                    let replica = peer.id;
+                    self.note_announced(replica, head);
                 }
                 Ok(())
             }
@@ -284,6 +287,7 @@ impl Engine {
         let mut group = Group::default();
         while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(id, group.changed.len()) {
             link.batches = link.batches.saturating_sub(1);
+            link.batch_bytes = link.batch_bytes.saturating_sub(size_of_batch(&batch));
             self.keep_early(early)?;
             self.early_dirs.extend(dirs);
             let merged = match peer.receiver.handle_batch(tx, &batch) {
@@ -315,6 +319,7 @@ impl Engine {
     fn take_group(&mut self, id: LinkId, group: Group) -> Result<(), Fail> {
         // The others may lack what this peer brought.
         self.links.look_again();
+        self.entries_changed(&group.changed)?;
         self.plan_merged(&group)?;
         self.drop_early()?;
         self.status.idle = false;
@@ -363,6 +368,7 @@ impl Engine {
             for chunk in group.changed.chunks(apply::ENTRIES_PER_PLAN) {
                 self.set_phase(Phase::Applying);
                 self.plan_and_apply(chunk)?;
+                self.beat_if_due()?;
             }
             self.advance_planned()?;
         }
@@ -383,16 +389,17 @@ impl Engine {
         let now_ms = steady_ns() / 1_000_000;
         let state = (self.head, link.messages_in);
         let due = link.poll_at_ms().is_some_and(|t| t <= now_ms);
-        if link.peer.is_none() || (link.send_blocked_at == Some(state) && !due) {
+        if link.peer.is_none() || link.is_full() || (link.send_blocked_at == Some(state) && !due) {
             return Ok(false);
         }
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         self.pump_news(id, link, &mut tx, now_ms)?;
-        let Some(peer) = &mut link.peer else { return Ok(false) };
-        let (mut batches, mut heads) = (Vec::new(), Vec::new());
-        while let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? {
+        let (mut batches, mut heads, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while !link.is_full_with(bytes) {
+            let Some(peer) = &mut link.peer else { return Ok(false) };
+            let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? else { break };
             if peer.inline {
                 for wish in std::mem::take(&mut out.inline) {
                     if let Some(bytes) = self.read_small(&mut tx, &wish)? {
@@ -408,8 +415,10 @@ impl Engine {
                 heads.extend(self.heads_before(&tx, claim, &mut peer.heads_sent)?);
             }
             self.shipped_n = self.shipped_n.max(out.batch.to).max(self.head);
+            bytes += size_of_batch(&out.batch);
             batches.push(out.batch);
         }
+        let Some(peer) = &mut link.peer else { return Ok(false) };
         if batches.is_empty() {
             link.send_blocked_at = Some(state);
             link.sent_all = peer.sender.at_head(&tx);

@@ -6,7 +6,7 @@
 
 use super::{RACES_MAX, TRIES_BEFORE_GIVING_UP};
 use crate::api::Reason;
-use crate::needs::{Need, Waiter};
+use crate::needs::{NEVER_NS, Need, Waiter};
 use driftless_core::plan::At;
 use driftless_core::{EntryId, Name, NodeKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,6 +24,8 @@ pub(super) struct Waiters {
     entries: usize,
     /// How many have not been tried often enough for a session that is to end.
     untried: usize,
+    /// How many are not to be tried.
+    skipped: usize,
     /// Places at which steps were refused, and for whom.
     places: BTreeMap<(NodeKey, Name), BTreeSet<EntryId>>,
     places_of: HashMap<EntryId, Vec<(NodeKey, Name)>>,
@@ -56,6 +58,21 @@ impl Waiters {
         self.reasons.contains_key(&reason)
     }
 
+    /// How many wait for each reason.
+    pub(super) fn by_reason(&self) -> BTreeMap<Reason, u64> {
+        self.reasons.iter().map(|(reason, n)| (*reason, *n as u64)).collect()
+    }
+
+    /// How many are not to be tried.
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped as u64
+    }
+
+    /// All there are.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Waiter, &Need)> {
+        self.needs.iter()
+    }
+
     /// True if a session that is to end need not wait for any of them.
     pub(super) fn all_tried(&self) -> bool {
         self.untried == 0
@@ -66,6 +83,7 @@ impl Waiters {
         self.due.insert((need.retry_ns, who.clone()));
         *self.reasons.entry(need.reason).or_default() += 1;
         self.untried += usize::from(!is_tried(&need));
+        self.skipped += usize::from(need.is_skipped());
         self.entries += usize::from(is_entry(&who));
         self.needs.insert(who, need);
     }
@@ -81,6 +99,7 @@ impl Waiters {
         let need = self.needs.remove(who)?;
         self.due.remove(&(need.retry_ns, who.clone()));
         self.untried -= usize::from(!is_tried(&need));
+        self.skipped -= usize::from(need.is_skipped());
         self.entries -= usize::from(is_entry(who));
         if let Some(count) = self.reasons.get_mut(&need.reason) {
             *count -= 1;
@@ -93,7 +112,7 @@ impl Waiters {
 
     /// When the next is due, nanoseconds since 1970.
     pub(super) fn next_due_ns(&self) -> Option<u64> {
-        self.due.first().map(|(at, _)| *at)
+        self.due.first().map(|(at, _)| *at).filter(|at| *at != NEVER_NS)
     }
 
     /// Those that are due. They are due again at `then_ns`, unless they are put on the list anew before.
@@ -127,7 +146,7 @@ impl Waiters {
         }
     }
 
-    /// Everything is due now.
+    /// Everything that is not skipped is due now.
     pub(super) fn retry_all(&mut self) {
         for who in self.needs.keys().cloned().collect::<Vec<_>>() {
             self.make_due(&who, 0);
@@ -136,7 +155,7 @@ impl Waiters {
 
     /// Due at `at_ns`, if it is not before.
     fn make_due(&mut self, who: &Waiter, at_ns: u64) {
-        if let Some(need) = self.needs.get_mut(who).filter(|n| n.retry_ns > at_ns) {
+        if let Some(need) = self.needs.get_mut(who).filter(|n| n.retry_ns > at_ns && !n.is_skipped()) {
             self.due.remove(&(need.retry_ns, who.clone()));
             need.retry_ns = at_ns;
             self.due.insert((at_ns, who.clone()));
@@ -209,6 +228,7 @@ fn is_entry(who: &Waiter) -> bool {
 /// True if a session that is to end has tried this often enough.
 fn is_tried(n: &Need) -> bool {
     match n.reason {
+        _ if n.is_skipped() => true,
         Reason::MassRemoval | Reason::MassRollback | Reason::TrashFull | Reason::Drift => n.tries > 0,
         Reason::Raced | Reason::NotEmpty | Reason::ParentWaits => n.tries >= RACES_MAX,
         _ => n.tries >= TRIES_BEFORE_GIVING_UP,
@@ -252,6 +272,22 @@ mod tests {
         assert!(w.has(Reason::Denied));
         w.insert(Waiter::Entry(entry(2)), need(Reason::NoSpace, 10, 500));
         assert!(!w.has(Reason::Denied));
+    }
+
+    #[test]
+    fn what_is_skipped_is_never_due() {
+        let mut w = Waiters::default();
+        w.insert(Waiter::Entry(entry(1)), need(Reason::Io, 1, NEVER_NS));
+        let at = At { dir: NodeKey::new(b"a").unwrap(), name: Name::new(b"x").unwrap() };
+        w.refused_at(entry(1), &at);
+        w.retry(Reason::Io);
+        w.retry_all();
+        w.retry_at(&at.dir, &at.name, 0);
+        w.retry_in(&at.dir, &[Reason::Io]);
+        assert_eq!((w.next_due_ns(), w.take_due(NEVER_NS - 1, 0)), (None, vec![]));
+        assert_eq!((w.skipped(), w.all_tried(), w.by_reason()), (1, true, BTreeMap::from([(Reason::Io, 1)])));
+        w.insert(Waiter::Entry(entry(1)), need(Reason::Io, 1, 7));
+        assert_eq!((w.skipped(), w.next_due_ns()), (0, Some(7)));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use super::observe;
 use super::{
-    Engine, Fail, HEARTBEAT_EVERY, REMOVAL_WINDOW, RelPath, TRIES_BEFORE_GIVING_UP, pause_ns, retry_pause_ns,
-    steady_ns, wall_ns,
+    Engine, Fail, REMOVAL_WINDOW, RelPath, TRIES_BEFORE_GIVING_UP, pause_ns, retry_pause_ns, steady_ns,
+    wall_ns,
 };
 use crate::api::{Event, PathText, Reason};
-use crate::needs::{self, Need, Waiter};
+use crate::needs::{self, NEVER_NS, Need, Waiter};
 use driftless_core::plan::At;
 use driftless_core::{EntryId, Name, NodeKey, Tx};
 use std::time::{Duration, Instant};
@@ -18,9 +18,6 @@ impl Engine {
     pub(super) fn retry_due(&mut self) -> Result<bool, Fail> {
         let mut worked = false;
         let now = Instant::now();
-        if now.duration_since(self.last_beat) >= HEARTBEAT_EVERY {
-            self.beat()?;
-        }
         self.stay_alive();
         if now.duration_since(self.removal_window_at) >= REMOVAL_WINDOW {
             self.removal_window_at = now;
@@ -149,7 +146,10 @@ impl Engine {
             Some(pause) => pause,
             None => pause_ns(reason, tries),
         };
-        let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns: steady_ns() + pause };
+        // For another reason it is another failure.
+        let skipped = before.as_ref().is_some_and(|n| n.is_skipped() && n.reason == reason);
+        let retry_ns = if skipped { NEVER_NS } else { steady_ns() + pause };
+        let need = Need { reason, detail: detail.clone(), tries, since_ns, retry_ns };
         needs::put(tx, &who, &need);
         // One that was on the list when this process began has not been told by it.
         if before.is_none_or(|b| b.reason != reason || b.tries == 0) {

@@ -203,7 +203,8 @@ fn pass(
             recv(stop) -> _ => return,
             recv(from.outgoing()) -> m => match m {
                 Ok(FromLink::Message(_)) if stalled.load(Ordering::SeqCst) => {}
-                Ok(FromLink::Message(message)) => {
+                Ok(FromLink::Message(said)) => {
+                    let message = said.into_message();
                     let len = content_len(&message);
                     if bytes.fetch_add(len, Ordering::SeqCst) + len >= bytes_max.load(Ordering::SeqCst) {
                         stalled.store(true, Ordering::SeqCst);
