@@ -27,6 +27,7 @@ mod queries;
 mod resources;
 mod rollback;
 mod settings;
+mod shows;
 mod sites;
 mod ssh;
 mod stress;
