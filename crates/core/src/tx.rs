@@ -8,7 +8,7 @@
 mod cache;
 mod overlay;
 
-use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve};
+use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve, well_formed};
 use crate::disk::{Node, NodeKey, Place};
 use crate::entry::Entry;
 use crate::id::{Dot, EntryId, Name, ReplicaId, Stamp};
@@ -287,6 +287,7 @@ impl<'a> Tx<'a> {
     /// Stores the row; moves the feed row if its position changed. Maintains nothing else: states
     /// are changed through the effective tree's functions.
     pub fn put_entry(&mut self, row: EntryRow) -> Result<()> {
+        debug_assert!(well_formed(&row.entry), "{:?} could not be read again", row.entry);
         let id = row.entry.id;
         let old = self.entry(id)?.map(|old| old.n);
         if old != Some(row.n) {

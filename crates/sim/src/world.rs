@@ -571,9 +571,11 @@ impl World {
             token.born += 1;
             token.origin = format!("written at {i} in step {} by {op:?}", self.stats.steps);
         }
+        // The disk may lack a name that comes again, since a cut took it back: that one the user has not removed.
+        let lacks = |d: &Digest| !site.blind && site.tree().values().any(|s| s.identity == Some(*d));
         for d in had.difference(&has) {
             let token = self.tokens.entry(*d).or_default();
-            token.dropped.push(seen.clone());
+            token.dropped.push(if lacks(d) { Sight::none(site.me) } else { seen.clone() });
             token.replaced |= !matches!(op, Op::Rm(_));
         }
     }

@@ -4,7 +4,7 @@
 use super::{Result, Spot, Tx, change_with, names, records};
 use crate::disk::{Claim, NodeKey, Place};
 use crate::entry::Version;
-use crate::id::{Dot, EntryId, Name, ReplicaId};
+use crate::id::{Dot, EntryId, Kind, Name, ReplicaId};
 use crate::link;
 use crate::meta::Content;
 use crate::tree;
@@ -111,7 +111,9 @@ fn earlier_version(tx: &mut Tx<'_>, id: EntryId) -> Result<Option<Earlier>> {
 }
 
 /// What this disk still shows where `version` of the entry is to be shown, if it is of other entries and counts no more.
+/// Of another kind it cannot be a version of this entry.
 fn earlier_at_its_name(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<Option<Earlier>> {
+    let kind = tx.entry_must(id)?.entry.kind;
     for (parent, base) in tree::shown_names(tx, id)? {
         let class = tree::class_of(tx, parent)?;
         if class.is_empty() {
@@ -122,7 +124,7 @@ fn earlier_at_its_name(tx: &mut Tx<'_>, id: EntryId, version: Dot) -> Result<Opt
             let Some(shares) = group.claims.iter().find(of_version) else { continue };
             let claim = Claim { entry: id, link: shares.link, name_dot: shares.name_dot, version };
             for dir in dirs_of(tx, &class)? {
-                let Some((node, content)) = overtaken_at(tx, (&dir, &group.name))? else { continue };
+                let Some((node, content)) = overtaken_at(tx, (&dir, &group.name), kind)? else { continue };
                 let conflict_of = group.conflict.then(|| base.clone());
                 let place = Place { node, claims: vec![claim], conflict_of };
                 return Ok(Some(Earlier { spot: (dir, group.name.clone()), place, claim, content }));
@@ -144,9 +146,9 @@ fn dirs_of(tx: &mut Tx<'_>, class: &[EntryId]) -> Result<Vec<NodeKey>> {
     Ok(dirs)
 }
 
-/// The file at a path, if no version that it shows counts any more. One with other names stays what it is: all names
+/// The inode of `kind` at a path, if no version that it shows counts any more. One with other names stays what it is: all names
 /// of an inode belong to one entry.
-fn overtaken_at(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Option<(NodeKey, Content)>> {
+fn overtaken_at(tx: &mut Tx<'_>, at: Spot<'_>, kind: Kind) -> Result<Option<(NodeKey, Content)>> {
     let Some(place) = tx.place(at.0, at.1)? else { return Ok(None) };
     for claim in &place.claims {
         let row = tx.entry(claim.entry)?;
@@ -155,6 +157,6 @@ fn overtaken_at(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<Option<(NodeKey, Conten
         }
     }
     let node = tx.node_must(&place.node)?;
-    let content = records::recorded_content(&node).filter(|_| node.names.len() == 1);
+    let content = records::recorded_content(&node).filter(|_| node.kind == kind && node.names.len() == 1);
     Ok(content.map(|content| (place.node.clone(), content)))
 }
