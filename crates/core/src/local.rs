@@ -179,7 +179,10 @@ pub fn attrs(tx: &mut Tx<'_>, new: &Looked) -> Result<()> {
 pub fn unlink(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     let Some(place) = tx.place(at.0, at.1)? else { return Ok(()) };
     if place.conflict_of.is_none() {
-        settle::copies_of(tx, at, None)?;
+        match tx.node_must(&place.node)?.names.len() {
+            1 => settle::copies_of_removed(tx, at)?,
+            _ => settle::copies_of(tx, at, None)?,
+        }
     }
     names::vacate(tx, at, &place)
 }
@@ -296,7 +299,7 @@ fn rename_leaf(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, over: bool) -> Res
     settle::copies_of(tx, to, Some(from))?;
     let place = must_place(tx, from)?;
     let old = records::owner_at(tx, from)?;
-    let claim = names::retitle(tx, from, &place, to, chosen)?;
+    let claim = names::retitle(tx, from, &place, to, chosen, names::Left::Out)?;
     let moved = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::move_place(tx, from, to, moved)?;
     names::follow_version(tx, &place.node, old, claim.version)

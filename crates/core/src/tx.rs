@@ -82,7 +82,7 @@ pub fn knowledge_vv(k: &Knowledge) -> VersionVector {
 }
 
 /// What a transaction needs from outside.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Env {
     /// Wall clock, nanoseconds since 1970.
     pub now_ns: u64,

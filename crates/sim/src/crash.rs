@@ -1,5 +1,6 @@
 //! Killed processes: the index goes back to its last durable commit, the disk stays as it is.
 
+use crate::site::Op;
 use crate::world::{Verdict, World};
 
 impl World {
@@ -10,6 +11,7 @@ impl World {
         }
         self.hang_up(i);
         self.forget_positions(i);
+        self.forgotten += usize::from(std::mem::take(&mut self.sites[i].moved_unrecorded));
         self.sites[i].lose_lazy();
         (self.sites[i].stopped, self.sites[i].blind) = (true, true);
     }
@@ -23,6 +25,19 @@ impl World {
                     *n = crate::world::UNRECORDED;
                 }
             }
+        }
+    }
+
+    /// A directory that a plan made is renamed before its record is durable: by what name it was made is all that intents
+    /// tell of it, so that after a crash it is new.
+    pub(crate) fn note_unrecorded(&mut self, i: usize, op: &Op) {
+        let site = &mut self.sites[i];
+        let Op::Mv(from, _) = op else { return };
+        let Some((dir, name)) = site.spot(from) else { return };
+        let Some(ino) = site.disk.get(dir, &name).filter(|ino| site.disk.is_dir(*ino)) else { return };
+        if !site.is_durably_known(ino) {
+            site.moved_unrecorded = true;
+            self.forgotten += usize::from(site.stopped);
         }
     }
 

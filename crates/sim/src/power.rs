@@ -145,16 +145,27 @@ impl World {
             let peers: Vec<_> = self.sites.iter().map(|s| s.me).filter(|r| *r != me).collect();
             for (id, version) in lost {
                 any = true;
-                self.sites[i].tx(|tx| match tx.entry(id)? {
-                    None => Ok(()),
-                    Some(_) => {
-                        let mut alone = peers.is_empty();
-                        for peer in &peers {
-                            alone |= local::may_withdraw(tx, id, version, *peer)?;
-                        }
-                        if alone { local::withdraw(tx, id, version) } else { local::give_up(tx, id, version) }
+                let again = self.sites[i].tx(|tx| {
+                    if tx.entry(id)?.is_none() {
+                        return Ok(None);
                     }
+                    let mut alone = peers.is_empty();
+                    for peer in &peers {
+                        alone |= local::may_withdraw(tx, id, version, *peer)?;
+                    }
+                    if alone {
+                        local::withdraw(tx, id, version)?
+                    } else {
+                        local::give_up(tx, id, version)?
+                    }
+                    let row = tx.entry_must(id)?;
+                    let own = row.entry.counting().find(|v| v.dot.replica == me && v.dot.n == row.n);
+                    Ok(own.map(|v| v.content.identity()))
                 });
+                // What it replaced is written again in its place: that may be of a file that was removed for it.
+                if let Some(content) = again {
+                    self.tokens.entry(content).or_default().born += 1;
+                }
             }
             if any {
                 return true;

@@ -35,6 +35,8 @@ pub struct Site {
     durable_cursor: u64,
     /// Plans whose records a crash may take back, with what was made by their steps: durable before the first of them.
     pub open_plans: Vec<OpenPlan>,
+    /// A directory was renamed that no durable record knows.
+    pub moved_unrecorded: bool,
     /// What the disk showed after each change since the last sync, in worlds with power cuts; the first is what that covered.
     pub since_sync: Option<Vec<Disk>>,
     /// The number of the next row of what paths showed before.
@@ -110,6 +112,7 @@ impl Site {
             durable: None,
             durable_cursor: 0,
             open_plans: Vec::new(),
+            moved_unrecorded: false,
             since_sync: None,
             before_next: 1,
             after_cut: false,
@@ -272,6 +275,7 @@ impl Site {
             self.durable = Some(self.store.fork());
             self.durable_cursor = self.plan_cursor;
             self.open_plans.clear();
+            self.moved_unrecorded = false;
         }
     }
 
@@ -289,6 +293,14 @@ impl Site {
         let store = self.durable.as_ref().unwrap_or(&self.store);
         let snap = store.snapshot();
         Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap().head()
+    }
+
+    /// True if no crash takes back that the inode is recorded.
+    pub fn is_durably_known(&self, ino: u64) -> bool {
+        let store = self.durable.as_ref().unwrap_or(&self.store);
+        let snap = store.snapshot();
+        let mut tx = Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap();
+        tx.node(&Disk::key(ino)).unwrap().is_some()
     }
 
     /// Everything up to the head may have left.

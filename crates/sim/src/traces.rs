@@ -103,7 +103,10 @@ fn text(tree: &Tree) -> String {
         let path: Vec<String> = path.iter().map(name).collect();
         match (seen.kind, seen.identity) {
             (Kind::Dir, _) => path.join("/") + "/",
-            (Kind::File, Some(d)) => format!("{}={}", path.join("/"), known[&d]),
+            (Kind::File, Some(d)) => {
+                let what = known.get(&d).map_or("torn".into(), u64::to_string);
+                format!("{}={what}", path.join("/"))
+            }
             (kind, _) => format!("{}:{}", path.join("/"), kind.word()),
         }
     };
@@ -793,4 +796,33 @@ fn a_second_name_that_a_cut_took_outlives_the_removal_of_the_first() {
         let named = "0 mkdir a; 0 create x 2; sync 0 1; show 1; seal 1; 1 ln x a/c";
         trace_in(powered(2), &format!("{named}; sync 1 0; cut 1 {cut}; 1 rm x"), "a/ a/c=2");
     }
+}
+
+#[test]
+fn a_settled_name_yields_to_a_rename_by_who_owns_less() {
+    // Removing or renaming the winner settles the copy, in a later epoch than the rename elsewhere.
+    let owned = |epochs: &[u64]| Rules { epochs: epochs.to_vec(), ..World::mesh(epochs.len()).rules };
+    trace_in(owned(&[0, 1]), "0 create y 15; 1 create y 22; all; 1 rm y; 0 mv y~0 y; 1 rm y~0", "y=15");
+    let moved = "2 create x 4; 0 symlink x 7; all; 0 mv x~0 x; 2 mv x y; 2 rm x~0";
+    trace_in(owned(&[0, 1, 1]), moved, "x:symlink y=4");
+}
+
+#[test]
+fn a_rename_keeps_what_others_removed_as_the_whole_file() {
+    // Who removes it has heard of a second version, but shows only the one that is renamed.
+    let written = "0 mkdir a; 0 create a/x 4; sync 0 1; sync 1 2; show 1; show 2; 1 write a/x 8; 2 write a/x 6; sync 1 2; sync 2 1; show 1";
+    let owned = Rules { epochs: vec![1, 1, 2], ..World::mesh(3).rules };
+    trace_in(owned, &format!("{written}; 2 rm a/x; 1 mv a/x b"), "a/ a/x~=8 b=6");
+    // The name that he removes holds it.
+    let joined = "blind 2; 2 create x 3; 0 create x 2; join 2; show 2; send 2 1 8; deliver 0; sync 1 0";
+    trace(3, &format!("{joined}; 2 mv x y; 0 rm x"), "x~=3 y=2");
+    // He has seen both, and removes one after the other.
+    let seen = "0 mkdir a; 0 create x 2; sync 0 1; show 1; 0 write x 5; sync 0 1; 1 write x 6; show 1";
+    trace(2, &format!("{seen}; 0 mv x a/x; 1 rm x; 1 rm x~0"), "a/ a/x=5");
+}
+
+#[test]
+fn a_version_that_a_second_name_keeps_stays_when_that_name_goes() {
+    let kept = "0 create x 2; sync 0 1; show 1; 0 write x 5; 1 write x 6; all; 0 mv x~0 x; 1 ln x y; sync 1 0; show 0; 0 savetmp y 7";
+    trace(2, kept, "x=5 y=7");
 }

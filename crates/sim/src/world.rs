@@ -445,6 +445,7 @@ impl World {
 
     /// True if the user could do it.
     fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        self.note_unrecorded(i, op);
         if self.sites[i].blind {
             let (before, touched, target) =
                 (self.sites[i].disk_tree(), self.touched(i, op), self.target(i, op));
@@ -461,10 +462,15 @@ impl World {
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
         let (touched, target) = (self.touched(i, op), self.target(i, op));
         let files = self.sites[i].files_with(&touched);
+        let chooses = self.chooses(i, op);
         if !self.sites[i].act(op) {
             return Ok(false);
         }
         self.stats.acts += 1;
+        if let Some(d) = touched.first().filter(|_| chooses) {
+            // The file has lost nothing by it, whatever it is called elsewhere.
+            self.tokens.entry(*d).or_default().replaced = true;
+        }
         self.note(i, op, &disk, touched, target);
         self.note_fewer(i, files);
         self.check_records(i)?;
@@ -516,6 +522,19 @@ impl World {
             }
         }
         out
+    }
+
+    /// True if the operation removes one of several versions of a file, under the conflict name that tells of the others.
+    fn chooses(&self, i: usize, op: &Op) -> bool {
+        let site = &self.sites[i];
+        let Op::Rm(path) = op else { return false };
+        let Some((dir, name)) = site.spot(path).filter(|_| !site.blind) else { return false };
+        let Some(place) = site.read(|tx| tx.place(&Disk::key(dir), &name)) else { return false };
+        let several = |c: &Claim| {
+            let row = site.read(|tx| tx.entry(c.entry));
+            row.is_some_and(|row| row.entry.counting().any(|v| v.dot != c.version))
+        };
+        place.conflict_of.is_some() && place.claims.iter().any(several)
     }
 
     /// The name that the operation gives. Copies are numbered as long as they are there: afterwards its path says another.

@@ -3,7 +3,7 @@
 use super::{Error, Result, Spot, Stamps, Tx, chain, change, change_with, newborn, records, settle};
 use crate::disk::{Claim, NodeKey, Place};
 use crate::entry::{At, Entry, Link, Version};
-use crate::id::{Dot, EntryId, LinkId, Name, Stamp};
+use crate::id::{Dot, EntryId, LinkId, Name, ReplicaId, Stamp};
 use crate::meta::Content;
 use crate::mutant::mutant;
 use crate::tree;
@@ -56,7 +56,24 @@ pub(super) fn drop_claim(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<
         return Ok(());
     }
     let left = names_left(tx, at, claim)?;
-    if left.is_empty() { drop_version(tx, claim) } else { drop_name(tx, claim, &left) }
+    if !left.is_empty() {
+        return drop_name(tx, claim, &left);
+    }
+    let left = if is_one_of_several(tx, at, claim)? { Left::Out } else { Left::Removed };
+    drop_version(tx, claim, left)
+}
+
+/// True if this disk shows, or tells by a conflict name, that the entry has other versions.
+fn is_one_of_several(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<bool> {
+    if tx.place(at.0, at.1)?.is_some_and(|place| place.conflict_of.is_some()) {
+        return Ok(true);
+    }
+    let row = tx.entry_must(claim.entry)?;
+    let other = |c: &Claim| {
+        let is_other = c.entry == claim.entry && c.version != claim.version;
+        is_other && row.entry.counting().any(|v| v.dot == c.version)
+    };
+    Ok(records::places_of(tx, claim.entry)?.iter().any(|(_, _, p)| p.claims.iter().any(other)))
 }
 
 /// Other places on this disk that show the same version of the same entry.
@@ -96,7 +113,8 @@ pub(super) fn drop_hidden(tx: &mut Tx<'_>, owner: Claim, key: &NodeKey) -> Resul
 /// One of several names goes. The user relies on the others: if somebody else has removed all of them, one is
 /// given again.
 fn drop_name(tx: &mut Tx<'_>, claim: Claim, left: &[(NodeKey, Name, Claim)]) -> Result<()> {
-    settle::extras_of(tx, claim, Some(claim.link))?;
+    let keeps = keeps_another(&tx.entry_must(claim.entry)?.entry, claim);
+    settle::extras_of(tx, claim, Some(claim.link).filter(|_| !keeps))?;
     let row = tx.entry_must(claim.entry)?;
     let present = |c: &Claim| row.entry.link(c.link).is_some_and(Link::present);
     if !left.iter().any(|(_, _, c)| present(c))
@@ -113,8 +131,14 @@ fn drop_name(tx: &mut Tx<'_>, claim: Claim, left: &[(NodeKey, Name, Claim)]) -> 
     Ok(())
 }
 
+/// True if a version that `claim` does not show counts only because its name holds it. It may be shown at any name.
+fn keeps_another(e: &Entry, claim: Claim) -> bool {
+    let held = e.link(claim.link).filter(|l| l.present()).map(|l| l.at.holds);
+    e.counting().any(|v| v.dot != claim.version && Some(v.dot) == held && e.removed.covers(v.dot))
+}
+
 /// The last name of a version on this disk goes.
-fn drop_version(tx: &mut Tx<'_>, claim: Claim) -> Result<()> {
+fn drop_version(tx: &mut Tx<'_>, claim: Claim, left: Left) -> Result<()> {
     let row = tx.entry_must(claim.entry)?;
     let counting: Vec<Dot> = row.entry.counting().map(|v| v.dot).collect();
     let where_shown = is_where_shown(&row.entry, claim);
@@ -129,10 +153,57 @@ fn drop_version(tx: &mut Tx<'_>, claim: Claim) -> Result<()> {
             })?;
         }
     } else if counting.contains(&claim.version) {
-        change(tx, claim.entry, |e, _| e.data.retain(|v| v.dot != claim.version))?;
+        let alone = names_of(tx, claim)? <= 1;
+        change_with(tx, claim.entry, |tx, e, dot| {
+            if left == Left::Removed && alone {
+                let_go(e, claim, dot, tx.me());
+            }
+            drop_one(e, claim, left);
+            Ok(())
+        })?;
     }
     // Else the edit that the user had not seen wins.
     Ok(())
+}
+
+/// What becomes of a version that leaves an entry which has others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Who saw the others chose among them: it is no version of this entry any more.
+    Out,
+    /// To its author the whole file is gone: it is only counted as removed, so that it is still there for a name that
+    /// somebody else gives the file meanwhile.
+    Removed,
+}
+
+/// Places on this disk that show the name.
+fn names_of(tx: &mut Tx<'_>, claim: Claim) -> Result<usize> {
+    let of_it = |c: &Claim| (c.entry, c.link) == (claim.entry, claim.link);
+    Ok(records::places_of(tx, claim.entry)?.iter().filter(|(_, _, p)| p.claims.iter().any(of_it)).count())
+}
+
+/// The name that showed the version stays for others, and holds the version no more. One that somebody gives it meanwhile
+/// wins over this.
+fn let_go(e: &mut Entry, claim: Claim, dot: Dot, me: ReplicaId) {
+    let Some(l) = e.link_mut(claim.link).filter(|l| l.present() && l.at.dot == claim.name_dot) else {
+        return;
+    };
+    if l.at.holds == claim.version {
+        let stamp = Stamp::above(l.at.stamp, settle::NOBODY.epoch, settle::NOBODY.now_ns, me);
+        l.at = At { stamp, dot, holds: Dot::default(), ..l.at.clone() };
+    }
+}
+
+fn drop_one(e: &mut Entry, claim: Claim, left: Left) {
+    let removed = VersionVector::from_dot(claim.version);
+    let takes_others = e.data.iter().any(|v| v.dot != claim.version && removed.covers(v.dot));
+    // The name that was shown does not keep it, one that came meanwhile does.
+    let is_seen = |l: &Link| l.id != claim.link || l.at.dot == claim.name_dot;
+    let is_held = e.present_links().any(|l| l.at.holds == claim.version && is_seen(l));
+    match left {
+        Left::Removed if !takes_others && !is_held => e.removed.join(&removed),
+        _ => e.data.retain(|v| v.dot != claim.version),
+    }
 }
 
 /// True if the name is present where the path was materialised with it.
@@ -156,6 +227,7 @@ pub(super) fn retitle(
     place: &Place,
     to: Spot<'_>,
     chosen: bool,
+    left: Left,
 ) -> Result<Claim> {
     let Some(&first) = place.claims.first() else {
         return Err(Error::Inconsistent(format!("place {:?} has no claim", from.1)));
@@ -167,7 +239,7 @@ pub(super) fn retitle(
         settle::extras_of(tx, owner, Some(owner.link))?;
         set_at(tx, owner, &place.node, to, chosen)
     } else {
-        split(tx, owner, &place.node, to)
+        split(tx, owner, &place.node, to, left)
     }
 }
 
@@ -200,7 +272,10 @@ pub(super) fn set_at(
     let there = stamp_at(tx, parent, to.1)?;
     let mut version = claim.version;
     let dot = change_with(tx, claim.entry, |tx, e, dot| {
-        let stamp = tx.stamp_above(e.stamp_max().max(there));
+        let mut stamp = tx.stamp_above(e.stamp_max().max(there));
+        if tx.env != settle::NOBODY {
+            stamp = tx.stamp_above(stamp); // above one that was settled elsewhere, also if the clock is behind
+        }
         let content = content_in(tx, e, node, claim);
         let holds = if mutant!(NameHoldsNothing) { Dot::default() } else { version };
         let at = At { stamp, dot, parent, name: to.1.clone(), holds };
@@ -295,7 +370,7 @@ fn hold(
 }
 
 /// Makes an entry of its own, at `to`, of a version that was a sibling in `owner.entry`.
-fn split(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>) -> Result<Claim> {
+fn split(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>, left: Left) -> Result<Claim> {
     let parent = chain::use_dir(tx, to.0)?;
     let there = stamp_at(tx, parent, to.1)?;
     let row = tx.entry_must(owner.entry)?;
@@ -310,7 +385,7 @@ fn split(tx: &mut Tx<'_>, owner: Claim, node: &NodeKey, to: Spot<'_>) -> Result<
         tx.add_pending(EntryId(dot));
     }
     if row.entry.counting().any(|v| v.dot == owner.version) {
-        change(tx, owner.entry, |e, _| e.data.retain(|v| v.dot != owner.version))?;
+        change(tx, owner.entry, |e, _| drop_one(e, owner, left))?;
     }
     Ok(Claim { entry: EntryId(dot), link: LinkId(dot), name_dot: dot, version: dot })
 }

@@ -1,12 +1,17 @@
 //! Settling: before a name is vacated, replaced or given away, the conflict copies of it that are on this disk
 //! become plain files under the names they show (model finding G9).
 
+use super::names::Left;
 use super::{Result, Spot, Tx, names, records};
 use crate::disk::{Bind, Claim, NodeKey, Place};
 use crate::id::{Dot, LinkId, Name, Stamp};
 use crate::meta::Content;
 use crate::mutant::mutant;
 use crate::tree;
+use crate::tx::Env;
+
+/// What a settled name is written with: of no time and no owner.
+pub(super) const NOBODY: Env = Env { now_ns: 0, epoch: 0 };
 
 /// Settles all conflict copies of the name `of`, but not the one at `except`.
 pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>) -> Result<()> {
@@ -16,7 +21,17 @@ pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>)
     let mut copies = copies(tx, of)?;
     copies.extend(displaced(tx, of)?);
     copies.retain(|(name, _)| except != Some((of.0, name)));
-    settle_each(tx, of, copies)
+    settle_each(tx, of, copies, Left::Out)
+}
+
+/// Settles all conflict copies of the name `of`, which is about to be removed.
+pub(super) fn copies_of_removed(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<()> {
+    if mutant!(CopiesNotSettled) {
+        return Ok(());
+    }
+    let mut copies = copies(tx, of)?;
+    copies.extend(displaced(tx, of)?);
+    settle_each(tx, of, copies, Left::Removed)
 }
 
 /// Settles those conflict copies of the name `of` that hold the same as `content`, which is about to be
@@ -29,18 +44,18 @@ pub(super) fn equal_copies(tx: &mut Tx<'_>, of: Spot<'_>, content: &Content) -> 
             equal.push((name, place));
         }
     }
-    settle_each(tx, of, equal)
+    settle_each(tx, of, equal, Left::Out)
 }
 
 /// Settles these copies of the name `of`. The last sibling that is left is its whole entry, but was none: it is written
 /// again, for somebody else may remove it as one of several.
-fn settle_each(tx: &mut Tx<'_>, of: Spot<'_>, copies: Vec<(Name, Place)>) -> Result<()> {
+fn settle_each(tx: &mut Tx<'_>, of: Spot<'_>, copies: Vec<(Name, Place)>, left: Left) -> Result<()> {
     let mut siblings = Vec::with_capacity(copies.len());
     for (_, place) in &copies {
         siblings.push(!names::is_whole(tx, place)?);
     }
     for ((name, place), sibling) in copies.iter().zip(siblings) {
-        settle(tx, (of.0, name), place, sibling)?;
+        settle(tx, (of.0, name), place, sibling, left)?;
     }
     Ok(())
 }
@@ -83,7 +98,7 @@ pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> 
             c.entry == claim.entry && c.version != claim.version && link.is_none_or(|l| l == c.link)
         };
         if place.claims.first().is_some_and(extra) && !names::is_whole(tx, &place)? {
-            settle(tx, (&dir, &name), &place, true)?;
+            settle(tx, (&dir, &name), &place, true, Left::Out)?;
         }
     }
     Ok(())
@@ -91,7 +106,7 @@ pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> 
 
 /// Settles a place as a side effect of something done elsewhere; `sibling`: it showed one of several versions. What is out
 /// of date on this disk is left as it is: nobody touched it.
-fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool) -> Result<()> {
+fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool, left: Left) -> Result<()> {
     let Some(owner) = place.claims.first().copied() else { return Ok(()) };
     let row = tx.entry_must(owner.entry)?;
     let counts = row.entry.counting().any(|v| v.dot == owner.version);
@@ -100,22 +115,22 @@ fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool) -> Result
         return Ok(());
     }
     // Nobody gave it this name on purpose: it is written as early as what was seen allows, so that a name that somebody
-    // gives it elsewhere meanwhile wins. Else a removal that follows would take that name unseen.
-    let now_ns = std::mem::take(&mut tx.env.now_ns);
-    let settled = make_plain(tx, at, place, sibling);
-    tx.env.now_ns = now_ns;
+    // gives it elsewhere meanwhile wins, whoever owns the volume. Else a removal that follows would take that name unseen.
+    let env = std::mem::replace(&mut tx.env, NOBODY);
+    let settled = make_plain(tx, at, place, sibling, left);
+    tx.env = env;
     settled
 }
 
 /// Settles the name `at`, if it is a conflict name.
 pub(super) fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     let place = super::must_place(tx, at)?;
-    if place.conflict_of.is_some() { make_plain(tx, at, &place, false) } else { Ok(()) }
+    if place.conflict_of.is_some() { make_plain(tx, at, &place, false, Left::Out) } else { Ok(()) }
 }
 
-fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, chosen: bool) -> Result<()> {
+fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, chosen: bool, left: Left) -> Result<()> {
     let old = records::owner_at(tx, at)?;
-    let claim = names::retitle(tx, at, place, at, chosen)?;
+    let claim = names::retitle(tx, at, place, at, chosen, left)?;
     let plain = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::set_place(tx, at, plain)?;
     names::follow_version(tx, &place.node, old, claim.version)
