@@ -2,6 +2,7 @@
 
 use crate::site::Op;
 use crate::world::{Verdict, World};
+use driftless_core::Content;
 
 impl World {
     /// The process is gone; users go on.
@@ -28,16 +29,38 @@ impl World {
         }
     }
 
-    /// A directory that a plan made is renamed before its record is durable: by what name it was made is all that intents
-    /// tell of it, so that after a crash it is new.
+    /// What a crash hides from the next start of what a user did: a directory that a plan made is renamed before its record
+    /// is durable (by what name it was made is all that intents tell of it, so that it is new then), or a file is
+    /// removed where no durable record has it.
     pub(crate) fn note_unrecorded(&mut self, i: usize, op: &Op) {
+        match op {
+            Op::Mv(from, to) => {
+                self.note_moved_dir(i, from);
+                self.note_removed(i, to);
+            }
+            Op::Rm(path) => self.note_removed(i, path),
+            _ => {}
+        }
+    }
+
+    fn note_moved_dir(&mut self, i: usize, path: &str) {
         let site = &mut self.sites[i];
-        let Op::Mv(from, _) = op else { return };
-        let Some((dir, name)) = site.spot(from) else { return };
+        let Some((dir, name)) = site.spot(path) else { return };
         let Some(ino) = site.disk.get(dir, &name).filter(|ino| site.disk.is_dir(*ino)) else { return };
         if !site.is_durably_known(ino) {
             site.moved_unrecorded = true;
             self.forgotten += usize::from(site.stopped);
+        }
+    }
+
+    fn note_removed(&mut self, i: usize, path: &str) {
+        let site = &self.sites[i];
+        let Some((dir, name)) = site.spot(path).filter(|_| site.stopped) else { return };
+        let Some(ino) = site.disk.get(dir, &name) else { return };
+        if let Some(content) = site.disk.inodes[&ino].content.as_ref().map(Content::identity)
+            && !site.is_durably_at(ino, dir, &name)
+        {
+            self.tokens.entry(content).or_default().born += 1;
         }
     }
 

@@ -171,8 +171,10 @@ impl World {
 
     fn deliver_batch(&mut self, m: &Message, batch: &Batch) -> Verdict {
         let Some(flow) = self.links.flow(m.from, m.to, m.session) else {
-            // What is late by a whole connection is merged all the same.
-            return self.merge_alone(m.from, m.to, batch);
+            // What is late by a whole connection is merged all the same, but not believed to be the latest.
+            let late =
+                Batch { knowledge: batch.knowledge.clone().filter(|_| m.session == 0), ..batch.clone() };
+            return self.merge_alone(m.from, m.to, &late);
         };
         let merged = self.sites[m.to].tx_or(|tx| flow.receiver.handle_batch(tx, batch));
         let Some(merged) = self.after_merge(m.from, m.to, batch, merged)? else { return Ok(()) };

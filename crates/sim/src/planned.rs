@@ -179,7 +179,10 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
                     concerned.insert(*entry);
                     continue;
                 }
-                let outcome = done_as(tx, &mut disk, &step, made)?;
+                let outcome = match is_overtaken(&disk, open, k, &step) {
+                    true => Some(None),
+                    false => done_as(tx, &mut disk, &step, made)?,
+                };
                 let Some(outcome) = outcome else {
                     concerned.extend(driftless_core::plan::concerned(tx, &step)?);
                     continue;
@@ -200,6 +203,18 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
     });
     site.disk = disk;
     Ok(adrift)
+}
+
+/// True if what was to be moved has gone for sure: a file that a later step put stands where it was. If it is not where it
+/// went, a user has removed it there.
+fn is_overtaken(disk: &Disk, open: &OpenPlan, k: usize, step: &Step) -> bool {
+    let Step::Move { from, victim: None, .. } = step else { return false };
+    let there = ino(disk, &from.dir).ok().and_then(|dir| disk.get(dir, &from.name)).map(Disk::key);
+    let put_there = |(later, made): (&Step, &Option<Outcome>)| match (later, made) {
+        (Step::Put { at, .. }, Some(made)) => at == from && Some(&made.node) == there.as_ref(),
+        _ => false,
+    };
+    open.steps.iter().zip(&open.staged).skip(k + 1).any(put_there)
 }
 
 /// What a step gave, if the disk shows that it was done.

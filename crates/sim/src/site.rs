@@ -297,10 +297,19 @@ impl Site {
 
     /// True if no crash takes back that the inode is recorded.
     pub fn is_durably_known(&self, ino: u64) -> bool {
-        let store = self.durable.as_ref().unwrap_or(&self.store);
-        let snap = store.snapshot();
+        self.read_durable(|tx| tx.node(&Disk::key(ino))).is_some()
+    }
+
+    /// True if no crash takes back that the inode is recorded at this name.
+    pub fn is_durably_at(&self, ino: u64, dir: u64, name: &Name) -> bool {
+        let place = self.read_durable(|tx| tx.place(&Disk::key(dir), name));
+        place.is_some_and(|place| place.node == Disk::key(ino))
+    }
+
+    fn read_durable<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {
+        let snap = self.durable.as_ref().unwrap_or(&self.store).snapshot();
         let mut tx = Tx::open(&*snap, Env { now_ns: 0, epoch: 0 }).unwrap();
-        tx.node(&Disk::key(ino)).unwrap().is_some()
+        f(&mut tx).unwrap()
     }
 
     /// Everything up to the head may have left.

@@ -111,6 +111,8 @@ pub struct Echoes {
 pub struct Receiver {
     peer: ReplicaId,
     authority: Box<dyn Authority + Send>,
+    /// The latest batch that came, by its number.
+    newest: u64,
     /// Our knowledge in the last receipt.
     told: VersionVector,
     /// Since when we know more than that.
@@ -125,7 +127,7 @@ impl Receiver {
 
     /// For the feed of `peer`, who is believed as far as `authority` says.
     pub fn with_authority(peer: ReplicaId, authority: Box<dyn Authority + Send>) -> Self {
-        Self { peer, authority, told: VersionVector::new(), news_since_ms: None }
+        Self { peer, authority, newest: 0, told: VersionVector::new(), news_since_ms: None }
     }
 
     /// A receipt for no batch (`seq` 0), when this replica has learnt of third replicas' changes otherwise than from
@@ -172,7 +174,10 @@ impl Receiver {
         if let Some(claim) = &batch.knowledge {
             let claim = self.clip(claim, (tx.me(), &known), &mut merged.anomalies);
             let claim_vv = knowledge_vv(&claim);
-            if (contiguous || mutant!(KnowledgeOverGap)) && peer.refused.is_empty() {
+            // What lies before an overtaken batch may have come by a later look at the feed, from which rows had gone that
+            // this one counts on: it says nothing of what is known.
+            let latest = batch.seq >= self.newest;
+            if ((contiguous && latest) || mutant!(KnowledgeOverGap)) && peer.refused.is_empty() {
                 join(tx, &knowledge, &claim, &mut merged.anomalies)?;
                 known.join(&claim_vv);
             }
@@ -180,6 +185,7 @@ impl Receiver {
             merged.echoes.knowledge = Some(claim_vv);
         }
         put_peer_row(tx, self.peer, &peer);
+        self.newest = self.newest.max(batch.seq);
         self.told.join(&known);
         merged.receipt.seq = batch.seq;
         merged.receipt.to = batch.to;
