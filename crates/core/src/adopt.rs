@@ -155,10 +155,10 @@ impl Adoption {
         }
         if let Some(removed) = &self.removed
             && !mutant!(RemovedElsewhereKept)
-            && let Some(claim) = removed.leaf(class, at.1, found.kind, content)
+            && let Some((claim, base)) = removed.shown_as(class, at.1, found.kind, content)
             && is_of_entry(tx, found, claim.entry)?
         {
-            bind_leaf(tx, at, found, content, vec![claim], None)?;
+            bind_leaf(tx, at, found, content, vec![claim], base)?;
             return Ok(Adopted::RemovedElsewhere);
         }
         if tx.node(&found.key)?.is_some() {
@@ -224,6 +224,21 @@ impl Removed {
                 mtime: v.content.mtime(),
             }));
         }
+    }
+
+    /// The version that was removed at this name, or at the one that this is a conflict name of, with the latter.
+    fn shown_as(
+        &self,
+        class: &[EntryId],
+        name: &Name,
+        kind: Kind,
+        content: &Content,
+    ) -> Option<(Claim, Option<Name>)> {
+        if let Some(claim) = self.leaf(class, name, kind, content) {
+            return Some((claim, None));
+        }
+        let base = tree::conflict_base(name)?;
+        self.leaf(class, &base, kind, content).map(|claim| (claim, Some(base)))
     }
 
     /// The version that was removed at this name, if it is this one, down to its time: a file made anew since is none.

@@ -19,7 +19,7 @@ use crate::codec::{Decoder, Encoder, Malformed, ReplicaTable};
 use crate::disk::{Bind, Fingerprint, Node, NodeKey, Place};
 use crate::id::{EntryId, Kind, Name};
 use crate::local::Looked;
-use crate::meta::{Attrs, Digest};
+use crate::meta::{Attrs, Digest, Time};
 use crate::plan::{At, Binding, Plan, Step, forget, record, settle};
 use crate::rows::{Batch, Read, Table};
 use crate::tx::{Result, Tx, dec, place_key, place_of_key};
@@ -85,6 +85,18 @@ pub enum Verdict {
     Other,
     /// Nothing is recorded, and what is there was not there before: it is new.
     New,
+    /// What is recorded there has another name now, at which nothing was ever recorded ([`Verdict::unless_moved`]): a user
+    /// gave it that, and the record of it was lost. The next look sees it.
+    Moved,
+}
+
+impl Verdict {
+    /// What is missing, or has something else in its place, was moved by somebody if its inode stands at a path that did not
+    /// change since the last seal, as far as the index knows, and at which it is not recorded.
+    pub fn unless_moved(self, stands_elsewhere: impl FnOnce() -> Result<bool>) -> Result<Verdict> {
+        let is_gone = matches!(self, Verdict::Missing | Verdict::Other);
+        Ok(if is_gone && stands_elsewhere()? { Verdict::Moved } else { self })
+    }
 }
 
 /// Judges a path that changed since the last seal: what is recorded there, what was recorded before each change (oldest
@@ -138,7 +150,7 @@ pub fn rebase(
                 concerned.clear();
             }
         }
-        (Verdict::AsRecorded, None) => concerned.clear(),
+        (Verdict::AsRecorded, None) | (Verdict::Moved, _) => concerned.clear(),
         (Verdict::Undone(i), now) => {
             forget(tx, at)?;
             if let (Some(Some(image)), Some(now)) = (images.get(i), now) {
@@ -182,8 +194,23 @@ pub fn park_again(
             restore(tx, &at, image, &now)?;
         }
     }
+    note_time(tx, key, fingerprint.mtime)?;
     note_concerned(tx, &at, &mut concerned)?;
     Ok(concerned)
+}
+
+/// Records the time of a directory that waits where plans move inodes out of the way, as a cut left it: it is nobody's
+/// doing, and the state's time comes when the directory has its place. What is in it is still to be looked at.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn note_time(tx: &mut Tx<'_>, parked: &NodeKey, mtime: Time) -> Result<()> {
+    let Some(node) = tx.node(parked)?.filter(|node| node.kind.is_dir()) else { return Ok(()) };
+    if node.given.dir_mtime != Some(mtime) {
+        let given = Attrs { dir_mtime: Some(mtime), ..node.given.clone() };
+        tx.put_node(parked, Node { given, wanted: Wanted::UNKNOWN, ..(*node).clone() });
+    }
+    Ok(())
 }
 
 /// Forgets a directory's places when it is not known any more, and those below.

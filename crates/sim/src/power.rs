@@ -16,7 +16,7 @@ use driftless_core::plan::{At, Plan};
 use driftless_core::rows::Table;
 use driftless_core::tx::{Result as TxResult, Tx};
 use driftless_core::unsealed::{self, Image, Images, Sighting};
-use driftless_core::{Content, Digest, Dot, EntryId, Kind, Node, NodeKey};
+use driftless_core::{Content, Digest, Dot, EntryId, Kind, Name, Node, NodeKey};
 use std::collections::BTreeSet;
 
 /// Contents that nobody wrote begin with this number.
@@ -178,6 +178,8 @@ impl World {
 /// What the judgement of all paths leaves to do.
 #[derive(Default)]
 struct Judged {
+    /// The paths that are judged.
+    changed: BTreeSet<(NodeKey, Name)>,
     concerned: BTreeSet<EntryId>,
     dirs: BTreeSet<NodeKey>,
     beside: Vec<(At, Looked)>,
@@ -191,7 +193,7 @@ fn judge(site: &mut Site) -> Verdict {
         for (_, row) in tx.scan(Table::Before, &[], None, usize::MAX)? {
             unsealed::decode(&row, tx.replicas(), &mut images)?;
         }
-        let mut judged = Judged::default();
+        let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
         judge_parked(tx, &disk, &images, &mut judged)?;
         judge_paths(tx, &disk, &images, &mut judged)?;
         for dir in std::mem::take(&mut judged.dirs) {
@@ -210,6 +212,7 @@ fn judge_parked(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judg
         let key = Disk::key(*ino);
         let parked = Plan::parked(&key);
         if tx.place(&parked.dir, &parked.name)?.is_some() {
+            unsealed::note_time(tx, &key, disk.looked(*ino).fingerprint.mtime)?;
             continue;
         }
         let of_it = |i: &&Image| i.place.node == key;
@@ -243,18 +246,18 @@ fn judge_paths(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judge
             if Plan::is_parked_dir(&at.dir) {
                 let parked = tx.place(&at.dir, &at.name)?.map(|p| Disk::ino(&p.node));
                 if parked.is_some_and(|ino| disk.get(PARKED, &at.name) != Some(ino)) {
-                    judge_path(tx, at, images, None, judged)?;
+                    judge_path(tx, disk, at, images, None, judged)?;
                 }
             } else if is_where_recorded(tx, disk, &at.dir)? {
                 let now = disk.get(Disk::ino(&at.dir), &at.name).map(|ino| disk.looked(ino));
-                judge_path(tx, at, images, now, judged)?;
+                judge_path(tx, disk, at, images, now, judged)?;
             } else if !is_in_parked(tx, &at.dir)? {
                 waiting.push((at, images));
             }
         }
         if waiting.len() == before || waiting.is_empty() {
             for (at, images) in waiting {
-                judge_path(tx, at, images, None, judged)?;
+                judge_path(tx, disk, at, images, None, judged)?;
             }
             return Ok(());
         }
@@ -262,7 +265,7 @@ fn judge_paths(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judge
     }
 }
 
-/// True if the directory, and those above it, are where their records say.
+/// True if the directory, and those above it, are where their records say, or wait out of the way.
 fn is_where_recorded(tx: &mut Tx<'_>, disk: &Disk, dir: &NodeKey) -> TxResult<bool> {
     let mut at = dir.clone();
     loop {
@@ -270,8 +273,11 @@ fn is_where_recorded(tx: &mut Tx<'_>, disk: &Disk, dir: &NodeKey) -> TxResult<bo
         let Some((above, name)) = node.names.first() else {
             return Ok(Disk::ino(&at) == crate::disk::ROOT);
         };
-        if Plan::is_parked_dir(above) || disk.get(Disk::ino(above), name) != Some(Disk::ino(&at)) {
+        if disk.get(dir_ino(above), name) != Some(Disk::ino(&at)) {
             return Ok(false);
+        }
+        if Plan::is_parked_dir(above) {
+            return Ok(true);
         }
         at = above.clone();
     }
@@ -290,6 +296,7 @@ fn is_in_parked(tx: &mut Tx<'_>, dir: &NodeKey) -> TxResult<bool> {
 
 fn judge_path(
     tx: &mut Tx<'_>,
+    disk: &Disk,
     at: At,
     images: &[Option<Image>],
     now: Option<Looked>,
@@ -308,6 +315,10 @@ fn judge_path(
         &sightings,
         now.as_ref().map(Sighting::of).as_ref(),
     );
+    let verdict = verdict.unless_moved(|| match &recorded {
+        Some(image) => stands_elsewhere(tx, disk, image, &judged.changed),
+        None => Ok(false),
+    })?;
     judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
     if verdict != unsealed::Verdict::AsRecorded {
         judged.dirs.extend(recorded.filter(|r| r.node.kind.is_dir()).map(|r| r.place.node));
@@ -318,6 +329,24 @@ fn judge_path(
         judged.beside.push((at, now));
     }
     Ok(())
+}
+
+/// True if the inode's only name is one that nothing was recorded at, now or before.
+fn stands_elsewhere(
+    tx: &mut Tx<'_>,
+    disk: &Disk,
+    image: &Image,
+    changed: &BTreeSet<(NodeKey, Name)>,
+) -> TxResult<bool> {
+    let ino = Disk::ino(&image.place.node);
+    for (dir, inode) in disk.inodes.iter().filter(|(dir, _)| **dir != PARKED) {
+        for (name, _) in inode.names.iter().filter(|(_, found)| **found == ino) {
+            let spot = (Disk::key(*dir), name.clone());
+            let is_known = changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
+            return Ok(!is_known && image.node.names.len() == 1);
+        }
+    }
+    Ok(false)
 }
 
 /// What a cut has left takes nobody's place: a version beside those that the entry has.

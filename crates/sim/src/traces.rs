@@ -3,10 +3,10 @@
 //!
 //! A script is a list of commands: `0 mv f g` is what the user of site 0 does; `all` synchronises everything and shows
 //! it; `sync 0 1` only brings states; `show 1` makes a disk show its tree, `showsome 1 2 3` three entries of it after two
-//! others; `connect 0 1` begins to talk, `poll 0 1` lets 0 say something, `wait 2` seconds pass, `send 0 1 3` puts a batch of at most three rows on the wire, `deliver 0` delivers the first message there,
-//! `again 0` too but leaves a duplicate; `collect 0`, `lose 0`, `forget 0` (the index), `blind 0` (no index yet),
-//! `join 0`, `stop 0` (the process is killed), `start 0`,
-//! `seal 0` (a sync) and `cut 0 5` (the power goes; 5 says what is left). `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
+//! others; `connect 0 1` begins to talk, `poll 0 1` lets 0 say something, `wait 2` seconds pass, `send 0 1 3` puts a batch
+//! of at most three rows on the wire, `deliver 0` delivers the first message there, `again 0` too but leaves a duplicate,
+//! `lost 0` loses it; `collect 0`, `forget 0` (the index), `blind 0` (no index yet), `join 0`, `stop 0` (the process is
+//! killed), `start 0`, `seal 0` (a sync) and `cut 0 5` (the power goes; 5 says what is left). `is 0 f=1 g~=2` compares a tree; `~` stands for a conflict name.
 
 use crate::disk::Tree;
 use crate::site::{Op, base_of, file};
@@ -88,6 +88,7 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
                 "rm" => Op::Rm(path(2)),
                 "rmdir" => Op::Rmdir(path(2)),
                 "chmod" => Op::Chmod(path(2), token(3) as u32),
+                "touch" => Op::Touch(path(2), token(3) as i64),
                 other => panic!("no command {other}"),
             };
             assert!(w.act_at(number(0), &op)?, "{command} cannot be done");
@@ -843,4 +844,36 @@ fn an_overtaken_batch_says_nothing_of_what_is_known() {
          deliver 3; 0 mv b/c a/b/a; poll 0 1; poll 0 1; wait 2; poll 0 1; lost 4; deliver 4; 2 symlink b/b 13; poll 1 2",
     );
     w.finish().unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[test]
+fn a_copy_of_a_removed_file_is_not_new_after_a_lost_index() {
+    trace(2, "0 create x 3; sync 0 1; 1 mkdir x; show 1; 0 rm x; forget 1", "recovered/ recovered/x/");
+}
+
+#[test]
+fn a_directory_renamed_just_before_a_cut_stays_that_directory() {
+    // Its record had changed since the last sync, the record of the rename went with the power, the rename did not.
+    let edges = vec![(0, 1), (1, 2), (0, 3), (2, 3)];
+    let touched = "0 mkdir a; 0 mkdir b; 0 mkdir b/c; 0 create x 2; 0 create a/x 4; sync 0 1; sync 0 3; sync 3 2; show 1;
+        seal 1; 1 touch a 165; show 2; 2 rm a/x; 1 rm x; connect 0 1; 1 mv a b/c/a";
+    trace_in(
+        Rules { edges, ..powered(4) },
+        &format!("{touched}; cut 1 5091594860871769932"),
+        "b/ b/c/ b/c/a/",
+    );
+}
+
+#[test]
+fn a_cut_leaves_a_directory_out_of_the_way_with_another_time() {
+    let edges = vec![(0, 1), (1, 3), (2, 3), (3, 4), (0, 4)];
+    let moved =
+        "0 mkdir a; 0 mkdir b; sync 0 1; sync 1 3; sync 3 2; show 3; 3 mv a b/a; show 2; sync 3 4; sync 4 0;
+        send 0 2 2; deliver 0; 2 mv b a/a; seal 2; show 2; cut 2 5899434262045274474";
+    trace_in(Rules { edges, planner: true, ..powered(5) }, moved, "a/ a/a/");
+    let mesh = Rules { skews_ns: vec![41492572845, 76728748998, 2768594031], ..powered(3) };
+    let chain = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; 0 mkdir c; sync 0 2; sync 2 1; show 1; show 2; seal 0;
+        0 mv b a/b/b; 2 mv a/b c/b; 0 mv c a/b/b/c/a; cut 0 11215356682951067989; 1 mv a b/c/a; seal 1; 0 mv c a/b/b/b;
+        sync 0 2; sync 2 1; show 1; cut 1 16077149399084731409; show 1; collect 0; cut 1 4922770378997637901";
+    trace_in(mesh, chain, "b/ b/b/ b/b/b/ b/b/b/c/ b/b/b/c/a/");
 }

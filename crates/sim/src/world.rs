@@ -563,8 +563,11 @@ impl World {
             for file in &files {
                 self.namers.entry(*file).or_default().insert(site.me);
             }
+            // Times of directories have later numbers than the name.
+            let claims = place.iter().flat_map(|p| &p.claims).filter(|c| c.name_dot.replica == site.me);
+            let named = claims.map(|c| (site.me, c.name_dot.n)).max().unwrap_or(at);
             let token = self.tokens.entry(content.identity()).or_default();
-            token.named.push(at);
+            token.named.push(named);
             token.files.extend(files);
             // Several names may go one by one.
             token.replaced |= matches!(op, Op::Ln(..));
@@ -576,11 +579,11 @@ impl World {
             }
             _ => None,
         };
-        if let (Op::Rm(_), Some(d)) = (op, touched.first())
-            && has.contains(d)
-        {
-            // One of several names went.
-            self.tokens.entry(*d).or_default().replaced = true;
+        let after = site.disk_tree();
+        let names = |tree: &Tree, d: &Digest| tree.values().filter(|s| s.identity == Some(*d)).count();
+        for d in touched.iter().filter(|d| has.contains(d)) {
+            // One of several names may have gone.
+            self.tokens.entry(*d).or_default().replaced |= names(&after, d) < names(before, d);
         }
         let mut seen = Sight { surely: site.shown.clone(), perhaps: site.glimpsed.clone(), by: site.me };
         seen.surely.add(Dot::new(site.me, UNRECORDED));

@@ -275,7 +275,7 @@ impl Directory {
     }
 
     /// The directory with this key, if it is open or can be opened by its key.
-    pub(crate) fn known_dir(&self, key: &NodeKey) -> Option<DirFd> {
+    pub fn known_dir(&self, key: &NodeKey) -> Option<DirFd> {
         if let Some(open) = self.dirs().get(key) {
             return Some(DirFd::new(self.clone(), Arc::clone(open)));
         }

@@ -18,7 +18,7 @@ use driftless_core::plan::{At, Plan};
 use driftless_core::rows::{Batch as Rows, Change, Table};
 use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
 use driftless_core::{EntryId, Fingerprint, Kind, Name, NodeKey, Time, Tx};
-use driftless_volume::{DirFd, HashOutcome, Limbo, Part, Seen, StageId};
+use driftless_volume::{DirFd, HashOutcome, Limbo, Located, Part, Seen, StageId};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -121,7 +121,7 @@ impl Engine {
         for (_, row) in rows {
             unsealed::decode(row, tx.replicas(), &mut images)?;
         }
-        let mut judged = Judged::default();
+        let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
         self.judge_parked_again(&mut tx, &images, &mut judged)?;
         self.judge_paths(&mut tx, &images, &mut judged)?;
         for dir in std::mem::take(&mut judged.dirs) {
@@ -144,7 +144,11 @@ impl Engine {
         for found in self.volume.list_private().map_err(Fail::Volume)? {
             let is_parked = found.part == Part::Limbo && StageId::parse(&found.name).is_none();
             let parked = Plan::parked(&found.key);
-            if !is_parked || tx.place(&parked.dir, &parked.name)?.is_some() {
+            if !is_parked {
+                continue;
+            }
+            if tx.place(&parked.dir, &parked.name)?.is_some() {
+                unsealed::note_time(tx, &found.key, found.fingerprint.mtime)?;
                 continue;
             }
             let known = images.iter().find_map(|(at, images)| {
@@ -224,6 +228,10 @@ impl Engine {
             &sightings,
             now.as_ref().map(Sighting::of).as_ref(),
         );
+        let verdict = verdict.unless_moved(|| match &recorded {
+            Some(image) => self.stands_where_unknown(tx, image, &judged.changed),
+            None => Ok(false),
+        })?;
         judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
         if verdict != Verdict::AsRecorded {
             self.paths.clear();
@@ -237,14 +245,37 @@ impl Engine {
         Ok(())
     }
 
+    /// True if the inode's only name is one that nothing was recorded at, now or before.
+    fn stands_where_unknown(
+        &self,
+        tx: &mut Tx<'_>,
+        image: &Image,
+        changed: &BTreeSet<(NodeKey, Name)>,
+    ) -> driftless_core::tx::Result<bool> {
+        let Located::At(path) = self.volume.locate(&image.place.node) else { return Ok(false) };
+        let Some((name, above)) = path.split_last().filter(|_| image.node.names.len() == 1) else {
+            return Ok(false);
+        };
+        let Ok(dir) = self.volume.dir(above, None) else { return Ok(false) };
+        let spot = (dir.key().clone(), name.clone());
+        Ok(!changed.contains(&spot) && tx.place(&spot.0, &spot.1)?.is_none())
+    }
+
     fn look_there(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
         if Plan::is_parked_dir(&at.dir) {
             return self.look_parked(tx, at);
         }
-        let Some(path) = self.path_of_node(tx, &at.dir)? else {
-            return Ok(if is_in_parked(tx, &at.dir)? { There::Unclear } else { There::NoDir });
+        let fd = match self.path_of_node(tx, &at.dir)? {
+            Some(path) => match self.volume.dir(&path, Some(&at.dir)) {
+                Ok(fd) => fd,
+                Err(_) => return Ok(There::NoDir),
+            },
+            None if is_in_parked(tx, &at.dir)? => match self.volume.known_dir(&at.dir) {
+                Some(fd) => fd,
+                None => return Ok(There::Unclear),
+            },
+            None => return Ok(There::NoDir),
         };
-        let Ok(fd) = self.volume.dir(&path, Some(&at.dir)) else { return Ok(There::NoDir) };
         match fd.look(&at.name) {
             Ok(Some(seen)) => Ok(read_there(&fd, &seen)),
             Ok(None) => Ok(There::Seen(None)),
@@ -379,6 +410,8 @@ impl Engine {
 /// What the judgement of all paths leaves to do.
 #[derive(Default)]
 pub(super) struct Judged {
+    /// The paths that are judged.
+    changed: BTreeSet<(NodeKey, Name)>,
     pub(super) concerned: BTreeSet<EntryId>,
     /// Directories that are not where they were recorded.
     dirs: BTreeSet<NodeKey>,
