@@ -462,15 +462,12 @@ impl World {
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
         let (touched, target) = (self.touched(i, op), self.target(i, op));
         let files = self.sites[i].files_with(&touched);
-        let chooses = self.chooses(i, op);
+        let copies = self.copies(i);
         if !self.sites[i].act(op) {
             return Ok(false);
         }
         self.stats.acts += 1;
-        if let Some(d) = touched.first().filter(|_| chooses) {
-            // The file has lost nothing by it, whatever it is called elsewhere.
-            self.tokens.entry(*d).or_default().replaced = true;
-        }
+        self.note_chosen(i, copies);
         self.note(i, op, &disk, touched, target);
         self.note_fewer(i, files);
         self.check_records(i)?;
@@ -524,17 +521,38 @@ impl World {
         out
     }
 
-    /// True if the operation removes one of several versions of a file, under the conflict name that tells of the others.
-    fn chooses(&self, i: usize, op: &Op) -> bool {
+    /// Where conflict names show one of several versions of a file, and which.
+    fn copies(&self, i: usize) -> Vec<(NodeKey, Name, Digest)> {
         let site = &self.sites[i];
-        let Op::Rm(path) = op else { return false };
-        let Some((dir, name)) = site.spot(path).filter(|_| !site.blind) else { return false };
-        let Some(place) = site.read(|tx| tx.place(&Disk::key(dir), &name)) else { return false };
-        let several = |c: &Claim| {
-            let row = site.read(|tx| tx.entry(c.entry));
-            row.is_some_and(|row| row.entry.counting().any(|v| v.dot != c.version))
+        let mut copies = Vec::new();
+        for (dir, inode) in site.disk.inodes.iter().filter(|(_, inode)| inode.kind.is_dir()) {
+            for (name, ino) in inode.names.iter().filter(|(name, _)| base_of(name).is_some()) {
+                let (dir, content) = (Disk::key(*dir), &site.disk.inodes[ino].content);
+                let Some(place) = site.read(|tx| tx.place(&dir, name)).filter(|p| p.conflict_of.is_some()) else {
+                    continue;
+                };
+                let several = |c: &Claim| {
+                    let row = site.read(|tx| tx.entry(c.entry));
+                    row.is_some_and(|row| row.entry.counting().any(|v| v.dot != c.version))
+                };
+                if let Some(content) = content.as_ref().filter(|_| place.claims.iter().any(several)) {
+                    copies.push((dir, name.clone(), content.identity()));
+                }
+            }
+        }
+        copies
+    }
+
+    /// Copies that went, or became files of their own: the file whose versions they were has lost nothing by it, whatever
+    /// becomes of them and whatever it is called elsewhere.
+    fn note_chosen(&mut self, i: usize, copies: Vec<(NodeKey, Name, Digest)>) {
+        let site = &self.sites[i];
+        let stays = |(dir, name, _): &&(NodeKey, Name, Digest)| {
+            site.read(|tx| tx.place(dir, name)).is_some_and(|place| place.conflict_of.is_some())
         };
-        place.conflict_of.is_some() && place.claims.iter().any(several)
+        for (_, _, content) in copies.iter().filter(|copy| !stays(copy)) {
+            self.tokens.entry(*content).or_default().replaced = true;
+        }
     }
 
     /// The name that the operation gives. Copies are numbered as long as they are there: afterwards its path says another.
