@@ -339,14 +339,13 @@ fn stands_elsewhere(
     changed: &BTreeSet<(NodeKey, Name)>,
 ) -> TxResult<bool> {
     let ino = Disk::ino(&image.place.node);
-    for (dir, inode) in disk.inodes.iter().filter(|(dir, _)| **dir != PARKED) {
-        for (name, _) in inode.names.iter().filter(|(_, found)| **found == ino) {
-            let spot = (Disk::key(*dir), name.clone());
-            let is_known = changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
-            return Ok(!is_known && image.node.names.len() == 1);
-        }
-    }
-    Ok(false)
+    let dirs = disk.inodes.iter().filter(|(dir, _)| **dir != PARKED);
+    let mut names =
+        dirs.flat_map(|(dir, inode)| inode.names.iter().map(move |(name, found)| (dir, name, found)));
+    let Some((dir, name, _)) = names.find(|(_, _, found)| **found == ino) else { return Ok(false) };
+    let spot = (Disk::key(*dir), name.clone());
+    let is_known = changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
+    Ok(!is_known && image.node.names.len() == 1)
 }
 
 /// What a cut has left takes nobody's place: a version beside those that the entry has.

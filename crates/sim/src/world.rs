@@ -528,7 +528,8 @@ impl World {
         for (dir, inode) in site.disk.inodes.iter().filter(|(_, inode)| inode.kind.is_dir()) {
             for (name, ino) in inode.names.iter().filter(|(name, _)| base_of(name).is_some()) {
                 let (dir, content) = (Disk::key(*dir), &site.disk.inodes[ino].content);
-                let Some(place) = site.read(|tx| tx.place(&dir, name)).filter(|p| p.conflict_of.is_some()) else {
+                let Some(place) = site.read(|tx| tx.place(&dir, name)).filter(|p| p.conflict_of.is_some())
+                else {
                     continue;
                 };
                 let several = |c: &Claim| {
