@@ -81,7 +81,8 @@ impl World {
             let unseen = |(r, n): &(ReplicaId, u64)| t.dropped.iter().all(|seen| seen.perhaps.get(*r) < *n);
             // Of two who rename it one wins, and may be the one who removes it then.
             let alone = t.files.iter().all(|f| self.namers.get(f).is_none_or(|who| who.len() == 1));
-            let named = t.born <= 1 && !t.replaced && alone && t.named.iter().any(unseen);
+            let names = if t.chosen { &t.taken } else { &t.named };
+            let named = t.born <= 1 && !t.replaced && alone && names.iter().any(unseen);
             if named && self.is_undisturbed() && !shown.contains(d) {
                 return Err(format!("loss of {d:?}, renamed unseen, {}, in {}", t.origin, print(&tree)));
             }

@@ -13,6 +13,9 @@ impl World {
         self.hang_up(i);
         self.forget_positions(i);
         self.forgotten += usize::from(std::mem::take(&mut self.sites[i].moved_unrecorded));
+        for content in std::mem::take(&mut self.sites[i].removed_unrecorded) {
+            self.tokens.entry(content).or_default().born += 1;
+        }
         self.sites[i].lose_lazy();
         (self.sites[i].stopped, self.sites[i].blind) = (true, true);
     }
@@ -31,14 +34,14 @@ impl World {
 
     /// What a crash hides from the next start of what a user did: a directory that a plan made is renamed before its record
     /// is durable (by what name it was made is all that intents tell of it, so that it is new then), or a file is
-    /// removed where no durable record has it.
+    /// removed or replaced where no durable record has it.
     pub(crate) fn note_unrecorded(&mut self, i: usize, op: &Op) {
         match op {
             Op::Mv(from, to) => {
                 self.note_moved_dir(i, from);
                 self.note_removed(i, to);
             }
-            Op::Rm(path) => self.note_removed(i, path),
+            Op::Rm(path) | Op::Save(path, _) | Op::SaveSeen(path, _) => self.note_removed(i, path),
             _ => {}
         }
     }
@@ -54,13 +57,16 @@ impl World {
     }
 
     fn note_removed(&mut self, i: usize, path: &str) {
-        let site = &self.sites[i];
-        let Some((dir, name)) = site.spot(path).filter(|_| site.stopped) else { return };
+        let site = &mut self.sites[i];
+        let Some((dir, name)) = site.spot(path) else { return };
         let Some(ino) = site.disk.get(dir, &name) else { return };
         if let Some(content) = site.disk.inodes[&ino].content.as_ref().map(Content::identity)
             && !site.is_durably_at(ino, dir, &name)
         {
-            self.tokens.entry(content).or_default().born += 1;
+            match site.stopped {
+                true => self.tokens.entry(content).or_default().born += 1,
+                false => site.removed_unrecorded.push(content),
+            }
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Site {
     pub open_plans: Vec<OpenPlan>,
     /// A directory was renamed that no durable record knows.
     pub moved_unrecorded: bool,
+    /// What files held that went from where no durable record has them.
+    pub removed_unrecorded: Vec<Digest>,
     /// What the disk showed after each change since the last sync, in worlds with power cuts; the first is what that covered.
     pub since_sync: Option<Vec<Disk>>,
     /// The number of the next row of what paths showed before.
@@ -113,6 +115,7 @@ impl Site {
             durable_cursor: 0,
             open_plans: Vec::new(),
             moved_unrecorded: false,
+            removed_unrecorded: Vec::new(),
             since_sync: None,
             before_next: 1,
             after_cut: false,
@@ -276,6 +279,7 @@ impl Site {
             self.durable_cursor = self.plan_cursor;
             self.open_plans.clear();
             self.moved_unrecorded = false;
+            self.removed_unrecorded.clear();
         }
     }
 

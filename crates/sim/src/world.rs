@@ -117,6 +117,10 @@ pub(crate) struct Token {
     pub files: BTreeSet<EntryId>,
     /// It went by something else than a plain removal: something took its place, or a disk was put back.
     pub replaced: bool,
+    /// Somebody saw it as one of several versions of a file, and took it out of there.
+    pub chosen: bool,
+    /// Names that were given to such a copy itself: it was written again with them.
+    pub taken: Vec<(ReplicaId, u64)>,
     /// How often it was written.
     pub born: usize,
     /// Who wrote it first, for people.
@@ -463,12 +467,23 @@ impl World {
         let (touched, target) = (self.touched(i, op), self.target(i, op));
         let files = self.sites[i].files_with(&touched);
         let copies = self.copies(i);
+        let source = match op {
+            Op::Mv(from, _) | Op::Ln(from, _) => self.sites[i].spot(from),
+            _ => None,
+        };
+        let is_source = |copy: &&(NodeKey, Name, Digest)| {
+            source.as_ref().is_some_and(|(dir, name)| copy.0 == Disk::key(*dir) && copy.1 == *name)
+        };
+        let taken = copies.iter().find(is_source).map(|copy| copy.2);
         if !self.sites[i].act(op) {
             return Ok(false);
         }
         self.stats.acts += 1;
         self.note_chosen(i, copies);
         self.note(i, op, &disk, touched, target);
+        if let Some(token) = taken.and_then(|content| self.tokens.get_mut(&content)) {
+            token.taken.extend(token.named.last());
+        }
         self.note_fewer(i, files);
         self.check_records(i)?;
         if faithful {
@@ -545,14 +560,14 @@ impl World {
     }
 
     /// Copies that went, or became files of their own: the file whose versions they were has lost nothing by it, whatever
-    /// becomes of them and whatever it is called elsewhere.
+    /// becomes of them and whatever it is called elsewhere. Who names the copy itself keeps it.
     fn note_chosen(&mut self, i: usize, copies: Vec<(NodeKey, Name, Digest)>) {
         let site = &self.sites[i];
         let stays = |(dir, name, _): &&(NodeKey, Name, Digest)| {
             site.read(|tx| tx.place(dir, name)).is_some_and(|place| place.conflict_of.is_some())
         };
         for (_, _, content) in copies.iter().filter(|copy| !stays(copy)) {
-            self.tokens.entry(*content).or_default().replaced = true;
+            self.tokens.entry(*content).or_default().chosen = true;
         }
     }
 
