@@ -10,7 +10,7 @@
 //! Decoders are total: any bytes give a value or [`Malformed`], and nothing is allocated for a
 //! length that the remaining bytes could not hold.
 
-use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
+use crate::disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Recorded, Wanted};
 use crate::entry::{At, Entry, Link, Version};
 use crate::id::{Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp};
 use crate::meta::{Attrs, Content, Digest, Time};
@@ -655,6 +655,20 @@ impl<'a> Decoder<'a> {
             _ => return self.bad("bind"),
         };
         Ok(Node { kind, fingerprint, racy, given, wanted, names, bind })
+    }
+    /// What of a node record a stat can be compared with; the rest is passed over. `None` if the record is racy.
+    pub fn node_head(&mut self) -> Decoded<Option<Recorded>> {
+        let (kind, fingerprint, racy) = (self.kind()?, self.fingerprint()?, self.u8()? != 0);
+        let _flags = self.u8()?;
+        let (mode, uid, gid) = (self.u32()?, self.u32()?, self.u32()?);
+        self.at = self.all.len();
+        Ok((!racy).then_some(Recorded { kind, fingerprint, mode, uid, gid }))
+    }
+    /// The inode of a place record; the rest is passed over.
+    pub fn place_inode(&mut self) -> Decoded<NodeKey> {
+        let node = self.node_key()?;
+        self.at = self.all.len();
+        Ok(node)
     }
     /// A place record.
     pub fn place(&mut self, r: &dyn Resolve) -> Decoded<Place> {

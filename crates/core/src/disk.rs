@@ -46,6 +46,21 @@ pub struct Fingerprint {
     pub ctime: Time,
 }
 
+/// What was recorded of an inode that a stat can be compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recorded {
+    /// What it is.
+    pub kind: Kind,
+    /// Size and times.
+    pub fingerprint: Fingerprint,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
 /// One inode on this disk that we know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {

@@ -37,7 +37,7 @@ pub mod tx;
 pub mod unsealed;
 pub mod vv;
 
-pub use disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Wanted};
+pub use disk::{Bind, Claim, Fingerprint, Node, NodeKey, Place, Recorded, Wanted};
 pub use entry::{At, Entry, Link, Version};
 pub use id::{Dot, EntryId, Kind, LinkId, Name, NameError, ReplicaId, Stamp};
 pub use meta::{Attrs, Content, Digest, Time};

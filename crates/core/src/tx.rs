@@ -7,6 +7,7 @@
 
 mod cache;
 mod overlay;
+mod recorded;
 
 use crate::codec::{Decoder, Encoder, Intern, Malformed, ReplicaTable, Resolve, well_formed};
 use crate::disk::{Node, NodeKey, Place};

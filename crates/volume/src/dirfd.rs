@@ -2,9 +2,10 @@
 
 use crate::directory::Directory;
 use crate::error::{Context, VolumeError};
+use crate::key;
 use crate::listing::Listing;
 use crate::stat::{self, CName, Look, MountId};
-use driftless_core::{Fingerprint, Kind, Name, NodeKey};
+use driftless_core::{Fingerprint, Kind, Name, NodeKey, Recorded};
 use rustix::fs::{Access, AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use std::ffi::CString;
@@ -115,6 +116,17 @@ impl DirFd {
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(VolumeError::sys("look at", name.as_bytes(), e)),
         }
+    }
+
+    /// True if `name` certainly is the inode `key`, of this directory's file system, just as it was recorded. False: look closely.
+    pub fn is_as_recorded(&self, name: &Name, key: &NodeKey, recorded: &Recorded) -> bool {
+        let Ok(stat) = stat::stat_name(&self.open.fd, CName::new(name).get()) else { return false };
+        stat::kind_of(&stat) == recorded.kind
+            && stat::fingerprint_of(&stat) == recorded.fingerprint
+            && u32::from(stat.stx_mode) & 0o7777 == recorded.mode
+            && (stat.stx_uid, stat.stx_gid) == (recorded.uid, recorded.gid)
+            && stat::mount_of(&stat) == self.open.mount
+            && key::is_same_inode(key, &stat)
     }
 
     pub(crate) fn look_raw(&self, name: &Name) -> Result<Look, Errno> {

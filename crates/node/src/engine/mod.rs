@@ -767,7 +767,9 @@ impl Engine {
         if !self.queue.is_empty() || self.backlog_from.is_some() || self.planned == self.head {
             return Ok(());
         }
-        // Told with the next commit; a crash before it plans these entries once more, for nothing.
+        // Told with the next commit; a crash before it plans these entries once more, for nothing. Of many there is such a commit at the
+        // latest when nothing is left to do: else each start would plan a large tree again that was joined and never changed since.
+        self.lazy |= !self.shared.dry_run && self.head - self.planned >= apply::ENTRIES_PER_PLAN as u64;
         self.planned = self.head;
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::api::Reason;
 use driftless_core::adopt::{Adopted, Adoption};
 use driftless_core::local::{self, Looked, Origin};
 use driftless_core::plan::At;
-use driftless_core::{Bind, Kind, Name, NodeKey, Tx};
+use driftless_core::{Bind, Kind, Name, NodeKey, Recorded, Tx};
 use driftless_volume::{
     DirFd, HashOutcome, Hashed, Listing, Reason as VolumeReason, Seen, VolumeError, Writers,
 };
@@ -117,6 +117,12 @@ struct DirLook {
     names: Listing,
     /// Which of them is looked at next.
     next: usize,
+    /// What the next names were recorded with, as this step has read it.
+    recorded: VecDeque<(Name, NodeKey, Option<Recorded>)>,
+    /// Nothing is recorded after these.
+    recorded_all: bool,
+    /// True while all that was recorded before `next` was listed, too.
+    complete: bool,
     /// Names that had gone again when they were looked at.
     gone: HashSet<Name>,
     new_dirs: VecDeque<(NodeKey, Seen)>,
@@ -150,8 +156,14 @@ impl Engine {
                 left -= 1;
                 continue;
             };
+            // Read in an earlier step, it may be out of date.
+            dir.recorded.clear();
+            dir.recorded_all = false;
             while left > 0 && dir.next < dir.names.len() {
                 left -= 1;
+                if self.is_as_recorded(tx, pass, &mut dir)? {
+                    continue;
+                }
                 let Some(seen) = self.look_at_next(tx, &mut dir)? else { continue };
                 if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() {
                     dir.new_dirs.push_back((dir.key.clone(), seen));
@@ -213,7 +225,45 @@ impl Engine {
         self.settle_path(tx, &path)?;
         self.counts.scanned += names.len() as u64;
         let (key, new_dirs, gone) = (key.clone(), VecDeque::new(), HashSet::new());
-        Ok(Some(DirLook { key, path, fd, names, next: 0, gone, new_dirs }))
+        let (recorded, recorded_all, complete) = (VecDeque::new(), false, true);
+        Ok(Some(DirLook { key, path, fd, names, next: 0, recorded, recorded_all, complete, gone, new_dirs }))
+    }
+
+    /// Steps over the next name of a directory if it is just as it was recorded: so are nearly all, and of those no more is asked of
+    /// the disk or the index than this takes.
+    fn is_as_recorded(&mut self, tx: &mut Tx<'_>, pass: &mut Pass, dir: &mut DirLook) -> Result<bool, Fail> {
+        // What waits may be over when its path is seen; what is hidden is not looked at.
+        if self.taking != Taking::Watch || !self.filter.is_empty() || !self.waiting.is_empty() {
+            dir.complete = false;
+            return Ok(false);
+        }
+        let listed = dir.names.bytes_of(dir.next).unwrap_or_default();
+        if dir.recorded.is_empty() && !dir.recorded_all {
+            let before = dir.next.checked_sub(1).and_then(|i| dir.names.name(i)).transpose();
+            let Ok(after) = before else {
+                dir.complete = false;
+                return Ok(false);
+            };
+            dir.recorded = tx.recorded_in(&dir.key, after.as_ref(), super::LOOKS_PER_COMMIT)?.into();
+            dir.recorded_all = dir.recorded.len() < super::LOOKS_PER_COMMIT;
+        }
+        while dir.recorded.front().is_some_and(|(name, ..)| name.as_bytes() < listed) {
+            // Nothing was listed there.
+            dir.complete = false;
+            dir.recorded.pop_front();
+        }
+        if dir.recorded.front().is_none_or(|(name, ..)| name.as_bytes() != listed) {
+            return Ok(false);
+        }
+        let Some((name, key, Some(recorded))) = dir.recorded.pop_front() else { return Ok(false) };
+        if !dir.fd.is_as_recorded(&name, &key, &recorded) {
+            return Ok(false);
+        }
+        dir.next += 1;
+        if recorded.kind.is_dir() && pass.complete {
+            pass.todo.push_back(key);
+        }
+        Ok(true)
     }
 
     /// Looks at the next name of a directory. `None`: there is nothing, or nothing that can be looked at.
@@ -255,6 +305,10 @@ impl Engine {
     /// Recorded names that the listing did not show.
     fn note_missing(&mut self, tx: &mut Tx<'_>, pass: &mut Pass, dir: &DirLook) -> Result<(), Fail> {
         let mut after: Option<Name> = None;
+        if dir.complete && dir.gone.is_empty() {
+            // Only what comes after the last name can be missing.
+            after = dir.names.len().checked_sub(1).and_then(|i| dir.names.name(i)?.ok());
+        }
         loop {
             let places = tx.places_in(&dir.key, after.as_ref(), PLACES_AT_ONCE)?;
             let Some(last) = places.last().map(|p| p.0.clone()) else { return Ok(()) };
