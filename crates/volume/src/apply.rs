@@ -151,7 +151,7 @@ impl Directory {
             Some(_) => dir.as_fd(),
             None => private.limbo.as_fd(),
         };
-        match self.check_out(now_at, limbo_name.get(), victim, guard.as_ref()) {
+        match self.check_moved((&limbo.key, limbo.size, limbo.mtime), victim, guard.as_ref()) {
             Ok(writers) => Ok(Some(Limbo { writers, ..limbo })),
             Err(()) => {
                 let back = self.rename(now_at, limbo_name.get(), dir.as_fd(), cname.get());
@@ -639,7 +639,9 @@ impl Directory {
             Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
             other => other.doing("look at", name.as_bytes())?,
         };
-        let look = dir.look_at(&path).doing("look at", name.as_bytes())?;
+        let expected = (&victim.node, &victim.fingerprint);
+        let look = stat::look_fd_expecting(self.0.capabilities.identity, &path, expected);
+        let look = look.doing("look at", name.as_bytes())?;
         if look.key != victim.node || look.fingerprint() != victim.fingerprint || look.kind() != victim.kind {
             return Err(ApplyError::raced(name.as_bytes()));
         }
@@ -664,8 +666,18 @@ impl Directory {
     ) -> Result<Writers, ()> {
         let look = stat::look_name(self.0.capabilities.identity, dir, name).map_err(drop)?;
         let now = look.fingerprint();
-        let same = look.key == victim.node
-            && (now.size, now.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime);
+        self.check_moved((&look.key, now.size, now.mtime), victim, guard)
+    }
+
+    /// As [`Directory::check_out`], of what has been looked at since it came out.
+    fn check_moved(
+        &self,
+        (key, size, mtime): (&NodeKey, u64, Time),
+        victim: &Victim,
+        guard: Option<&OwnedFd>,
+    ) -> Result<Writers, ()> {
+        let same =
+            *key == victim.node && (size, mtime) == (victim.fingerprint.size, victim.fingerprint.mtime);
         let writers = match guard {
             Some(fd) => self.writers(fd),
             None if victim.kind == Kind::File => Writers::Unknown,

@@ -597,20 +597,26 @@ impl Directory {
         name: &[u8],
         key: &NodeKey,
     ) -> Result<bool, VolumeError> {
-        self.unlink_if(dir, name, |look| look.key == *key)
+        self.unlink_if(dir, name, None, |look| look.key == *key)
     }
 
-    /// Unlinks `name` if `may_go` says so of it. True if it is gone afterwards.
+    /// Unlinks `name` if `may_go` says so of it. True if it is gone afterwards. `expected`: what it most probably is.
     pub(crate) fn unlink_if(
         &self,
         dir: impl AsFd,
         name: &[u8],
+        expected: Option<(&NodeKey, &Fingerprint)>,
         may_go: impl FnOnce(&Look) -> bool,
     ) -> Result<bool, VolumeError> {
         let doing = "remove the private file";
         let cname =
             std::ffi::CString::new(name).map_err(|_| VolumeError::own(doing, name, Reason::NotFound))?;
-        let look = match stat::look_name(self.0.capabilities.identity, dir.as_fd(), &cname) {
+        let identity = self.0.capabilities.identity;
+        let look = match expected {
+            Some(expected) => stat::look_name_expecting(identity, dir.as_fd(), &cname, expected),
+            None => stat::look_name(identity, dir.as_fd(), &cname),
+        };
+        let look = match look {
             Err(Errno::NOENT) => return Ok(true),
             other => other.doing(doing, name)?,
         };

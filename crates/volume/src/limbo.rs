@@ -41,6 +41,11 @@ impl Limbo {
         Limbo { id, key: look.key, size, mtime, ctime, beside, writers: Writers::Unknown }
     }
 
+    /// What it shows as long as nothing is done to it.
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint { size: self.size, mtime: self.mtime, ctime: self.ctime }
+    }
+
     /// True if length and time are those it had.
     fn is_as(&self, now: &Look) -> bool {
         let now = now.fingerprint();
@@ -106,7 +111,12 @@ impl Directory {
             },
         };
         let subject = name.get().to_bytes();
-        let first = match stat::look_name(self.0.capabilities.identity, dir, name.get()) {
+        let expected = limbo.fingerprint();
+        let look = || {
+            let expected = (&limbo.key, &expected);
+            stat::look_name_expecting(self.0.capabilities.identity, dir, name.get(), expected)
+        };
+        let first = match look() {
             Err(Errno::NOENT) => return Ok((Shown::Nothing, Writers::None)),
             other => other.doing(doing, subject)?,
         };
@@ -120,7 +130,7 @@ impl Directory {
         let open = rustix::fs::openat(dir, name.get(), flags, Mode::empty()).ok();
         let writers = open.as_ref().map_or(Writers::Unknown, |fd| self.writers(fd));
         // After the lease: who has closed it by then has written what this shows.
-        let now = stat::look_name(self.0.capabilities.identity, dir, name.get()).doing(doing, subject)?;
+        let now = look().doing(doing, subject)?;
         let shown = match now {
             now if now.key != limbo.key => Shown::Stranger,
             now if now.stat.stx_nlink > 1 => Shown::Linked,
@@ -136,7 +146,8 @@ impl Directory {
         name: PrivateName,
         limbo: &Limbo,
     ) -> Result<bool, VolumeError> {
-        self.unlink_if(dir, name.get().to_bytes(), |look| {
+        let expected = (&limbo.key, &limbo.fingerprint());
+        self.unlink_if(dir, name.get().to_bytes(), Some(expected), |look| {
             // What has other names does not go, whoever writes to it.
             look.key == limbo.key && (limbo.is_as(look) || look.stat.stx_nlink > 1)
         })

@@ -65,6 +65,33 @@ pub(crate) fn look_name(identity: Identity, dir: impl AsFd, name: &CStr) -> Resu
     Err(Errno::BUSY)
 }
 
+/// As [`look_name`], of what is most probably the inode `key` with that fingerprint: then the stat alone says so.
+pub(crate) fn look_name_expecting(
+    identity: Identity,
+    dir: impl AsFd,
+    name: &CStr,
+    (key, fingerprint): (&NodeKey, &Fingerprint),
+) -> Result<Look, Errno> {
+    let stat = stat_name(dir.as_fd(), name)?;
+    if fingerprint_of(&stat) == *fingerprint && key::is_same_inode(key, &stat) {
+        return Ok(Look { key: key.clone(), stat });
+    }
+    look_name(identity, dir, name)
+}
+
+/// As [`look_fd`], of what is most probably the inode `key` with that fingerprint: then the stat alone says so.
+pub(crate) fn look_fd_expecting(
+    identity: Identity,
+    fd: impl AsFd,
+    (key, fingerprint): (&NodeKey, &Fingerprint),
+) -> Result<Look, Errno> {
+    let stat = stat_fd(fd.as_fd())?;
+    if fingerprint_of(&stat) == *fingerprint && key::is_same_inode(key, &stat) {
+        return Ok(Look { key: key.clone(), stat });
+    }
+    look_fd(identity, fd)
+}
+
 /// Stat and key of what `fd` has open.
 pub(crate) fn look_fd(identity: Identity, fd: impl AsFd) -> Result<Look, Errno> {
     let stat = stat_fd(fd.as_fd())?;
