@@ -200,13 +200,16 @@ pub fn park_again(
 }
 
 /// Records the time of a directory that waits where plans move inodes out of the way, as a cut left it: it is nobody's
-/// doing, and the state's time comes when the directory has its place. What is in it is still to be looked at.
+/// doing, and the state's time is set again. What is in it is still to be looked at.
 ///
 /// # Errors
 /// If the index cannot be read.
 pub fn note_time(tx: &mut Tx<'_>, parked: &NodeKey, mtime: Time) -> Result<()> {
     let Some(node) = tx.node(parked)?.filter(|node| node.kind.is_dir()) else { return Ok(()) };
     if node.given.dir_mtime != Some(mtime) {
+        if let Bind::Dir(members) = &node.bind {
+            members.iter().for_each(|member| tx.add_pending(*member));
+        }
         let given = Attrs { dir_mtime: Some(mtime), ..node.given.clone() };
         tx.put_node(parked, Node { given, wanted: Wanted::UNKNOWN, ..(*node).clone() });
     }

@@ -197,8 +197,7 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
                 step.resolve(&real);
                 record(tx, &step, outcome.as_ref())?;
                 if let Step::Park { node, .. } = &step {
-                    let mtime = disk.looked(Disk::ino(node)).fingerprint.mtime;
-                    driftless_core::unsealed::note_time(tx, node, mtime)?;
+                    crate::power::note_times(tx, &disk, node)?;
                 }
             }
             concerned.into_iter().for_each(|id| tx.add_pending(id));

@@ -212,7 +212,7 @@ fn judge_parked(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judg
         let key = Disk::key(*ino);
         let parked = Plan::parked(&key);
         if tx.place(&parked.dir, &parked.name)?.is_some() {
-            unsealed::note_time(tx, &key, disk.looked(*ino).fingerprint.mtime)?;
+            note_times(tx, disk, &key)?;
             continue;
         }
         let of_it = |i: &&Image| i.place.node == key;
@@ -227,6 +227,20 @@ fn judge_parked(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judg
         }
         let fingerprint = disk.looked(*ino).fingerprint;
         judged.concerned.extend(unsealed::park_again(tx, image, fingerprint, &lost)?);
+        note_times(tx, disk, &key)?;
+    }
+    Ok(())
+}
+
+/// Records the times of a directory out of the way and of those below it, which no look at the tree finds.
+pub(crate) fn note_times(tx: &mut Tx<'_>, disk: &Disk, top: &NodeKey) -> TxResult<()> {
+    let mut todo = vec![top.clone()];
+    while let Some(key) = todo.pop() {
+        let Some(inode) = disk.inodes.get(&Disk::ino(&key)).filter(|inode| inode.kind.is_dir()) else {
+            continue;
+        };
+        unsealed::note_time(tx, &key, inode.mtime)?;
+        todo.extend(tx.places_in(&key, None, usize::MAX)?.into_iter().map(|(_, place)| place.node));
     }
     Ok(())
 }

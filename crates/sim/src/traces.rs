@@ -877,3 +877,10 @@ fn a_cut_leaves_a_directory_out_of_the_way_with_another_time() {
         sync 0 2; sync 2 1; show 1; cut 1 16077149399084731409; show 1; collect 0; cut 1 4922770378997637901";
     trace_in(mesh, chain, "b/ b/b/ b/b/b/ b/b/b/c/ b/b/b/c/a/");
 }
+
+#[test]
+fn a_directory_below_one_out_of_the_way_gets_its_time_again() {
+    let moved = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; 0 mkdir c; sync 0 1; show 1; 1 mv a c/c; sync 1 0; 1 mv c/c/b b/c/b;
+        show 0; 0 mv b c/c/b/b; sync 0 1; seal 1; 1 mv c b/c/b; show 1; cut 1 17400465843189470407";
+    trace_in(powered(2), moved, "b/ b/c/ b/c/b/ b/c/b/b/ b/c/b/b/c/");
+}

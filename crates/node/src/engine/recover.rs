@@ -14,7 +14,7 @@ use crate::api::Level;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{self, At, Plan, Step};
 use driftless_core::rows::Table;
-use driftless_core::{Bind, Digest, Dot, EntryId, Kind, Name, NodeKey, Tx, unsealed};
+use driftless_core::{Bind, Digest, Dot, EntryId, Kind, Name, NodeKey, Tx};
 use driftless_volume::crash::{self, Point};
 use driftless_volume::{Directory, Located, Part, PrivateEntry, ReadHandle, Seen, StageId, VolumeError};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -372,7 +372,7 @@ impl Engine {
         }
         plan::record(tx, &Step::Park { from, node: row.node.clone(), kind }, None)?;
         if let Some(found) = private.values().find(|p| p.part == Part::Limbo && p.key == row.node) {
-            unsealed::note_time(tx, &row.node, found.fingerprint.mtime)?;
+            self.note_times(tx, found)?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use driftless_core::plan::{At, Plan};
 use driftless_core::rows::{Batch as Rows, Change, Table};
 use driftless_core::unsealed::{self, Image, Images, Sighting, Verdict};
 use driftless_core::{EntryId, Fingerprint, Kind, Name, NodeKey, Time, Tx};
-use driftless_volume::{DirFd, HashOutcome, Limbo, Located, Part, Seen, StageId};
+use driftless_volume::{DirFd, HashOutcome, Limbo, Located, Part, PrivateEntry, Seen, StageId};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ const SETTING_MOUNTED: &[u8] = b"mounted";
 const SETTING_DROPPED: &[u8] = b"dropped";
 /// The kernel writes a dirty page out within 35 s: what was written longer ago is on the disk without a sync of ours.
 const WRITTEN_OUT_NS: u64 = 60_000_000_000;
+/// Places of a directory that are looked at together: bounds memory.
+const PLACES_PAGE: usize = 1024;
 /// A sign of life is given so often.
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
 /// [`WRITTEN_OUT_NS`] and [`ALIVE_EVERY`] may have passed since the last sign of life that is on the disk: what changed longer
@@ -148,7 +150,7 @@ impl Engine {
                 continue;
             }
             if tx.place(&parked.dir, &parked.name)?.is_some() {
-                unsealed::note_time(tx, &found.key, found.fingerprint.mtime)?;
+                self.note_times(tx, &found)?;
                 continue;
             }
             let known = images.iter().find_map(|(at, images)| {
@@ -164,7 +166,32 @@ impl Engine {
             }
             let lost = self.names_lost(tx, &found.key)?;
             judged.concerned.extend(unsealed::park_again(tx, image, found.fingerprint, &lost)?);
+            self.note_times(tx, &found)?;
             self.paths.clear();
+        }
+        Ok(())
+    }
+
+    /// Records the times of a directory out of the way and of those below it, which no look at the tree finds.
+    pub(super) fn note_times(&self, tx: &mut Tx<'_>, parked: &PrivateEntry) -> Result<(), Fail> {
+        unsealed::note_time(tx, &parked.key, parked.fingerprint.mtime)?;
+        let mut todo = vec![parked.key.clone()];
+        while let Some(key) = todo.pop() {
+            let Some(fd) = self.volume.known_dir(&key) else { continue };
+            let mut after = None;
+            loop {
+                let page = tx.places_in(&key, after.as_ref(), PLACES_PAGE)?;
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                // Directories have no claims.
+                for (name, place) in page.into_iter().filter(|(_, place)| place.claims.is_empty()) {
+                    let seen = fd.look(&name).ok().flatten().filter(|seen| seen.key == place.node);
+                    if let Some(seen) = seen {
+                        unsealed::note_time(tx, &place.node, seen.fingerprint.mtime)?;
+                        todo.push(place.node);
+                    }
+                }
+            }
         }
         Ok(())
     }
