@@ -91,10 +91,18 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// What is missing, or has something else in its place, was moved by somebody if its inode stands at a path that did not
+    /// What is missing, or has something else in its place (`now`), was moved by somebody if its inode stands at a path that did not
     /// change since the last seal, as far as the index knows, and at which it is not recorded.
-    pub fn unless_moved(self, stands_elsewhere: impl FnOnce() -> Result<bool>) -> Result<Verdict> {
-        let is_gone = matches!(self, Verdict::Missing | Verdict::Other);
+    pub fn unless_moved(
+        self,
+        now: Option<&Sighting>,
+        stands_elsewhere: impl FnOnce() -> Result<bool>,
+    ) -> Result<Verdict> {
+        let is_gone = match self {
+            Verdict::Missing | Verdict::Other => true,
+            Verdict::Undone(_) => now.is_none(),
+            _ => false,
+        };
         Ok(if is_gone && stands_elsewhere()? { Verdict::Moved } else { self })
     }
 }

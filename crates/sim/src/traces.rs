@@ -884,3 +884,12 @@ fn a_directory_below_one_out_of_the_way_gets_its_time_again() {
         show 0; 0 mv b c/c/b/b; sync 0 1; seal 1; 1 mv c b/c/b; show 1; cut 1 17400465843189470407";
     trace_in(powered(2), moved, "b/ b/c/ b/c/b/ b/c/b/b/ b/c/b/b/c/");
 }
+
+#[test]
+fn a_cut_leaves_a_directory_where_it_was_between_two_renames() {
+    let moved =
+        "0 mkdir a; 0 mkdir b; 0 mkdir c; 0 create y 3; 0 create a/x 4; sync 0 2; show 2; seal 0; 0 mv a c/b;
+        2 savetmp a/x 5; 0 save y 6; 0 mv c/b b/b; stop 0; start 0; cut 0 2643624850437732283";
+    let rules = Rules { live: true, edges: vec![(0, 1), (0, 2)], ..powered(3) };
+    trace_in(rules, moved, "b/ c/ c/b/ c/b/x=5 y=torn");
+}

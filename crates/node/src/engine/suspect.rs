@@ -250,12 +250,10 @@ impl Engine {
         };
         let sightings: Vec<Option<Sighting>> =
             images.iter().map(|i| i.as_ref().map(Image::sighting)).collect();
-        let verdict = unsealed::judge(
-            recorded.as_ref().map(Image::sighting).as_ref(),
-            &sightings,
-            now.as_ref().map(Sighting::of).as_ref(),
-        );
-        let verdict = verdict.unless_moved(|| match &recorded {
+        let seen = now.as_ref().map(Sighting::of);
+        let verdict =
+            unsealed::judge(recorded.as_ref().map(Image::sighting).as_ref(), &sightings, seen.as_ref());
+        let verdict = verdict.unless_moved(seen.as_ref(), || match &recorded {
             Some(image) => self.stands_where_unknown(tx, image, &judged.changed),
             None => Ok(false),
         })?;
