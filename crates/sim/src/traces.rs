@@ -893,3 +893,11 @@ fn a_cut_leaves_a_directory_where_it_was_between_two_renames() {
     let rules = Rules { live: true, edges: vec![(0, 1), (0, 2)], ..powered(3) };
     trace_in(rules, moved, "b/ c/ c/b/ c/b/x=5 y=torn");
 }
+
+#[test]
+fn the_name_that_alone_keeps_a_file_goes_and_the_file_stays() {
+    // A file that somebody removed has a second name, and is kept by the first, which somebody gave it meanwhile.
+    let kept = "0 mkdir d; 0 create x 2; 0 create y 3; sync 0 4; sync 4 3; show 3; 3 ln y d/x; all; 3 rm y; 3 mv d/x y; sync 3 1;
+        0 write d/x 8; sync 0 1; show 1; sync 1 0; 3 mv y d/y; 0 save d/x 11; 1 mv x y; all; 2 save y~0 13";
+    trace(5, kept, "d/ d/x=11 d/y=8 y=2 y~=13");
+}

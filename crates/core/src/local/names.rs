@@ -110,14 +110,16 @@ pub(super) fn drop_hidden(tx: &mut Tx<'_>, owner: Claim, key: &NodeKey) -> Resul
     Ok(())
 }
 
-/// One of several names goes. The user relies on the others: if somebody else has removed all of them, one is
-/// given again.
+/// One of several names goes. The user relies on the others: if somebody else has removed all of them, or the file, and this
+/// name alone has kept it, one is given again.
 fn drop_name(tx: &mut Tx<'_>, claim: Claim, left: &[(NodeKey, Name, Claim)]) -> Result<()> {
     let keeps = keeps_another(&tx.entry_must(claim.entry)?.entry, claim);
     settle::extras_of(tx, claim, Some(claim.link).filter(|_| !keeps))?;
     let row = tx.entry_must(claim.entry)?;
     let present = |c: &Claim| row.entry.link(c.link).is_some_and(Link::present);
-    if !left.iter().any(|(_, _, c)| present(c))
+    let held_by = |l: &Link| l.id != claim.link && l.at.holds == claim.version;
+    let is_last_hold = row.entry.removed.covers(claim.version) && !row.entry.present_links().any(held_by);
+    if (is_last_hold || !left.iter().any(|(_, _, c)| present(c)))
         && let Some((dir, name, c)) = left.first()
     {
         let place = super::must_place(tx, (dir, name))?;
