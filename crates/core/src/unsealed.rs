@@ -173,6 +173,36 @@ pub fn rebase(
     Ok(concerned)
 }
 
+/// To be called with all that [`Verdict::Moved`] was said of, when all paths are judged. A directory may be recorded below one
+/// that has gone back to below itself: its record goes, as if it were missing. Gives the entries that have to be planned.
+///
+/// # Errors
+/// If the index cannot be read.
+pub fn check_moved(tx: &mut Tx<'_>, moved: &[(At, NodeKey)]) -> Result<BTreeSet<EntryId>> {
+    let mut concerned = BTreeSet::new();
+    for (at, node) in moved {
+        if tx.place(&at.dir, &at.name)?.is_some_and(|p| p.node == *node) && is_below(tx, &at.dir, node)? {
+            concerned.extend(rebase(tx, at, Verdict::Missing, &[], None)?);
+        }
+    }
+    Ok(concerned)
+}
+
+/// True if `dir` is recorded below `top`, or is it, or is recorded below itself.
+fn is_below(tx: &mut Tx<'_>, dir: &NodeKey, top: &NodeKey) -> Result<bool> {
+    let (mut at, mut seen) = (dir.clone(), BTreeSet::new());
+    while seen.insert(at.clone()) {
+        if at == *top {
+            return Ok(true);
+        }
+        match tx.node(&at)?.and_then(|n| n.names.first().cloned()) {
+            Some((above, _)) => at = above,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 /// Records that an inode, which `image` says what it stood for, waits where plans move inodes out of the way
 /// ([`Plan::parked`]): a cut took back that it left from there. `lost` are the names it is recorded with and does not
 /// have. Gives the entries that have to be planned.

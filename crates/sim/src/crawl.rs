@@ -269,16 +269,18 @@ fn remove_recorded(tx: &mut Tx<'_>, dir: &NodeKey, name: &Name) -> Result<()> {
     local::rmdir(tx, (dir, name))
 }
 
-/// True if the directory `dir` is recorded as `top` or below it.
+/// True if the directory `dir` is recorded as `top` or below it. Of directories that users moved into each other one by one,
+/// some may be recorded below themselves until all have been looked at.
 fn is_below(tx: &mut Tx<'_>, dir: &NodeKey, top: &NodeKey) -> Result<bool> {
-    let mut at = dir.clone();
-    loop {
+    let (mut at, mut seen) = (dir.clone(), BTreeSet::new());
+    while seen.insert(at.clone()) {
         if at == *top {
             return Ok(true);
         }
         match tx.node(&at)?.and_then(|n| n.names.first().cloned()) {
             Some((above, _)) => at = above,
-            None => return Ok(false),
+            None => break,
         }
     }
+    Ok(false)
 }

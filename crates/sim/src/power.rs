@@ -180,6 +180,8 @@ impl World {
 struct Judged {
     /// The paths that are judged.
     changed: BTreeSet<(NodeKey, Name)>,
+    /// What somebody moved, and where it is recorded.
+    moved: Vec<(At, NodeKey)>,
     concerned: BTreeSet<EntryId>,
     dirs: BTreeSet<NodeKey>,
     beside: Vec<(At, Looked)>,
@@ -196,6 +198,7 @@ fn judge(site: &mut Site) -> Verdict {
         let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
         judge_parked(tx, &disk, &images, &mut judged)?;
         judge_paths(tx, &disk, &images, &mut judged)?;
+        judged.concerned.extend(unsealed::check_moved(tx, &judged.moved)?);
         for dir in std::mem::take(&mut judged.dirs) {
             judged.concerned.extend(unsealed::forget_below(tx, &dir)?);
         }
@@ -331,6 +334,9 @@ fn judge_path(
         None => Ok(false),
     })?;
     judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
+    if let (unsealed::Verdict::Moved, Some(image)) = (verdict, &recorded) {
+        judged.moved.push((at.clone(), image.place.node.clone()));
+    }
     if verdict != unsealed::Verdict::AsRecorded {
         judged.dirs.extend(recorded.filter(|r| r.node.kind.is_dir()).map(|r| r.place.node));
     }

@@ -126,6 +126,7 @@ impl Engine {
         let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
         self.judge_parked_again(&mut tx, &images, &mut judged)?;
         self.judge_paths(&mut tx, &images, &mut judged)?;
+        judged.concerned.extend(unsealed::check_moved(&mut tx, &judged.moved)?);
         for dir in std::mem::take(&mut judged.dirs) {
             judged.concerned.extend(unsealed::forget_below(&mut tx, &dir)?);
         }
@@ -258,6 +259,9 @@ impl Engine {
             None => Ok(false),
         })?;
         judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
+        if let (Verdict::Moved, Some(image)) = (verdict, &recorded) {
+            judged.moved.push((at.clone(), image.place.node.clone()));
+        }
         if verdict != Verdict::AsRecorded {
             self.paths.clear();
             judged.dirs.extend(recorded.filter(|r| r.node.kind.is_dir()).map(|r| r.place.node));
@@ -437,6 +441,8 @@ impl Engine {
 pub(super) struct Judged {
     /// The paths that are judged.
     changed: BTreeSet<(NodeKey, Name)>,
+    /// What somebody moved, and where it is recorded.
+    moved: Vec<(At, NodeKey)>,
     pub(super) concerned: BTreeSet<EntryId>,
     /// Directories that are not where they were recorded.
     dirs: BTreeSet<NodeKey>,
