@@ -196,6 +196,8 @@ fn let_go(e: &mut Entry, claim: Claim, dot: Dot, me: ReplicaId) {
     }
 }
 
+/// Takes the version of `claim` out of an entry that has others. It is taken out for good where counting it as removed would
+/// take another with it, or would do nothing because a name that stays holds it.
 fn drop_one(e: &mut Entry, claim: Claim, left: Left) {
     let removed = VersionVector::from_dot(claim.version);
     let takes_others = e.data.iter().any(|v| v.dot != claim.version && removed.covers(v.dot));

@@ -15,23 +15,22 @@ pub(super) const NOBODY: Env = Env { now_ns: 0, epoch: 0 };
 
 /// Settles all conflict copies of the name `of`, but not the one at `except`.
 pub(super) fn copies_of(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>) -> Result<()> {
+    all_copies(tx, of, except, Left::Out)
+}
+
+/// Settles all conflict copies of the name `of`, which is about to be removed.
+pub(super) fn copies_of_removed(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<()> {
+    all_copies(tx, of, None, Left::Removed)
+}
+
+fn all_copies(tx: &mut Tx<'_>, of: Spot<'_>, except: Option<Spot<'_>>, left: Left) -> Result<()> {
     if mutant!(CopiesNotSettled) {
         return Ok(());
     }
     let mut copies = copies(tx, of)?;
     copies.extend(displaced(tx, of)?);
     copies.retain(|(name, _)| except != Some((of.0, name)));
-    settle_each(tx, of, copies, Left::Out)
-}
-
-/// Settles all conflict copies of the name `of`, which is about to be removed.
-pub(super) fn copies_of_removed(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<()> {
-    if mutant!(CopiesNotSettled) {
-        return Ok(());
-    }
-    let mut copies = copies(tx, of)?;
-    copies.extend(displaced(tx, of)?);
-    settle_each(tx, of, copies, Left::Removed)
+    settle_each(tx, of, copies, left)
 }
 
 /// Settles those conflict copies of the name `of` that hold the same as `content`, which is about to be
