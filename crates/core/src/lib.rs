@@ -14,6 +14,7 @@
 pub mod adopt;
 pub mod codec;
 pub mod collect;
+pub mod cut;
 pub mod disk;
 pub mod entry;
 pub mod fitness;

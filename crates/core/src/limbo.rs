@@ -4,6 +4,8 @@
 //! has shown that nobody can, or, where the file system cannot tell, before a generous time has passed without a
 //! change. What was written to after all is a user's version and goes back into the tree.
 
+use crate::mutant::mutant;
+
 /// What can be known of writers of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Writers {
@@ -54,6 +56,7 @@ pub const UNKNOWN_WAIT_NS: u64 = 600_000_000_000;
 /// Decides about one file that a sync has covered. `waited_ns` is how long it has been there.
 pub fn judge(shown: Shown, writers: Writers, waited_ns: u64) -> Verdict {
     match (shown, writers) {
+        (Shown::Same | Shown::Changed, Writers::Some) if mutant!(WritersNotAskedFor) => Verdict::Drop,
         (Shown::Nothing | Shown::Linked, _) => Verdict::Drop,
         (Shown::Stranger, _) => Verdict::Leave,
         (Shown::Same | Shown::Changed, Writers::Some) => Verdict::Wait,

@@ -193,7 +193,9 @@ pub fn rmdir(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     chain::pin_repaired(tx)?;
     settle::copies_of(tx, at, None)?;
     let above = records::members(tx, at.0)?;
-    for id in records::members(tx, &place.node)? {
+    let members = records::members(tx, &place.node)?;
+    for id in &members {
+        let id = *id;
         if chain::is_there(tx, id, &above, at.1)? {
             change(tx, id, |e, _| {
                 let ctx = e.ctx.clone();
@@ -203,7 +205,30 @@ pub fn rmdir(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
             })?;
         }
     }
-    records::erase_place(tx, at)
+    records::erase_place(tx, at)?;
+    // One that somebody had removed before, and that lives by what this disk does not show, comes again.
+    for id in members {
+        if tree::is_live(tx, id)? {
+            tx.add_pending(id);
+        }
+    }
+    Ok(())
+}
+
+/// False if a symbolic link or special file stands at a name, and the states that came meanwhile have forgotten what it was: it
+/// was changed elsewhere, and perhaps removed. It cannot be recorded under another name then: it goes from this one,
+/// and is new where it is.
+pub fn is_content_known(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<bool> {
+    let Some(place) = tx.place(at.0, at.1)? else { return Ok(true) };
+    if matches!(tx.node_must(&place.node)?.kind, Kind::File | Kind::Dir) {
+        return Ok(true);
+    }
+    for claim in &place.claims {
+        if tx.entry(claim.entry)?.is_none_or(|row| row.entry.version(claim.version).is_none()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// An inode has moved from one name to another, over whatever was materialised there.

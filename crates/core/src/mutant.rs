@@ -84,6 +84,8 @@ mod switch {
         SentBeforeDurable: "changes leave before they are durable",
         NoPlanRecord: "what a plan is about to do is not written down before",
         RemovedElsewhereKept: "after a lost index what was removed elsewhere is new",
+        WritersNotAskedFor: "what was replaced or removed goes for good while somebody has it open",
+        HiddenStaysAway: "what is in a directory that leaves what a filter hides is not planned",
     }
 
     thread_local! {

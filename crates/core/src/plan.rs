@@ -16,7 +16,8 @@ mod record;
 use crate::disk::{Bind, Claim, Fingerprint, NodeKey};
 use crate::id::{Dot, EntryId, Kind, Name};
 use crate::meta::{Attrs, Content, Digest};
-use crate::tx::{Result, Tx};
+use crate::mutant::mutant;
+use crate::tx::{EntryRow, Result, Tx};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -197,6 +198,9 @@ pub enum Wait {
 
 /// Says of a path (real names from the root), and whether it is one of a directory, if it is left out.
 pub type SkipPath<'a> = &'a dyn Fn(&[Name], bool) -> bool;
+
+/// Names read from the index at once.
+const NAMES_AT_ONCE: usize = 1024;
 
 /// What the caller decides about plans.
 #[derive(Clone, Copy, Default)]
@@ -438,6 +442,50 @@ pub fn stands(tx: &mut Tx<'_>, step: &Step) -> Result<bool> {
     let Some(at) = target else { return Ok(true) };
     let there = tx.place(&at.dir, &at.name)?.map(|p| p.node.clone());
     Ok(there.as_ref() == step.victim().map(|v| &v.node))
+}
+
+/// The directories that a step, which is not recorded yet, brings to a disk that did not have them. With a filter they may have
+/// been hidden: [`lacking_below`].
+pub fn coming_dirs(tx: &mut Tx<'_>, step: &Step) -> Result<Vec<EntryId>> {
+    let binding = match step {
+        _ if mutant!(HiddenStaysAway) => return Ok(Vec::new()),
+        Step::MakeDir { binding, .. }
+        | Step::Rebind { binding, .. }
+        | Step::Move { binding, .. }
+        | Step::Unpark { binding, .. } => binding,
+        _ => return Ok(Vec::new()),
+    };
+    let mut coming = Vec::new();
+    for member in &binding.members {
+        if tx.entry(*member)?.is_some_and(|row| row.bound.is_empty()) {
+            coming.push(*member);
+        }
+    }
+    Ok(coming)
+}
+
+/// What is in these directories and may not be on this disk with all its names, though it was planned: a filter hid them. `None`
+/// if it is more than `limit`.
+pub fn lacking_below(tx: &mut Tx<'_>, dirs: &[EntryId], limit: usize) -> Result<Option<Vec<EntryId>>> {
+    let mut lacking = Vec::new();
+    for dir in dirs {
+        let mut after: Option<(Name, EntryId)> = None;
+        loop {
+            let page = tx.names_in(*dir, after.as_ref().map(|(n, id)| (n, *id)), NAMES_AT_ONCE)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            for (_, id) in page {
+                let lacks = |row: &EntryRow| row.bound.is_empty() || row.entry.shown_links().len() > 1;
+                if tx.entry(id)?.is_some_and(|row| lacks(&row)) {
+                    lacking.push(id);
+                }
+            }
+            if lacking.len() > limit {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(lacking))
 }
 
 /// The entries that are not done if `step` is not: those that it shows, and those recorded at the names that

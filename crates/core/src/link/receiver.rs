@@ -41,6 +41,11 @@ pub trait Authority {
     fn end(&self, _replica: ReplicaId) -> u64 {
         N_MAX
     }
+
+    /// False if `replica` has never had the right to make changes: new dots of it are nobody's, whoever brings them.
+    fn may_write(&self, _replica: ReplicaId) -> bool {
+        true
+    }
 }
 
 /// Believes all a peer says: for replicas of one owner.
@@ -55,6 +60,9 @@ impl Authority for Everything {
 
 /// Why a state is refused that has a change beyond a Cut: told to the peer, which sets it aside itself once it knows.
 const BEYOND_CUT: &str = "it has a change of a replica that was cut off before it";
+
+/// Why a state is refused that has a change of a replica which may make none.
+const BY_FOLLOWER: &str = "it has a change of a site that follows and may make none";
 
 /// Why a batch was not taken. Nothing of it must be committed.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +253,9 @@ impl Receiver {
         }
         if e.ctx.iter().any(|(r, n)| n > self.authority.end(r)) {
             return Err(BEYOND_CUT);
+        }
+        if e.ctx.iter().any(|(r, n)| n > known.get(r) && !self.authority.may_write(r)) {
+            return Err(BY_FOLLOWER);
         }
         if e.ctx.iter().any(|(r, n)| n > known.get(r) && n > self.authority.limit(r)) {
             return Err("the peer may not speak for its author");

@@ -271,7 +271,7 @@ impl Members {
 
     /// Drops what can never count: changes of keys that nobody admitted, and addresses that are older than others.
     fn prune(&mut self) {
-        let ranked = view::ranked(self);
+        let admitted = view::admitted(self);
         let mut newest: BTreeMap<Key, BTreeSet<u64>> = BTreeMap::new();
         for change in self.changes.values().filter(|c| matches!(c.action, Action::At(_))) {
             let seqs = newest.entry(change.author).or_default();
@@ -283,7 +283,7 @@ impl Members {
         self.changes.retain(|_, c| {
             let old = matches!(c.action, Action::At(_))
                 && newest.get(&c.author).is_some_and(|seqs| !seqs.contains(&c.seq));
-            ranked.contains(&c.author) && !old
+            admitted.contains(&c.author) && !old
         });
     }
 

@@ -225,6 +225,37 @@ fn liars_are_refused_and_nothing_of_theirs_is_taken() {
     assert_eq!(members.merge(&before.encode(), &verify), Ok(false));
 }
 
+/// By a key that is used at two places at once: at one it admits whom it removes at the other.
+#[test]
+fn who_is_removed_before_it_is_admitted_stays_out() {
+    let (mut a, mut b) = (founded(), founded());
+    make(&mut a, key(1), admit(2));
+    let removal = remove(&a, 3);
+    make(&mut a, key(2), removal);
+    let removal = remove(&b, 2);
+    make(&mut b, key(1), removal);
+    let view = merged(&a, &b).view();
+    assert!(!view.members.contains_key(&key(2)) && view.removed.contains_key(&key(2)), "{view:?}");
+}
+
+/// A key is admitted by two, and takes the place of the founder: whom it admitted is known whichever of that is heard of first.
+#[test]
+fn the_order_of_merges_is_no_matter_for_a_key_that_is_admitted_twice() {
+    let (mut a, mut b, mut c) = (founded(), founded(), founded());
+    make(&mut a, key(1), admit(4));
+    make(&mut a, key(4), admit(2));
+    make(&mut a, key(2), admit(3));
+    b.merge(&a.encode(), &verify).unwrap();
+    make(
+        &mut a,
+        key(1),
+        Action::Rekey { key: key(2), proof: sign(key(2), &rekey_bytes(VOLUME, key(1), key(2))) },
+    );
+    make(&mut b, key(3), admit(1));
+    make(&mut c, key(1), admit(2));
+    assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
+}
+
 #[test]
 fn old_addresses_are_dropped() {
     let mut members = founded();

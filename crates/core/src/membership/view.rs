@@ -15,12 +15,14 @@ pub struct Member {
     pub rights: Rights,
     /// Where its site is, as was told last.
     pub addresses: Vec<String>,
+    /// It makes changes, or did: there may be some by it.
+    pub has_written: bool,
 }
 
 /// A key that was a member.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Removed {
-    /// Its site's name.
+    /// Its site's name; empty if it was no member then.
     pub site: String,
     /// Who removed it; the key itself if it took another.
     pub by: Key,
@@ -59,6 +61,11 @@ impl View {
         self.replicas.iter().filter(move |(_, k)| **k == key).map(|(r, _)| *r)
     }
 
+    /// False if `replica` is that of a member which follows, and did so since it was admitted.
+    pub fn may_have_written(&self, replica: ReplicaId) -> bool {
+        self.member_of(replica).is_none_or(|(_, member)| member.has_written)
+    }
+
     /// True if a dot of `replica` with this n is part of the volume.
     pub fn accepts(&self, replica: ReplicaId, n: u64) -> bool {
         self.cuts.get(&replica).is_none_or(|cut| n <= *cut)
@@ -69,10 +76,25 @@ impl View {
 type Rank = (usize, usize);
 type Limits = BTreeMap<Key, u64>;
 
-/// The keys that somebody who was admitted admitted, however it went on.
-pub(super) fn ranked(members: &Members) -> BTreeSet<Key> {
+/// The keys that somebody who ever might invite admitted, however it went on. What else a document says only adds to them: the
+/// union of documents in which all authors are among them is such a document, so that the order of merges is no matter.
+pub(super) fn admitted(members: &Members) -> BTreeSet<Key> {
     let by = by_author(members);
-    ranks(members, &by, &Limits::new()).0.into_keys().collect()
+    let mut admitted = BTreeSet::new();
+    // Whether it is one that may invite.
+    let mut open: Vec<(Key, bool)> = members.founder().map(|founder| (founder, true)).into_iter().collect();
+    let mut inviters = BTreeSet::new();
+    while let Some((key, may_invite)) = open.pop() {
+        let new = admitted.insert(key) | (may_invite && inviters.insert(key));
+        for (_, change) in by.get(&key).into_iter().flatten().filter(|_| new) {
+            match &change.action {
+                Action::Put { key: put, rights, .. } if may_invite => open.push((*put, rights.may_invite)),
+                Action::Rekey { key: next, .. } => open.push((*next, may_invite)),
+                _ => {}
+            }
+        }
+    }
+    admitted
 }
 
 pub(super) fn view(members: &Members) -> View {
@@ -186,7 +208,10 @@ fn apply(view: &mut View, change: &Change) {
     if let Action::Found { site } = &change.action {
         if view.members.is_empty() && view.removed.is_empty() {
             let rights = Rights { role: Role::Writer, may_relay: true, may_invite: true };
-            view.members.insert(author, Member { site: site.clone(), rights, addresses: Vec::new() });
+            view.members.insert(
+                author,
+                Member { site: site.clone(), rights, addresses: Vec::new(), has_written: true },
+            );
         }
         return;
     }
@@ -227,14 +252,16 @@ fn govern(view: &mut View, author: Key, action: &Action) {
             if view.removed.contains_key(key) || taken {
                 return;
             }
+            let has_written =
+                rights.role == Role::Writer || view.members.get(key).is_some_and(|m| m.has_written);
             let known = view.members.get(key).map(|m| m.addresses.clone());
             let addresses = known.filter(|_| addresses.is_empty()).unwrap_or_else(|| addresses.clone());
-            view.members.insert(*key, Member { site: site.clone(), rights: *rights, addresses });
+            view.members.insert(*key, Member { site: site.clone(), rights: *rights, addresses, has_written });
         }
         Action::Remove { key, cuts, .. } => {
-            if let Some(member) = view.members.remove(key) {
-                view.removed.insert(*key, Removed { site: member.site, by: author, now: None });
-            }
+            // Also of who is no member as far as this goes: its changes count no more, so nobody may admit it after this.
+            let site = view.members.remove(key).map(|member| member.site).unwrap_or_default();
+            view.removed.entry(*key).or_insert(Removed { site, by: author, now: None });
             cut(view, cuts);
         }
         Action::Cut(cuts) => cut(view, cuts),

@@ -270,17 +270,17 @@ impl<'p, 't> Planner<'p, 't> {
 
     /// True if what this disk has at this place is nothing to plan for.
     fn is_left_out(&mut self, at: &At) -> Result<bool> {
-        if self.options.skip.is_none() {
-            return Ok(false);
+        let Some(skip) = self.options.skip else { return Ok(false) };
+        let root = self.root()?;
+        let (mut path, mut dir, mut seen) = (vec![at.name.clone()], at.dir.clone(), HashSet::new());
+        while Some(&dir) != root.as_ref() {
+            let above = self.tx.node(&dir)?.and_then(|node| node.names.first().cloned());
+            let Some((above, name)) = above.filter(|_| seen.insert(dir.clone())) else { return Ok(false) };
+            path.push(name);
+            dir = above;
         }
-        let Some(dir) = self.tx.node(&at.dir)? else { return Ok(false) };
-        match &dir.bind {
-            Bind::Dir(members) if !members.is_empty() => {
-                let class: Class = members.iter().copied().collect();
-                self.skipped(&class, &at.name, false)
-            }
-            _ => Ok(false),
-        }
+        path.reverse();
+        Ok(skip(&path, false))
     }
 
     fn goal(&mut self, at: At, class: &Class, base: &Name, group: &Group) -> Result<Option<Goal>> {
@@ -417,7 +417,7 @@ impl<'p, 't> Planner<'p, 't> {
                     self.again(id);
                     return Ok(());
                 }
-                Dir::Skipped => return self.leave_out(id, &class),
+                Dir::Skipped => return self.leave_out(&class),
             }
         }
         self.busy.insert(id);
@@ -428,12 +428,18 @@ impl<'p, 't> Planner<'p, 't> {
         Ok(())
     }
 
-    /// A directory whose place is left out by the filter goes from where it was shown before.
-    fn leave_out(&mut self, id: EntryId, class: &Class) -> Result<()> {
-        for key in self.entry_bound(id)? {
-            let Some(node) = self.tx.node(&key)? else { continue };
-            if self.shows(&key)?.as_ref() == Some(class) && !self.stands_right(&node, class)? {
-                self.dissolve(&key)?;
+    /// A directory whose place is left out by the filter goes from where it, or any that became one with it, was shown
+    /// before.
+    fn leave_out(&mut self, class: &Class) -> Result<()> {
+        for member in class.iter() {
+            for key in self.entry_bound(*member)? {
+                let Some(node) = self.tx.node(&key)? else { continue };
+                if self.owner_class(&key)?.as_ref() != Some(class) {
+                    // It was one with others that stay: what is in it goes from there.
+                    self.settle_dir(&key)?;
+                } else if !self.stands_right(&node, class)? {
+                    self.dissolve(&key)?;
+                }
             }
         }
         Ok(())
