@@ -168,6 +168,10 @@ impl Crawl<'_> {
             remove_recorded(tx, dir, name)?;
         }
         match self.left_name(tx, key)? {
+            Some((from_dir, from)) if !local::is_content_known(tx, (&from_dir, &from))? => {
+                // The next pass finds it.
+                local::unlink(tx, (&from_dir, &from))
+            }
             Some((from_dir, from)) => {
                 let shipped_n = if tx.place(dir, name)?.is_some() { self.shipped_n } else { u64::MAX };
                 local::rename(tx, (&from_dir, &from), (dir, name), shipped_n)

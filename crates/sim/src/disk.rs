@@ -30,6 +30,21 @@ pub struct Disk {
     pub touched: BTreeSet<u64>,
     pub now: Time,
     pub next: u64,
+    /// Files that users have open for writing.
+    pub open: BTreeSet<u64>,
+    /// What plans took away while it was open.
+    pub limbo: BTreeMap<u64, InLimbo>,
+}
+
+/// A file that a plan took away.
+#[derive(Clone, Debug)]
+pub struct InLimbo {
+    pub inode: Inode,
+    /// What it held then.
+    pub held: Option<Digest>,
+    /// Where it was.
+    pub dir: u64,
+    pub name: Name,
 }
 
 /// What one path shows, for comparisons.
@@ -51,7 +66,14 @@ pub type Tree = BTreeMap<Vec<Name>, Seen>;
 impl Disk {
     pub fn new() -> Disk {
         let inodes = Versioned::new(BTreeMap::new());
-        let mut d = Disk { inodes, touched: BTreeSet::new(), now: Time::default(), next: ROOT };
+        let mut d = Disk {
+            inodes,
+            touched: BTreeSet::new(),
+            now: Time::default(),
+            next: ROOT,
+            open: BTreeSet::new(),
+            limbo: BTreeMap::new(),
+        };
         d.new_inode(Kind::Dir, None, 0o755);
         d.new_inode(Kind::Dir, None, 0o700);
         d
@@ -118,6 +140,23 @@ impl Disk {
             self.inodes.remove(&ino);
         }
         Some(ino)
+    }
+
+    /// As [`Disk::take`], by a plan: an inode that somebody may write to stays in limbo.
+    pub fn retire(&mut self, dir: u64, name: &Name) {
+        let Some(ino) = self.get(dir, name) else { return };
+        let inode = self.inodes.get(&ino).filter(|_| self.open.contains(&ino)).cloned();
+        self.take(dir, name);
+        if let Some(inode) = inode.filter(|_| !self.inodes.contains_key(&ino)) {
+            let held = inode.content.as_ref().map(Content::identity);
+            self.limbo.insert(ino, InLimbo { inode, held, dir, name: name.clone() });
+        }
+    }
+
+    /// True if a path leads to the inode.
+    pub fn is_in_tree(&self, ino: u64) -> bool {
+        let dirs = self.inodes.iter().filter(|(dir, _)| **dir != PARKED);
+        dirs.flat_map(|(_, inode)| inode.names.values()).any(|found| *found == ino)
     }
 
     /// Moves a name, over what is there.

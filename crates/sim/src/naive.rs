@@ -17,7 +17,7 @@ struct Builder {
 
 /// False, and nothing happens, if a content is nowhere to be had.
 pub fn show(site: &mut Site, available: &Available) -> bool {
-    if !available.has_all_of(&site.tree()) {
+    if !available.has_all_of(&site.own_tree()) {
         return false;
     }
     let old = site.disk.clone();

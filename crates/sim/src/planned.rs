@@ -1,27 +1,38 @@
 //! Makes a disk show the effective tree by the planner's steps, performed strictly.
 
 use crate::disk::{Disk, PARKED};
-use crate::site::Site;
+use crate::site::{Site, is_hidden};
 use crate::world::Available;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
-use driftless_core::plan::{At, Outcome, Plan, PlanOptions, Step, Victim, Wait, plan_entry, record};
+use driftless_core::plan::{
+    At, Outcome, Plan, PlanOptions, Step, Victim, Wait, coming_dirs, lacking_below, plan_entry, record,
+};
 use driftless_core::tx::{Result as TxResult, Tx};
-use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Node, NodeKey, Wanted, tree};
+use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Name, Node, NodeKey, Wanted, tree};
 use std::collections::{BTreeSet, HashMap};
+
+/// Directories in each other are not more.
+const DEPTH_MAX: usize = 50;
 
 /// `Ok(false)`, and nothing happens, if a content is nowhere to be had.
 pub fn show(site: &mut Site, available: &Available) -> Result<bool, String> {
-    if !available.has_all_of(&site.tree()) {
+    if !available.has_all_of(&site.own_tree()) {
         return Ok(false);
     }
-    let todo = todo(site);
-    let (plan, waits) = plan(site, &todo);
-    if !waits.is_empty() {
-        return Err(format!("the planner waits for {waits:?}"));
+    // What comes out of where a filter hid it has more in it.
+    for _ in 0..DEPTH_MAX {
+        let todo = todo(site);
+        let (plan, waits) = plan(site, &todo);
+        if !waits.is_empty() {
+            return Err(format!("the planner waits for {waits:?}"));
+        }
+        execute(site, &plan, &todo)?;
+        site.plan_cursor = site.head();
+        if !site.filtered || self::todo(site).is_empty() {
+            return Ok(true);
+        }
     }
-    execute(site, &plan, &todo)?;
-    site.plan_cursor = site.head();
-    Ok(true)
+    Err("what is to be shown does not end".into())
 }
 
 /// Plans and does only some of what is to be done: others wait for contents, or their turn.
@@ -52,11 +63,13 @@ pub(crate) fn todo(site: &Site) -> Vec<EntryId> {
 }
 
 fn plan(site: &Site, todo: &[EntryId]) -> (Plan, Vec<Wait>) {
+    let skip = |path: &[Name], _: bool| is_hidden(path);
+    let options = PlanOptions { skip: if site.filtered { Some(&skip) } else { None } };
     site.read(|tx| {
         let mut plan = Plan::new();
         let mut waits = Vec::new();
         for id in todo {
-            waits.extend(plan_entry(tx, *id, &mut plan, &PlanOptions::default())?);
+            waits.extend(plan_entry(tx, *id, &mut plan, &options)?);
         }
         Ok((plan, waits))
     })
@@ -82,7 +95,8 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
     // Steps move the times of directories to where no state has them.
     disk.now.sec = 1 << 40;
     let mut real = HashMap::new();
-    let (mut staged, mut states) = (Vec::new(), Vec::new());
+    let (mut staged, mut states, mut coming) = (Vec::new(), Vec::new(), Vec::new());
+    let filtered = site.filtered;
     site.tx(|tx| {
         for step in &plan.steps {
             let mut step = step.clone();
@@ -96,6 +110,9 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
                 real.insert(step.node().clone(), o.node.clone());
             }
             step.resolve(&real);
+            if filtered {
+                coming.extend(coming_dirs(tx, &step)?);
+            }
             record(tx, &step, outcome.as_ref())?;
             staged.push(outcome);
             states.push(disk.clone());
@@ -103,6 +120,9 @@ fn execute(site: &mut Site, plan: &Plan, done: &[EntryId]) -> Result<(), String>
         restore_dir_times(tx, &mut disk)?;
         for id in done {
             tx.remove_pending(*id);
+        }
+        for id in lacking_below(tx, &coming, usize::MAX)?.into_iter().flatten() {
+            tx.add_pending(id);
         }
         Ok(Ok(()))
     })?;
@@ -179,7 +199,15 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
                     concerned.insert(*entry);
                     continue;
                 }
-                let outcome = match is_overtaken(&disk, open, k, &step) {
+                if let (Step::Put { entry, .. }, Some(made)) = (&step, &made)
+                    && tx.node(&made.node)?.is_some()
+                {
+                    // Placed, and recorded where it is now.
+                    real.insert(step.node().clone(), made.node.clone());
+                    concerned.insert(*entry);
+                    continue;
+                }
+                let outcome = match is_overtaken(tx, &disk, open, k, &step)? {
                     true => Some(None),
                     false => done_as(tx, &mut disk, &step, made)?,
                 };
@@ -208,16 +236,21 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
     Ok(adrift)
 }
 
-/// True if what was to be moved has gone for sure: a file that a later step put stands where it was. If it is not where it
-/// went, a user has removed it there.
-fn is_overtaken(disk: &Disk, open: &OpenPlan, k: usize, step: &Step) -> bool {
-    let Step::Move { from, victim: None, .. } = step else { return false };
-    let there = ino(disk, &from.dir).ok().and_then(|dir| disk.get(dir, &from.name)).map(Disk::key);
-    let put_there = |(later, made): (&Step, &Option<Outcome>)| match (later, made) {
-        (Step::Put { at, .. }, Some(made)) => at == from && Some(&made.node) == there.as_ref(),
+/// True if what was to be moved has gone for sure: what a later step put or made stands where it was. If it is not where it
+/// went, a user has removed it there, or a later step has moved it on.
+fn is_overtaken(tx: &mut Tx<'_>, disk: &Disk, open: &OpenPlan, k: usize, step: &Step) -> TxResult<bool> {
+    let (Step::Move { from, .. } | Step::Park { from, .. }) = step else { return Ok(false) };
+    let Some(there) = ino(disk, &from.dir).ok().and_then(|dir| disk.get(dir, &from.name)) else {
+        return Ok(false);
+    };
+    let key = Disk::key(there);
+    let is_new_dir = disk.is_dir(there) && tx.node(&key)?.is_none();
+    let stands_there = |(later, made): (&Step, &Option<Outcome>)| match later {
+        Step::Put { at, .. } => at == from && made.as_ref().is_some_and(|made| made.node == key),
+        Step::MakeDir { at, .. } => at == from && is_new_dir,
         _ => false,
     };
-    open.steps.iter().zip(&open.staged).skip(k + 1).any(put_there)
+    Ok(open.steps.iter().zip(&open.staged).skip(k + 1).any(stands_there))
 }
 
 /// What a step gave, if the disk shows that it was done.
@@ -350,7 +383,7 @@ pub(crate) fn perform(disk: &mut Disk, step: &Step) -> Result<Option<Outcome>, S
                 return Err("not empty".into());
             }
             let dir = ino(disk, &at.dir)?;
-            disk.take(dir, &at.name);
+            disk.retire(dir, &at.name);
             Ok(None)
         }
         Step::SetAttrs { node, attrs, .. } => {
@@ -380,7 +413,7 @@ fn make_room(disk: &mut Disk, at: &At, victim: Option<&Victim>) -> Result<u64, S
             if disk.is_dir(inode) {
                 return Err("the victim is a directory".into());
             }
-            disk.take(dir, &at.name);
+            disk.retire(dir, &at.name);
         }
         (there, _) => return Err(format!("{there:?} is not what was expected")),
     }

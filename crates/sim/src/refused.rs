@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 
 /// Plans all that is to be done and does what does not fail: one step in four does, by `seed`. Gives how many did.
 pub fn show(site: &mut Site, available: &Available, seed: u64) -> u64 {
-    if !available.has_all_of(&site.tree()) {
+    if !available.has_all_of(&site.own_tree()) {
         return 0;
     }
     let todo = todo(site);

@@ -54,11 +54,15 @@ pub enum Scene {
     PowerCuts,
     /// Which sites can reach each other changes all the time.
     Partitions,
+    /// Some sites leave names out.
+    Filters,
+    /// Files stay open while plans replace and remove them.
+    OpenFiles,
 }
 
 impl Scene {
     /// All worlds.
-    pub const ALL: [Scene; 23] = [
+    pub const ALL: [Scene; 25] = [
         Scene::Mixed,
         Scene::Ring,
         Scene::Mesh,
@@ -82,6 +86,8 @@ impl Scene {
         Scene::FailingWrites,
         Scene::PowerCuts,
         Scene::Partitions,
+        Scene::Filters,
+        Scene::OpenFiles,
     ];
 
     /// The name on the command line.
@@ -126,6 +132,12 @@ impl Scene {
             ),
             Scene::Partitions => {
                 ("partitions", "who reaches whom changes all the time; copies are resolved meanwhile")
+            }
+            Scene::Filters => {
+                ("filters", "some sites leave out names that others give, take away and move into")
+            }
+            Scene::OpenFiles => {
+                ("open-files", "files that stay open while they are replaced, moved and removed")
             }
             Scene::Serial => ("serial", "nothing concurrent, or everyone in a directory of his own"),
         }
@@ -249,7 +261,9 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         own_dirs: !serial && (scene == Scene::Serial || (scene == Scene::Mixed && rng.one_in(12))),
         one_writer: scene == Scene::OneWay,
         equal_contents: scene == Scene::EqualContents || (scene == Scene::Mixed && rng.one_in(3)),
-        planner: rng.one_in(2) || crashes || scene == Scene::FailingWrites,
+        planner: rng.one_in(2)
+            || crashes
+            || matches!(scene, Scene::FailingWrites | Scene::Filters | Scene::OpenFiles),
         live: shaped
             || scene == Scene::Cloned
             || (!matches!(scene, Scene::Mixed | Scene::Tombstones) && rng.one_in(3)),
@@ -257,6 +271,8 @@ fn make_rules(scene: Scene, rng: &mut Prng) -> Rules {
         batch_entries: 1 + rng.below(12),
         crashes,
         power,
+        open_files: scene == Scene::OpenFiles,
+        filtered: (0..sites).map(|i| i > 0 && scene == Scene::Filters && rng.one_in(2)).collect(),
         ..Rules::plain(sites, edges(shape, sites))
     }
 }
@@ -432,6 +448,7 @@ impl Maker {
         match self.scene {
             Scene::Tombstones => self.plot_dead_directory(w, a, b),
             Scene::ConflictCopies => self.plot_choice(w, a, b),
+            Scene::OpenFiles => self.plot_late_write(w, a, b),
             Scene::Ring | Scene::Mesh | Scene::Chain | Scene::Star => self.plot_gap(w, a, b),
             _ => {}
         }
@@ -458,6 +475,28 @@ impl Maker {
             self.next.push_back(work);
         }
         self.next.push_back(Step::Sync(b, a));
+    }
+
+    /// A file is replaced or removed while it is open elsewhere, and written to then.
+    fn plot_late_write(&mut self, w: &World, a: usize, b: usize) {
+        let Some(file) = self.existing(w, a, false).filter(|_| w.sites[a].disk.open.is_empty()) else {
+            return;
+        };
+        let replaced = match self.rng.one_in(2) {
+            true => Op::Save(file.clone(), self.token(w)),
+            false => Op::Rm(file.clone()),
+        };
+        self.next.extend([
+            Step::Act(a, Op::Open(file)),
+            Step::Sync(a, b),
+            Step::Show(b),
+            Step::Act(b, replaced),
+        ]);
+        let late = Op::WriteOpen(0, self.token(w));
+        self.next.extend([Step::Sync(b, a), Step::Show(a), Step::Act(a, late)]);
+        if self.rng.one_in(2) {
+            self.next.extend([Step::Act(a, Op::Close(0)), Step::Show(a)]);
+        }
     }
 
     /// Connections change: another shape, or two parts that do not reach each other. Those that are gone end.
@@ -614,6 +653,14 @@ impl Maker {
         if self.habit == Habit::Cycles && !self.rng.one_in(3) {
             let (from, into) = (self.existing(w, i, true)?, self.existing(w, i, true)?);
             return Some(Op::Mv(from, format!("{into}/{}", self.name())));
+        }
+        if w.rules.open_files && self.rng.one_in(3) {
+            let open = w.sites[i].disk.open.len();
+            return Some(match self.rng.below(if open > 0 { 6 } else { 2 }) {
+                0..=1 => Op::Open(self.existing(w, i, false)?),
+                2..=4 => Op::WriteOpen(self.rng.below(open), self.token(w)),
+                _ => Op::Close(self.rng.below(open)),
+            });
         }
         if self.times && self.rng.one_in(8) {
             // Before and after what clocks say.

@@ -1,11 +1,12 @@
 //! One replica: an index in memory, a simulated disk, and a user who works on that disk.
 
 use crate::check::Records;
-use crate::disk::{Disk, PARKED, ROOT, Seen, Tree};
+use crate::disk::{Disk, InLimbo, PARKED, ROOT, Seen, Tree};
 use crate::memo::{Index, Memo};
 use crate::planned::OpenPlan;
 use crate::prng::Prng;
 use driftless_core::adopt::{Adopted, Adoption};
+use driftless_core::limbo::{self, Shown, Writers};
 use driftless_core::local::{self, Origin};
 use driftless_core::tree;
 use driftless_core::tx::{Env, Result, Tx, knowledge_vv};
@@ -45,6 +46,8 @@ pub struct Site {
     pub before_next: u64,
     /// It starts after a power cut.
     pub after_cut: bool,
+    /// Names in [`HIDDEN`] are left out here, with all below them.
+    pub filtered: bool,
     /// Contents that cuts tore.
     pub torn: u64,
     /// Numbers this site's commits, so that each gets a tag of its own.
@@ -60,10 +63,27 @@ pub struct Site {
     memos: Memos,
 }
 
+/// What sites with a filter leave out: whatever has one of these names, or is a conflict copy of that, or is below it.
+pub const HIDDEN: [&str; 2] = ["c", "y"];
+
+/// True if a filter leaves the path out.
+pub fn is_hidden(path: &[Name]) -> bool {
+    path.iter().any(|name| {
+        let text = name.to_string();
+        HIDDEN.contains(&base_of(name).unwrap_or(text).as_str())
+    })
+}
+
+/// As [`is_hidden`], of one component as users write it.
+pub fn is_hidden_text(component: &str) -> bool {
+    HIDDEN.contains(&component.split('~').next().unwrap_or(component))
+}
+
 /// What was worked out of index and disk as they are.
 #[derive(Default)]
 struct Memos {
     shown: Memo<(Rc<Tree>, Rc<Bindings>)>,
+    materialised: Memo<(Rc<Tree>, Rc<Bindings>)>,
     disk_tree: Memo<Tree>,
     recorded: Memo<Bindings>,
     states: Memo<Vec<Entry>>,
@@ -93,6 +113,25 @@ pub enum Op {
     Chmod(String, u32),
     /// Set a directory's time, which may be long ago.
     Touch(String, i64),
+    /// Open a file for writing.
+    Open(String),
+    /// Write to one of the open files, wherever it is now.
+    WriteOpen(usize, u64),
+    /// Close one of the open files.
+    Close(usize),
+}
+
+impl Op {
+    /// The paths it is about.
+    pub fn paths(&self) -> Vec<&str> {
+        match self {
+            Op::Create(p, _) | Op::Symlink(p, _) | Op::Write(p, _) | Op::Save(p, _) => vec![p],
+            Op::Mkdir(p) | Op::Rm(p) | Op::Rmdir(p) => vec![p],
+            Op::SaveSeen(p, _) | Op::Chmod(p, _) | Op::Touch(p, _) | Op::Open(p) => vec![p],
+            Op::WriteOpen(..) | Op::Close(_) => Vec::new(),
+            Op::Mv(p, q) | Op::Ln(p, q) => vec![p, q],
+        }
+    }
 }
 
 impl Site {
@@ -119,6 +158,7 @@ impl Site {
             since_sync: None,
             before_next: 1,
             after_cut: false,
+            filtered: false,
             torn: 0,
             commits: number as u64 * 1_000_003,
             shown: VersionVector::new(),
@@ -138,6 +178,7 @@ impl Site {
         fresh.clock_ns = self.clock_ns;
         fresh.disk = std::mem::replace(&mut self.disk, Disk::new());
         fresh.blind = true;
+        fresh.filtered = self.filtered;
         if self.durable.is_some() {
             fresh.may_crash();
         }
@@ -488,6 +529,9 @@ impl Site {
             Op::Rmdir(path) => self.rmdir(path),
             Op::Chmod(path, mode) => self.chmod(path, *mode),
             Op::Touch(path, sec) => self.touch(path, *sec),
+            Op::Open(path) => self.open(path),
+            Op::WriteOpen(k, token) => self.write_open(*k, *token),
+            Op::Close(k) => self.disk.open.remove(&self.opened(*k)?).then_some(()),
         }
     }
 
@@ -522,6 +566,71 @@ impl Site {
         let looked = self.disk.looked(ino);
         self.translate(|tx| local::write(tx, &looked));
         Some(())
+    }
+
+    fn open(&mut self, path: &str) -> Option<()> {
+        let (_, _, ino) = self.existing(path)?;
+        (self.disk.inodes[&ino].kind == Kind::File && self.disk.open.insert(ino)).then_some(())
+    }
+
+    /// The file that is open as the `k`th.
+    pub fn opened(&self, k: usize) -> Option<u64> {
+        self.disk.open.iter().nth(k).copied()
+    }
+
+    /// What a user wrote to a file in limbo, and now overwrites.
+    pub fn written_in_limbo(&self, op: &Op) -> Option<Digest> {
+        let Op::WriteOpen(k, _) = op else { return None };
+        let waits = self.disk.limbo.get(&self.opened(*k)?)?;
+        waits.inode.content.as_ref().map(Content::identity).filter(|now| Some(*now) != waits.held)
+    }
+
+    fn write_open(&mut self, k: usize, token: u64) -> Option<()> {
+        let ino = self.opened(k)?;
+        let content = Some(file(token, self.clock_ns));
+        if let Some(waits) = self.disk.limbo.get_mut(&ino) {
+            waits.inode.content = content;
+            return Some(());
+        }
+        if !self.disk.is_in_tree(ino) {
+            // Its user removed it, or a plan has it out of the way for a moment.
+            return None;
+        }
+        self.disk.inodes.get_mut(&ino)?.content = content;
+        let looked = self.disk.looked(ino);
+        self.translate(|tx| local::write(tx, &looked));
+        Some(())
+    }
+
+    /// What may go from limbo goes, what was written to comes back beside its place. Gives what comes back.
+    pub fn empty_limbo(&mut self) -> Vec<Digest> {
+        let mut back = Vec::new();
+        for (ino, waits) in std::mem::take(&mut self.disk.limbo) {
+            let now = waits.inode.content.as_ref().map(Content::identity);
+            let shown = if now == waits.held { Shown::Same } else { Shown::Changed };
+            let writers = if self.disk.open.contains(&ino) { Writers::Some } else { Writers::None };
+            match limbo::judge(shown, writers, 0) {
+                limbo::Verdict::GiveBack => back.extend(self.give_back(ino, waits)),
+                limbo::Verdict::Wait => drop(self.disk.limbo.insert(ino, waits)),
+                _ => {}
+            }
+        }
+        self.note_dir_times();
+        back
+    }
+
+    fn give_back(&mut self, ino: u64, waits: InLimbo) -> Option<Digest> {
+        let dir = if self.disk.is_in_tree(waits.dir) { waits.dir } else { ROOT };
+        let names = (0..).map(|n| format!("{}.recovered-{ino}{}", waits.name, "+".repeat(n)));
+        let mut names = names.map_while(|name| Name::new(name.as_bytes()).ok());
+        let name = names.find(|name| self.disk.get(dir, name).is_none())?;
+        self.disk.now = time(self.clock_ns);
+        let content = waits.inode.content.as_ref().map(Content::identity);
+        self.disk.inodes.insert(ino, waits.inode);
+        self.disk.put(dir, &name, ino);
+        let looked = self.disk.looked(ino);
+        self.translate(|tx| local::create(tx, (&Disk::key(dir), &name), &looked, Origin::User));
+        content
     }
 
     fn save(&mut self, path: &str, token: u64) -> Option<()> {
@@ -573,7 +682,17 @@ impl Site {
         }
         self.disk.rename((dir, &name), (to_dir, &to_name));
         let shipped_n = self.shipped_n;
-        self.translate(|tx| local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n));
+        let looked = self.disk.looked(ino);
+        self.translate(|tx| {
+            if local::is_content_known(tx, (&from_key, &name))? {
+                return local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n);
+            }
+            local::unlink(tx, (&from_key, &name))?;
+            match tx.place(&to_key, &to_name)? {
+                Some(_) => local::replace(tx, (&to_key, &to_name), &looked),
+                None => local::create(tx, (&to_key, &to_name), &looked, Origin::User),
+            }
+        });
         Some(())
     }
 
@@ -628,9 +747,46 @@ impl Site {
 
     // ----- what should be shown
 
-    /// What should be bound at each path.
+    /// What should be bound at each path of this disk.
     pub fn bindings(&self) -> Rc<Bindings> {
-        self.shown().1.clone()
+        self.materialised().1.clone()
+    }
+
+    /// What this disk should show.
+    pub fn own_tree(&self) -> Rc<Tree> {
+        self.materialised().0.clone()
+    }
+
+    fn materialised(&self) -> Rc<(Rc<Tree>, Rc<Bindings>)> {
+        if !self.filtered {
+            return self.shown();
+        }
+        let walk = |tx: &mut Tx<'_>| {
+            let mut out = Walk::default();
+            out.class(tx, &[EntryId::ROOT], &mut Vec::new())?;
+            out.leave_out();
+            Ok(out.end())
+        };
+        self.memos.materialised.get((self.store.states(), 0), || self.read(walk))
+    }
+
+    /// Versions that count and that it wrote or named, of which a filter may have left the only copy in limbo.
+    fn kept_for_others(&self) -> BTreeSet<Digest> {
+        let of = |e: &Entry| -> Vec<Digest> {
+            let named = e.shown_links().iter().any(|link| link.at.dot.replica == self.me);
+            let kept = e.counting().filter(|v| named || v.dot.replica == self.me);
+            kept.map(|v| v.content.identity()).collect()
+        };
+        self.states().iter().flat_map(of).collect()
+    }
+
+    /// Contents that others can get here.
+    pub fn served(&self) -> Rc<BTreeSet<Digest>> {
+        let on_disk = self.identities();
+        if !self.filtered || self.blind {
+            return on_disk;
+        }
+        Rc::new(on_disk.union(&self.kept_for_others()).copied().collect())
     }
 
     /// What is bound at each path.
@@ -736,6 +892,13 @@ impl Walk {
         assert!(self.tree.insert(path.to_vec(), seen).is_none(), "{path:?} is shown twice");
         self.classes.insert(path.to_vec(), class);
         self.bindings.insert(path.to_vec(), bound);
+    }
+
+    /// What a filter leaves out goes.
+    fn leave_out(&mut self) {
+        self.tree.retain(|path, _| !is_hidden(path));
+        self.bindings.retain(|path, _| !is_hidden(path));
+        self.classes.retain(|path, _| !is_hidden(path));
     }
 
     /// Paths in order decide which is the first of an inode.

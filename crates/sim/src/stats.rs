@@ -17,10 +17,11 @@ pub enum Fault {
     ClockJump,
     FailedStep,
     PowerCut,
+    GivenBack,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Lost,
         Fault::Duplicated,
         Fault::Reordered,
@@ -34,6 +35,7 @@ impl Fault {
         Fault::ClockJump,
         Fault::FailedStep,
         Fault::PowerCut,
+        Fault::GivenBack,
     ];
 
     pub fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Fault {
             Fault::ClockJump => "clock-jump",
             Fault::FailedStep => "failed-step",
             Fault::PowerCut => "power-cut",
+            Fault::GivenBack => "given-back",
         }
     }
 }

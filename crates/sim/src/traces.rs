@@ -72,6 +72,7 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
         "start" => Step::Start(number(1)),
         "seal" => Step::Seal(number(1)),
         "failing" => Step::ShowFailing(number(1), number(2) as u64),
+        "crash" => Step::CrashInShow(number(1), number(2)),
         "cut" => Step::PowerCut(number(1), number(2) as u64),
         _ => {
             let token = |i: usize| number(i) as u64;
@@ -89,6 +90,9 @@ fn step(w: &mut World, command: &str) -> Result<(), String> {
                 "rmdir" => Op::Rmdir(path(2)),
                 "chmod" => Op::Chmod(path(2), token(3) as u32),
                 "touch" => Op::Touch(path(2), token(3) as i64),
+                "open" => Op::Open(path(2)),
+                "late" => Op::WriteOpen(0, token(2)),
+                "close" => Op::Close(0),
                 other => panic!("no command {other}"),
             };
             assert!(w.act_at(number(0), &op)?, "{command} cannot be done");
@@ -900,4 +904,93 @@ fn the_name_that_alone_keeps_a_file_goes_and_the_file_stays() {
     let kept = "0 mkdir d; 0 create x 2; 0 create y 3; sync 0 4; sync 4 3; show 3; 3 ln y d/x; all; 3 rm y; 3 mv d/x y; sync 3 1;
         0 write d/x 8; sync 0 1; show 1; sync 1 0; 3 mv y d/y; 0 save d/x 11; 1 mv x y; all; 2 save y~0 13";
     trace(5, kept, "d/ d/x=11 d/y=8 y=2 y~=13");
+}
+
+#[test]
+fn what_a_later_step_made_tells_that_an_earlier_one_was_done() {
+    let ring = Rules { edges: vec![(0, 1), (1, 2), (0, 3), (2, 3)], batch_entries: 5, ..powered(4) };
+    let turned = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; 0 mkdir c; sync 0 1; sync 1 2; sync 0 3; show 2; show 3;
+        3 mv c a/b/c; 2 mv a b/c/c; crash 2 2; 0 mv a b/c; 0 mv b/c/b c/b; 3 mv a/b/c a/b/a; showsome 2 3 1; sync 0 3; show 3;
+        2 mv a b/c/c/c; 3 mv a b/c/a; 0 mv b c/b/b; sync 0 3; sync 2 3; 3 mv b/c/a b/c/b; crash 3 6";
+    trace_in(ring, turned, "b/ b/b/ b/b/b/ b/b/b/c/ b/b/b/c/c/ b/b/b/c/c/b/ b/b/b/c/c/c/");
+    let star = Rules { edges: vec![(0, 1), (0, 2), (1, 2)], ..crashing(3) };
+    let replaced = "0 create x 2; 0 create y 3; sync 0 2; sync 2 1; show 1; 0 mv x y; 0 create x 6; sync 0 1; show 1; 0 rm y; crash 1 1";
+    trace_in(star, replaced, "x=6");
+}
+
+#[test]
+fn what_a_plan_placed_and_a_user_put_elsewhere_is_recorded_once() {
+    let moved = "0 mkdir d; 0 create x 2; 0 create y 3; sync 0 1; sync 1 3; 3 symlink y 5; show 3; 3 mv x y; cut 3 1963527928818620233";
+    trace_in(powered(4), moved, "d/ x=2 y=3 y~=2");
+}
+
+/// A world in which these sites have filters.
+fn filtered(filtered: &[bool]) -> Rules {
+    Rules { planner: true, filtered: filtered.to_vec(), ..World::mesh(filtered.len()).rules }
+}
+
+#[test]
+fn a_directory_that_leaves_what_a_filter_hides_comes_with_what_is_in_it() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir b/c; 0 create b/c/e 6; sync 0 1; show 1; 0 mv b/c a/e; sync 0 1; show 1";
+    let mut w = World::new(filtered(&[false, true]));
+    run(&mut w, script);
+    assert_eq!(text(&w.sites[1].disk_tree()), "a/ a/e/ a/e/e=6 b/");
+    w.finish().unwrap();
+}
+
+#[test]
+fn a_directory_that_lives_by_what_a_filter_hides_comes_again() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; sync 0 1; show 1; 1 mv b a/b/a; 1 rmdir a/b/a; sync 1 2;
+        show 2; 2 rmdir a/b/a; show 2";
+    let mut w = World::new(filtered(&[false, true, true]));
+    run(&mut w, script);
+    assert_eq!(text(&w.sites[2].disk_tree()), "a/ a/b/ a/b/a/");
+    w.finish().unwrap();
+}
+
+#[test]
+fn all_of_several_directories_that_became_one_go_where_a_filter_hides_it() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir c; sync 0 1; sync 1 2; sync 2 3; show 1; show 2; show 3; 3 mv a/b c/c;
+        2 mv b a/b/b; 1 mkdir a/b/a; 2 mv a/b/b a/b/a; all";
+    let mut w = World::new(filtered(&[false, true, true, false]));
+    run(&mut w, script);
+    assert_eq!(text(&w.sites[1].disk_tree()), "a/");
+    w.finish().unwrap();
+}
+
+#[test]
+fn what_came_with_a_directory_that_a_filter_hides_now_goes_from_the_one_it_was_one_with() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir c; sync 0 3; sync 3 1; sync 3 2; show 1; show 2; show 3; 2 create b/a 5;
+        sync 2 1; 3 mv b c/c; 1 mv a/b b; show 1; all";
+    let mut w = World::new(filtered(&[false, true, false, false]));
+    run(&mut w, script);
+    assert_eq!(text(&w.sites[1].disk_tree()), "a/ b/");
+    w.finish().unwrap();
+}
+
+#[test]
+fn what_is_written_to_a_file_that_was_removed_elsewhere_comes_back() {
+    let rules = Rules { planner: true, open_files: true, ..World::mesh(2).rules };
+    let mut w = World::new(rules);
+    run(&mut w, "0 create x 2; all; 0 open x; 1 rm x; sync 1 0; show 0; 0 late 9; show 0; 0 late 15; show 0");
+    assert_eq!(text(&w.sites[0].disk_tree()), "");
+    run(&mut w, "0 close; show 0; all");
+    assert_eq!(text(&w.sites[1].disk_tree()), "x.recovered-3=15");
+    w.finish().unwrap();
+}
+
+#[test]
+fn what_lives_by_a_name_that_was_given_where_a_filter_hides_it_is_kept_there() {
+    let script = "0 mkdir a; 0 mkdir a/b; 0 create a/x 4; sync 0 1; show 1; 0 rm a/x; 0 mv a/b a/y; 1 mv a/x a/b/b; sync 0 1; show 1; all";
+    let mut w = World::new(filtered(&[false, true]));
+    run(&mut w, script);
+    assert_eq!(text(&w.sites[0].disk_tree()), "a/ a/y/ a/y/b=4");
+    w.finish().unwrap();
+}
+
+#[test]
+fn a_symlink_that_was_changed_and_removed_elsewhere_can_be_renamed() {
+    let renamed = "0 symlink x 4; forget 0; sync 0 1; show 1; 0 symlink recovered/y 9; 0 mv recovered/y recovered/x;
+        1 mv recovered/x recovered/y; 1 mkdir recovered/x; 0 save recovered/x 14; sync 0 1; 1 mv recovered/y recovered/x/x; all";
+    trace(2, renamed, "recovered/ recovered/x/ recovered/x/x:symlink recovered/x~=14");
 }

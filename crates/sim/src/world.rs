@@ -5,7 +5,7 @@ use crate::disk::{Disk, Tree};
 use crate::memo::Index;
 use crate::naive;
 use crate::network::{Body, Links, Message};
-use crate::site::{Op, Site, base_of, same, same_at_once};
+use crate::site::{Op, Site, base_of, is_hidden_text, same, same_at_once};
 pub use crate::stats::{Fault, Stats};
 use driftless_core::link::{Batch, ReceiveError, Receiver, SendLimits, Sender, peer_row};
 use driftless_core::*;
@@ -98,6 +98,10 @@ pub struct Rules {
     pub crashes: bool,
     /// The power goes: what no sync covered is lost or torn.
     pub power: bool,
+    /// Which sites have a filter.
+    pub filtered: Vec<bool>,
+    /// Users keep files open.
+    pub open_files: bool,
     /// How long rows of others are held back.
     pub relay_delay_ms: u64,
     /// A batch is full with so many entries.
@@ -206,6 +210,9 @@ impl World {
     pub fn new(rules: Rules) -> World {
         let mut sites: Vec<Site> =
             (0..rules.sites).map(|i| Site::new(i, rules.epochs[i], rules.skews_ns[i])).collect();
+        for (site, filtered) in sites.iter_mut().zip(&rules.filtered) {
+            site.filtered = *filtered;
+        }
         if rules.crashes {
             sites.iter_mut().for_each(Site::may_crash);
             if rules.power {
@@ -449,6 +456,10 @@ impl World {
 
     /// True if the user could do it.
     fn act(&mut self, i: usize, op: &Op) -> Result<bool, String> {
+        if self.sites[i].filtered && op.paths().iter().any(|path| path.split('/').any(is_hidden_text)) {
+            // Nobody looks there.
+            return Ok(false);
+        }
         self.note_unrecorded(i, op);
         if self.sites[i].blind {
             let (before, touched, target) =
@@ -462,7 +473,7 @@ impl World {
             }
             return Ok(done);
         }
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
+        let (tree, disk) = (self.sites[i].own_tree(), self.sites[i].disk_tree());
         let faithful = same(&tree, &disk) && self.sites[i].bindings() == self.sites[i].recorded();
         let (touched, target) = (self.touched(i, op), self.target(i, op));
         let files = self.sites[i].files_with(&touched);
@@ -475,8 +486,14 @@ impl World {
             source.as_ref().is_some_and(|(dir, name)| copy.0 == Disk::key(*dir) && copy.1 == *name)
         };
         let taken = copies.iter().find(is_source).map(|copy| copy.2);
+        let overwritten = self.sites[i].written_in_limbo(op);
         if !self.sites[i].act(op) {
             return Ok(false);
+        }
+        if let Some(content) = overwritten {
+            let token = self.tokens.entry(content).or_default();
+            token.dropped.push(Sight::none(self.sites[i].me));
+            token.replaced = true;
         }
         self.stats.acts += 1;
         self.note_chosen(i, copies);
@@ -486,7 +503,10 @@ impl World {
         }
         self.note_fewer(i, files);
         self.check_records(i)?;
-        if faithful {
+        // A directory may have more in it than this disk shows, a file more versions: then something comes again.
+        let takes_away =
+            matches!(op, Op::Rmdir(_) | Op::Rm(_) | Op::Mv(..) | Op::Save(..) | Op::SaveSeen(..));
+        if faithful && !(self.sites[i].filtered && takes_away) {
             self.check_fidelity(i, &format!("{op:?}"))?;
         }
         Ok(true)
@@ -494,7 +514,7 @@ impl World {
 
     /// The disk equalled its tree, then its own user did something: it does still.
     pub(crate) fn check_fidelity(&self, i: usize, after: &str) -> Verdict {
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
+        let (tree, disk) = (self.sites[i].own_tree(), self.sites[i].disk_tree());
         let equal = same_at_once(&tree, &disk);
         if !equal && !is_excused(&self.sites[i], &tree, &disk) {
             return Err(format!(
@@ -516,15 +536,21 @@ impl World {
     /// Contents whose names the operation changes.
     fn touched(&self, i: usize, op: &Op) -> Vec<Digest> {
         let site = &self.sites[i];
-        let paths: Vec<&str> = match op {
-            Op::Write(p, _) | Op::Save(p, _) | Op::SaveSeen(p, _) | Op::Rm(p) | Op::Chmod(p, _) => vec![p],
-            Op::Mv(p, q) | Op::Ln(p, q) => vec![p, q],
-            _ => vec![],
+        let names: Vec<&str> = match op {
+            Op::Create(..) | Op::Symlink(..) | Op::Mkdir(_) | Op::Rmdir(_) | Op::Touch(..) | Op::Open(_) => {
+                Vec::new()
+            }
+            _ => op.paths(),
         };
         let mut out = Vec::new();
-        for p in paths {
+        for p in names {
             let Some((dir, name)) = site.spot(p) else { continue };
             let Some(ino) = site.disk.get(dir, &name) else { continue };
+            out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
+        }
+        if let Op::WriteOpen(k, _) = op
+            && let Some(ino) = site.opened(*k).filter(|ino| site.disk.is_in_tree(*ino))
+        {
             out.extend(site.disk.inodes[&ino].content.as_ref().map(Content::identity));
         }
         // Settling gives entries of their own to copies, here and beside other names of the same file.
@@ -608,9 +634,11 @@ impl World {
         }
         let born = match op {
             Op::Symlink(_, t) => Some(crate::site::symlink(*t)),
-            Op::Create(_, t) | Op::Write(_, t) | Op::Save(_, t) | Op::SaveSeen(_, t) => {
-                Some(crate::site::file(*t, 0))
-            }
+            Op::Create(_, t)
+            | Op::Write(_, t)
+            | Op::Save(_, t)
+            | Op::SaveSeen(_, t)
+            | Op::WriteOpen(_, t) => Some(crate::site::file(*t, 0)),
             _ => None,
         };
         let after = site.disk_tree();
@@ -741,6 +769,7 @@ impl World {
         if self.sites[i].blind {
             return Ok(true);
         }
+        self.empty_limbo(i)?;
         let shown = self.sites[i].knowledge();
         if self.sites[i].shown_at == Some(self.sites[i].versions()) {
             self.sites[i].shown = shown;
@@ -758,12 +787,26 @@ impl World {
         self.sites[i].shown = shown;
         self.sites[i].glimpse();
         self.check_records(i)?;
-        let (tree, disk) = (self.sites[i].tree(), self.sites[i].disk_tree());
+        let (tree, disk) = (self.sites[i].own_tree(), self.sites[i].disk_tree());
         if !same(&tree, &disk) {
             return Err(format!("shown at {i}:\n  tree {}\n  disk {}", print(&tree), print(&disk)));
         }
         self.sites[i].shown_at = Some(self.sites[i].versions());
         Ok(true)
+    }
+
+    /// What users wrote to files that plans had taken away comes back.
+    fn empty_limbo(&mut self, i: usize) -> Verdict {
+        if self.sites[i].disk.limbo.is_empty() {
+            return Ok(());
+        }
+        let back = self.sites[i].empty_limbo();
+        let at = (self.sites[i].me, self.sites[i].head());
+        self.stats.faults[Fault::GivenBack as usize] += back.len() as u64;
+        for content in back {
+            self.tokens.entry(content).or_default().touched.push(at);
+        }
+        self.check_records(i)
     }
 
     fn show_some(&mut self, i: usize, skip: usize, count: usize) -> Verdict {
@@ -789,7 +832,7 @@ impl World {
 
     /// Contents that are on some disk.
     pub(crate) fn available(&self) -> Available {
-        Available::new(self.sites.iter().map(Site::identities).collect())
+        Available::new(self.sites.iter().map(Site::served).collect())
     }
 
     fn collect(&mut self, i: usize) -> Verdict {
@@ -884,6 +927,14 @@ impl World {
             }
         }
         self.heal()?;
+        // Who has something open closes it: what is still in limbo comes to rest.
+        if self.rules.open_files {
+            for i in 0..self.sites.len() {
+                self.sites[i].disk.open.clear();
+                self.empty_limbo(i)?;
+            }
+            self.heal()?;
+        }
         self.check_converged()?;
         for i in 0..self.sites.len() {
             self.check_well_formed(i)?;
@@ -915,6 +966,8 @@ impl Rules {
             live: false,
             crashes: false,
             power: false,
+            filtered: vec![false; sites],
+            open_files: false,
             relay_delay_ms: 0,
             batch_entries: 64,
         }
