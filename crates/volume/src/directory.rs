@@ -8,7 +8,7 @@ use crate::capability::{self, Capabilities};
 use crate::dirfd::{DirFd, OpenDir};
 use crate::error::{Context, Reason, VolumeError};
 use crate::key;
-use crate::stage::{SHARDS, shard_name};
+use crate::stage::{PrivateName, SHARDS, StageId, shard_name};
 use crate::staged_dir::DIRS;
 use crate::stat::{self, Look, MountId, only_mtime};
 use crate::sys::{self, Writers};
@@ -17,7 +17,7 @@ use lru::LruCache;
 use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -259,15 +259,42 @@ impl Directory {
             return Ok(DirFd::new(self.clone(), known));
         }
         let joined = joined(path);
-        let fd = self.walk(path).doing("open the directory", &joined)?;
+        let fd = self.walk(&self.0.root, path).doing("open the directory", &joined)?;
+        self.entered(fd, &joined, expect)
+    }
+
+    /// Opens the directory at `path` below one that was moved out of the way under the name `id` (that one itself if empty),
+    /// and makes sure that it is this inode.
+    ///
+    /// # Errors
+    /// As [`Directory::dir`]; [`Reason::NotFound`] if nothing waits under this name.
+    pub fn dir_in_parked(&self, id: StageId, path: &[Name], expect: &NodeKey) -> Result<DirFd, VolumeError> {
+        if let Some(known) = self.dirs().get(expect).cloned() {
+            return Ok(DirFd::new(self.clone(), known));
+        }
+        let (doing, joined) = ("open the directory that was moved out of the way", joined(path));
+        let [private, beside] = self.parking_places(id)?;
+        let enter = |place: &(BorrowedFd<'_>, PrivateName)| {
+            rustix::fs::openat(place.0, place.1.get(), DIR_FLAGS, Mode::empty())
+        };
+        let top = match enter(&private) {
+            Err(Errno::NOENT) => enter(&beside),
+            other => other,
+        };
+        let fd = top.and_then(|top| self.walk(&top, path)).doing(doing, &joined)?;
+        self.entered(fd, &joined, Some(expect))
+    }
+
+    /// A directory that was opened: the one that is expected, and on this file system.
+    fn entered(&self, fd: OwnedFd, joined: &[u8], expect: Option<&NodeKey>) -> Result<DirFd, VolumeError> {
         let look =
-            stat::look_fd(self.0.capabilities.identity, &fd).doing("identify the directory", &joined)?;
+            stat::look_fd(self.0.capabilities.identity, &fd).doing("identify the directory", joined)?;
         if expect.is_some_and(|expected| *expected != look.key) {
-            return Err(VolumeError::own("open the directory", &joined, Reason::WrongIdentity));
+            return Err(VolumeError::own("open the directory", joined, Reason::WrongIdentity));
         }
         let mount = stat::mount_of(&look.stat);
         if mount != self.0.mount {
-            return Err(VolumeError::own("enter the mount point", &joined, Reason::CrossDevice));
+            return Err(VolumeError::own("enter the mount point", joined, Reason::CrossDevice));
         }
         let open = Arc::new(OpenDir { fd, key: look.key.clone(), mount });
         self.dirs().put(look.key, Arc::clone(&open));
@@ -275,7 +302,7 @@ impl Directory {
     }
 
     /// The directory with this key, if it is open or can be opened by its key.
-    pub fn known_dir(&self, key: &NodeKey) -> Option<DirFd> {
+    pub(crate) fn known_dir(&self, key: &NodeKey) -> Option<DirFd> {
         if let Some(open) = self.dirs().get(key) {
             return Some(DirFd::new(self.clone(), Arc::clone(open)));
         }
@@ -350,24 +377,23 @@ impl Directory {
         self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn walk(&self, path: &[Name]) -> Result<OwnedFd, Errno> {
+    fn walk(&self, from: &OwnedFd, path: &[Name]) -> Result<OwnedFd, Errno> {
         if path.is_empty() {
-            return rustix::fs::openat(&self.0.root, c".", DIR_FLAGS, Mode::empty());
+            return rustix::fs::openat(from, c".", DIR_FLAGS, Mode::empty());
         }
         if !self.0.capabilities.openat2 {
-            return self.walk_by_steps(path);
+            return self.walk_by_steps(from, path);
         }
         let mut at: Option<OwnedFd> = None;
         for piece in pieces(path) {
-            let from = at.as_ref().unwrap_or(&self.0.root);
-            at = Some(open_beneath(from, &piece)?);
+            at = Some(open_beneath(at.as_ref().unwrap_or(from), &piece)?);
         }
         at.ok_or(Errno::INVAL)
     }
 
     /// Without `openat2`: one component after the other, looking for mount points on the way.
-    fn walk_by_steps(&self, path: &[Name]) -> Result<OwnedFd, Errno> {
-        let mut at = rustix::fs::openat(&self.0.root, c".", DIR_FLAGS, Mode::empty())?;
+    fn walk_by_steps(&self, from: &OwnedFd, path: &[Name]) -> Result<OwnedFd, Errno> {
+        let mut at = rustix::fs::openat(from, c".", DIR_FLAGS, Mode::empty())?;
         for name in path {
             at = rustix::fs::openat(&at, name.as_bytes(), DIR_FLAGS, Mode::empty())?;
             if stat::mount_of(&stat::stat_fd(&at)?) != self.0.mount {

@@ -11,6 +11,7 @@ use crate::patch::Patch;
 use crate::read::{hash_fd, read_range};
 use crate::staged_dir::StagedDir;
 use crate::stat::{self, Look};
+use crate::sys;
 use driftless_core::meta::Xattrs;
 use driftless_core::{Attrs, Digest, Fingerprint, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
@@ -266,6 +267,7 @@ impl Directory {
             hash,
             hashed_to: 0,
             read: None,
+            dirty: 0,
         })
     }
 
@@ -589,6 +591,10 @@ fn in_parallel<T: Sync>(items: &[T], act: impl Fn(&T) -> Result<(), Errno> + Syn
     })
 }
 
+/// A large file is written out every so many bytes while it comes. Left to gather, they would be waited for by every small file that
+/// is synced meanwhile, for a journal in order writes them out first, and all at once by the sync of the file itself.
+const WRITE_OUT_LEN: u64 = 4 << 20;
+
 /// A file being staged. Dropped without [`StagedWriter::finish`], it stays in staging and can be reopened.
 pub struct StagedWriter {
     volume: Directory,
@@ -603,6 +609,8 @@ pub struct StagedWriter {
     hashed_to: u64,
     /// Digest of what was read back since the last write.
     read: Option<Digest>,
+    /// Bytes written since the kernel was asked to write out.
+    dirty: u64,
 }
 
 impl StagedWriter {
@@ -641,6 +649,11 @@ impl StagedWriter {
         let end = written.doing("write", self.id.to_string().as_bytes())?;
         self.high = self.high.max(end);
         self.read = None;
+        self.dirty += bytes.len() as u64;
+        if self.dirty >= WRITE_OUT_LEN {
+            self.dirty = 0;
+            sys::begin_writing_out(&self.fd);
+        }
         match &mut self.hash {
             Some(hash) if offset == self.hashed_to => {
                 hash.update(bytes);

@@ -164,6 +164,13 @@ pub(crate) fn writers(fd: impl AsFd) -> Writers {
     ReadLease::take(fd.as_fd()).map_or_else(|writers| writers, |_lease| Writers::None)
 }
 
+/// Has the kernel begin to write out what is dirty of a file, and does not wait for it.
+pub(crate) fn begin_writing_out(fd: impl AsFd) {
+    // SAFETY: the call takes a descriptor, which is open, and numbers. Length 0 means to the end of the file.
+    // It only asks for something to be done sooner: that it cannot be done is no harm.
+    let _ = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 fn fcntl(fd: RawFd, command: i32, argument: i32) -> Result<(), Errno> {
     // SAFETY: the commands used here take an integer and no pointer.
     check(unsafe { libc::fcntl(fd, command, argument) }.into()).map(drop)
