@@ -17,6 +17,7 @@ use rustls::{
     CertificateError, ClientConfig, Connection, DigitallySignedStruct, DistinguishedName, Error,
     PeerIncompatible, ServerConfig, SignatureScheme,
 };
+use socket2::SockRef;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::ops::Range;
@@ -29,6 +30,10 @@ const ALPN: &[u8] = b"driftless/1";
 const READ_LEN: usize = 64 << 10;
 /// Plaintext encrypted at once.
 const WRITE_LEN: usize = 64 << 10;
+
+/// Bytes that the system takes without sending them yet. What is written later stands behind these, whatever it is: at
+/// 100 Mbit/s for 10 ms. Without a bound they would be megabytes.
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -224,6 +229,8 @@ pub struct Tls {
 impl Tls {
     fn handshake(socket: TcpStream, mut conn: Connection, patience: Duration) -> Result<Tls, TlsError> {
         socket.set_nodelay(true)?;
+        // Where it cannot be had small messages wait longer; that is no reason not to talk.
+        let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
         let deadline = Instant::now() + patience;
         while conn.is_handshaking() || conn.wants_write() {
             // Each call of the system ends in time; and so does the whole, however slowly bytes drip in.

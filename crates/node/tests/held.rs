@@ -6,7 +6,7 @@ mod common;
 use common::Pair;
 use driftless_core::Tx;
 use driftless_core::link::{self, PeerRow};
-use driftless_core::rows::Store as _;
+use driftless_core::rows::{Store as _, Table};
 use driftless_core::tx::Env;
 use std::fs::{self, File};
 use std::path::Path;
@@ -64,4 +64,25 @@ fn what_waits_there_is_known_here() {
     assert!(held.waiting > 0, "{held:?}");
     assert!(pair.sync().0.in_sync);
     assert_eq!(peer_of(&pair, &pair.a).0.held.waiting, 0);
+}
+
+/// Else each start would plan such a tree again, though nothing has changed.
+#[test]
+fn a_tree_that_was_joined_is_planned_once() {
+    // More than is planned in one go: of fewer it is not written down at once.
+    const FILES: usize = 9000;
+    let pair = Pair::new();
+    for end in [&pair.a, &pair.b] {
+        for i in 0..FILES {
+            File::create(end.join(i.to_string())).unwrap();
+        }
+    }
+    assert!(pair.sync().0.in_sync);
+    for end in [&pair.a, &pair.b] {
+        let index = pair.index(end);
+        let snapshot = index.snapshot().unwrap();
+        let tx = Tx::open(&*snapshot, Env { now_ns: 0, epoch: 0 }).unwrap();
+        let planned = snapshot.get(Table::Settings, b"planned").unwrap().unwrap();
+        assert_eq!(planned, tx.head().to_be_bytes(), "{}", end.display());
+    }
 }

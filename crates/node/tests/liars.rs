@@ -57,6 +57,7 @@ impl Scene {
             site: site.into(),
             rights: Rights { role: Role::Writer, may_relay, may_invite: false },
             addresses: Vec::new(),
+            has_written: true,
         };
         let third_key = Key(third.public().0);
         let view = View {
@@ -189,6 +190,33 @@ fn who_may_not_relay_speaks_for_itself_only() {
     assert_eq!(reasons, ["the peer may not speak for its author"]);
     assert_eq!(receipt.states.len(), 1);
     assert_eq!(scene.knows(THIRD), 0);
+}
+
+/// Changes of a site that has followed ever since count for nothing: they are refused by name, from a relay as well, and what else
+/// comes is taken.
+#[test]
+fn who_follows_makes_no_changes() {
+    let scene = Scene::new(true);
+    let mut view = (*scene.trust.view()).clone();
+    for key in [scene.liar, Key(scene.third.public().0)] {
+        let member = view.members.get_mut(&key).unwrap();
+        member.rights.role = Role::Follower;
+        member.has_written = key != scene.liar;
+    }
+    scene.trust.set(Arc::new(view));
+    let end = scene.connect(LIAR);
+    end.give(batch(1, vec![file(LIAR, 1, "own"), file(THIRD, 1, "of an earlier writer")], &[(LIAR, 1)]));
+    let receipt = receipt(&end, 1);
+    let reasons: Vec<&str> = receipt.refused.iter().map(|(_, why)| why.as_str()).collect();
+    assert_eq!(reasons, ["it has a change of a site that follows and may make none"]);
+    assert_eq!((receipt.states.len(), scene.knows(LIAR)), (1, 0));
+    let root = scene.base.path().join("site");
+    let until = std::time::Instant::now() + PATIENCE;
+    while root.join("of an earlier writer").symlink_metadata().is_err() {
+        assert!(std::time::Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(root.join("own").symlink_metadata().is_err());
 }
 
 #[test]

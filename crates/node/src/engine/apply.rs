@@ -9,7 +9,7 @@ use super::limbo::InLimbo;
 use super::recover;
 use super::stager::Early;
 use super::trash;
-use super::{Engine, Fail, RACES_AT_ONCE_MAX, volume_reason};
+use super::{DEPTH_MAX, Engine, Fail, RACES_AT_ONCE_MAX, volume_reason};
 use crate::api::{Event, Level, PathText, Reason};
 use crate::needs::Waiter;
 use crate::query;
@@ -65,6 +65,8 @@ struct Run {
     lacking: Vec<(EntryId, Lack)>,
     /// Inodes that a step which was not done should have moved, linked or copied: no later step takes them away.
     sources: BTreeSet<NodeKey>,
+    /// Directories that came out of where a filter hid them.
+    coming: Vec<EntryId>,
 }
 
 impl Engine {
@@ -106,6 +108,7 @@ impl Engine {
             raced: Vec::new(),
             lacking: Vec::new(),
             sources: BTreeSet::new(),
+            coming: Vec::new(),
         };
         if let Some((text, held)) = held {
             let why = (Reason::MassRemoval, text);
@@ -163,6 +166,7 @@ impl Engine {
             }
             self.entry_waits(&mut tx, id, reason, detail)?;
         }
+        self.plan_below(&mut tx, &run.coming)?;
         for at in std::mem::take(&mut run.relook) {
             self.look_soon(at.dir, at.name);
         }
@@ -371,7 +375,8 @@ impl Engine {
     /// limbo what the steps replace. Gives the plan's number.
     fn write_intents(&mut self, plan: &Plan, ids: &[StageId], run: &Run) -> Result<u64, Fail> {
         let n = self.next_plan;
-        let mut known = Known { staged: &run.staged, times: HashMap::new() };
+        let placed = self.left.placed_by(plan);
+        let mut known = Known { staged: &run.staged, placed, times: HashMap::new() };
         let rows: Vec<IntentRow> =
             plan.steps.iter().zip(ids).filter_map(|(step, id)| known.intent_of(n, step, *id)).collect();
         if rows.is_empty() {
@@ -476,6 +481,9 @@ impl Engine {
                 self.counts.applied += 1;
                 if self.shared.verbose {
                     self.say_step(tx, &step, true)?;
+                }
+                if !self.filter.is_empty() {
+                    run.coming.extend(plan::coming_dirs(tx, &step)?);
                 }
                 plan::record(tx, &step, outcome.as_ref())?;
                 for victim in &victims {
@@ -621,6 +629,9 @@ impl Engine {
             _ => None,
         };
         if let Some(at) = step.target() {
+            if let Some(identity) = identity {
+                self.note_hidden(tx, at, identity)?;
+            }
             let kind = step.victim().map_or(Kind::File, |v| v.kind);
             let origin = self.origin_of_step(tx, step)?;
             self.limbos.put(InLimbo::new(limbo.clone(), at.clone(), identity, kind, plan, origin));
@@ -837,8 +848,15 @@ impl Engine {
         if let Some(fd) = self.dir_cache.get(key) {
             return Ok(Some(fd.clone()));
         }
-        let Some(path) = self.path_of_node(tx, key)? else { return Ok(None) };
-        match self.volume.dir(&path, Some(key)) {
+        let opened = match self.path_of_node(tx, key)? {
+            Some(path) => self.volume.dir(&path, Some(key)),
+            // What a run that ended had moved out of the way may be where the next one has to go on.
+            None => match self.parked_dir(tx, key)? {
+                Some(opened) => opened,
+                None => return Ok(None),
+            },
+        };
+        match opened {
             Ok(fd) => {
                 self.dir_cache.put(key.clone(), fd.clone());
                 Ok(Some(fd))
@@ -847,6 +865,16 @@ impl Engine {
             Err(_) if self.redoing => self.dir_wherever(tx, key),
             Err(_) => Ok(None),
         }
+    }
+
+    /// A directory that is recorded in one that was moved out of the way, or as that; `None` if it is not.
+    pub(super) fn parked_dir(
+        &self,
+        tx: &mut Tx<'_>,
+        key: &NodeKey,
+    ) -> Result<Option<Result<DirFd, VolumeError>>, Fail> {
+        let found = path_in_parked(tx, key)?;
+        Ok(found.map(|(top, path)| self.volume.dir_in_parked(park_id(&top), &path, key)))
     }
 
     /// True if there is no such directory any more, nor what was in it. One that cannot be entered, is mounted over, or was
@@ -954,9 +982,30 @@ pub(super) fn park_id(node: &NodeKey) -> StageId {
     StageId(u64::from_be_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]))
 }
 
+/// The directory out of the way that this one is recorded in (or is), and the path from there.
+fn path_in_parked(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<Option<(NodeKey, Vec<Name>)>, Fail> {
+    let (mut at, mut path) = (dir.clone(), Vec::new());
+    for _ in 0..DEPTH_MAX {
+        match tx.node(&at)?.and_then(|n| n.names.first().cloned()) {
+            Some((above, _)) if Plan::is_parked_dir(&above) => {
+                path.reverse();
+                return Ok(Some((at, path)));
+            }
+            Some((above, name)) => {
+                path.push(name);
+                at = above;
+            }
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
 /// What is known of inodes when intents are written down.
 struct Known<'a> {
     staged: &'a StagedByKey,
+    /// What the last process staged and placed, by the keys that the plan gives it.
+    placed: HashMap<NodeKey, intent::StagedFile>,
     /// Times that earlier steps of the plan set.
     times: HashMap<NodeKey, Time>,
 }
@@ -972,10 +1021,15 @@ impl Known<'_> {
         // What is staged has a key already, whichever step speaks of it.
         if let Some(s) = self.staged.get(&row.node) {
             row.node.clone_from(&s.key);
+        } else if let Some(s) = self.placed.get(&row.node) {
+            row.node.clone_from(&s.node);
         }
         if let Some(victim) = &mut row.victim {
             if let Some(s) = self.staged.get(&victim.node) {
                 (victim.node, victim.fingerprint) = (s.key.clone(), s.fingerprint);
+            } else if let Some(s) = self.placed.get(&victim.node) {
+                victim.node.clone_from(&s.node);
+                (victim.fingerprint.size, victim.fingerprint.mtime) = (s.size, s.mtime);
             }
             if let Some(time) = self.times.get(&victim.node) {
                 victim.fingerprint.mtime = *time;

@@ -79,6 +79,14 @@ impl Authority for Speaker {
     fn end(&self, replica: ReplicaId) -> u64 {
         self.trust.view().cuts.get(&replica).copied().unwrap_or(N_MAX)
     }
+
+    fn may_write(&self, replica: ReplicaId) -> bool {
+        let view = self.trust.view();
+        // What it introduces itself as before it has named it is its own as well.
+        let follows = |key: &Key| view.members.get(key).is_some_and(|member| !member.has_written);
+        let unnamed = replica == self.replica && !view.replicas.contains_key(&replica);
+        view.may_have_written(replica) && !(unnamed && follows(&self.key))
+    }
 }
 
 impl Engine {

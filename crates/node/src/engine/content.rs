@@ -287,7 +287,7 @@ impl Engine {
                 return Ok(Some(h));
             }
         }
-        Ok(None)
+        Ok(self.open_hidden(entry, digest))
     }
 
     /// A leaf of this disk, open, if it is still what was recorded.
@@ -388,7 +388,7 @@ impl Engine {
         Ok(out)
     }
 
-    fn on_disk(
+    pub(super) fn on_disk(
         &self,
         tx: &mut Tx<'_>,
         bound: &[driftless_core::NodeKey],

@@ -5,10 +5,10 @@
 //! make room, not everywhere: its record is forgotten, so that it comes again, and no removal is recorded. For the same reason a
 //! directory that is removed with something hidden in it takes only along what was not hidden.
 
-use super::{Engine, Fail, RelPath};
+use super::{Engine, Fail, QUEUE_MAX, RelPath};
 use crate::api::{FilterRule, Level};
 use crate::filter::Filter;
-use driftless_core::plan::At;
+use driftless_core::plan::{self, At};
 use driftless_core::rows::{Batch as Rows, Table};
 use driftless_core::{EntryId, Name, NodeKey, Tx, unsealed};
 use std::collections::BTreeSet;
@@ -45,6 +45,24 @@ impl Engine {
         };
         self.store.commit(Rows::from([((Table::Settings, SETTING_FILTER.to_vec()), value)]))?;
         self.log(Level::Info, "the filter has changed: everything is planned again".into());
+        Ok(())
+    }
+
+    /// What is in directories that come to this disk is planned as well: it may have been hidden with them before.
+    pub(super) fn plan_below(&mut self, tx: &mut Tx<'_>, coming: &[EntryId]) -> Result<(), Fail> {
+        match plan::lacking_below(tx, coming, QUEUE_MAX)? {
+            Some(lacking) => {
+                for id in lacking {
+                    tx.add_pending(id);
+                    self.enqueue(id);
+                }
+            }
+            // Found in the feed: keeping them here would grow with the tree.
+            None => {
+                self.planned = 0;
+                self.backlog_from = Some(0);
+            }
+        }
         Ok(())
     }
 

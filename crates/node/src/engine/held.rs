@@ -14,8 +14,13 @@ use driftless_core::link::{self, Held, Message};
 impl Engine {
     /// Tells each peer what is held here, if that is more than it was told.
     pub(super) fn tell_held(&mut self) -> Result<(), Fail> {
+        if self.open_plans.is_empty() { self.tell_sealed() } else { Ok(()) }
+    }
+
+    /// The same when a sync has just covered all moves.
+    pub(super) fn tell_sealed(&mut self) -> Result<(), Fail> {
         let planned = self.queue.is_empty() && self.backlog_from.is_none() && self.may_plan();
-        if !planned || !self.open_plans.is_empty() || self.shared.dry_run {
+        if !planned || self.shared.dry_run {
             return Ok(());
         }
         let waiting = self.entries_waiting();

@@ -217,7 +217,8 @@ impl Engine {
         }
         let from = self.left_name(tx, &node.names, &seen.key)?;
         if let Some(from) = &from
-            && self.may_be_restored(tx, from, to, seen)?
+            && (self.may_be_restored(tx, from, to, seen)?
+                || !local::is_content_known(tx, (&from.0, &from.1))?)
         {
             local::unlink(tx, (&from.0, &from.1))?;
             pass.taken.push((to.0.clone(), to.1.clone(), seen.clone()));

@@ -156,7 +156,8 @@ impl Engine {
     pub(super) fn empty_limbo(&mut self) -> Result<(Vec<Limbo>, BTreeSet<u64>), Fail> {
         let rested = self.limbos.resting.len();
         let all = self.limbos.take();
-        let needed = if all.is_empty() { HashSet::new() } else { self.needed_contents()? };
+        let mut needed = if all.is_empty() { HashSet::new() } else { self.needed_contents()? };
+        needed.extend(self.hidden_contents()?);
         let (mut gone, mut changed) = (Vec::new(), Vec::new());
         for mut one in all {
             match self.last_look(&one, &needed)? {

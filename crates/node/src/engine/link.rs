@@ -5,6 +5,7 @@
 //! find it: nothing is passed from link to link. What a peer remembers of another between connections is in the index
 //! ([`driftless_core::link::PeerRow`]); a [`Link`] lasts as long as its connection, and its [`LinkId`] is never used again.
 
+use super::pace::Pace;
 use super::{Engine, Fail, FromEngine, HEARTBEAT_EVERY, wall_ns, weight};
 use crate::outqueue::{OUT_BYTES_FULL, OUT_BYTES_MAX, OutQueue};
 use driftless_core::link::{self, Batch, FeedCursor, FetchLimits, Fetcher, Message, Receiver, Sender, Want};
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Batches of one peer that may be here at once without a receipt. Ours keep to [`super::peer::BATCH_WINDOW`]; who sends
+/// Batches of one peer that may be here at once without a receipt. Ours keep to [`super::pace::LIGHT_WINDOW`]; who sends
 /// more than this fills our memory.
 const BATCHES_MAX: usize = 16;
 /// What these may take together: twice what as many as are on their way at once have at their greatest.
@@ -92,6 +93,7 @@ pub(super) struct Peer {
     /// Of the protocol that both speak.
     pub(super) version: u16,
     pub(super) sender: Sender,
+    pub(super) pace: Pace,
     pub(super) receiver: Receiver,
     /// Its whole tree has been looked at since its start.
     pub(super) scanned: bool,
@@ -151,7 +153,13 @@ impl Link {
     /// When there is something to do for it though nothing happens.
     pub(super) fn poll_at_ms(&self) -> Option<u64> {
         let peer = self.peer.as_ref().filter(|_| !self.is_full())?;
-        [peer.sender.poll_at_ms(), peer.receiver.poll_at_ms()].into_iter().flatten().min()
+        let sends = match peer.pace.closed_until_ms() {
+            // Its next chance is a receipt.
+            Some(u64::MAX) => None,
+            Some(at_ms) => Some(at_ms),
+            None => peer.sender.poll_at_ms(),
+        };
+        [sends, peer.receiver.poll_at_ms()].into_iter().flatten().min()
     }
 }
 

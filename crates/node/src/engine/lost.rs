@@ -180,6 +180,23 @@ fn numbered(name: &Name, n: u32) -> Name {
 /// # Errors
 /// What the file system says.
 pub(super) fn set_index_aside(index: &Path) -> std::io::Result<PathBuf> {
+    let to = kept_name(index);
+    std::fs::rename(index, &to)?;
+    Ok(to)
+}
+
+/// As [`set_index_aside`], for one whose place another is about to take: where the file system can, it stays there as well, so that
+/// there is one at all times.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn keep_index(index: &Path) -> std::io::Result<PathBuf> {
+    let to = kept_name(index);
+    std::fs::hard_link(index, &to).or_else(|_| std::fs::rename(index, &to))?;
+    Ok(to)
+}
+
+fn kept_name(index: &Path) -> PathBuf {
     let time = tree::utc(wall_ns() / 1_000_000_000);
     let mut to = index.with_file_name(format!("index.kept-{time}.redb"));
     let mut n = 1;
@@ -187,8 +204,7 @@ pub(super) fn set_index_aside(index: &Path) -> std::io::Result<PathBuf> {
         to = index.with_file_name(format!("index.kept-{time}-{n}.redb"));
         n += 1;
     }
-    std::fs::rename(index, &to)?;
-    Ok(to)
+    to
 }
 
 #[cfg(test)]

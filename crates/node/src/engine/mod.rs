@@ -6,6 +6,7 @@
 //! `core`; this module and its parts do the I/O.
 //!
 //! - [`observe`]: from what the disk shows to what a user did; [`judge`]: what takes a whole pass to be judged.
+//! - [`ahead`]: looking at what a first crawl comes to next, on other cores.
 //! - [`apply`]: doing what a plan says.
 //! - [`believe`]: how far a peer is believed.
 //! - [`delta`]: large files of which much is here already.
@@ -20,8 +21,11 @@
 //! - [`link`]: the peers that are connected.
 //! - [`lost`]: going on after an index was lost.
 //! - [`rollback`]: asking before a tree that was put back to an earlier state is taken for users' edits.
+//! - [`successor`]: the index that follows one with changes beyond a Cut.
 //! - [`stager`]: staging small contents on another core.
 //! - [`peer`]: introducing itself to the other end, merging what comes, sending what is new.
+//! - [`hidden`]: keeping what a filter hides and nobody else may have.
+//! - [`pace`]: when batches leave.
 //! - [`propagation`]: how long changes of others took to get here.
 //! - [`quarantine`]: keeping a Cut; [`role`]: becoming a writer or a follower.
 //! - [`seal`]: commits, durable or not yet, and the sync that ends what was begun.
@@ -34,6 +38,7 @@
 //! - [`open_files`]: files that were taken in while somebody writes to them.
 //! - [`open`]: opening index and tree, guarding; [`no_room`]: on a full disk that has to wait.
 
+mod ahead;
 mod apply;
 mod believe;
 mod causes;
@@ -44,6 +49,7 @@ mod elsewhere;
 mod filter_change;
 mod hasher;
 mod held;
+mod hidden;
 mod judge;
 mod lags;
 mod limbo;
@@ -54,6 +60,7 @@ mod nowhere;
 mod observe;
 mod open;
 mod open_files;
+mod pace;
 mod peer;
 mod propagation;
 mod quarantine;
@@ -64,6 +71,7 @@ mod routine;
 mod seal;
 mod skip;
 mod stager;
+mod successor;
 mod suspect;
 mod trash;
 mod verify;
@@ -90,6 +98,7 @@ use driftless_net::Permit;
 use driftless_volume::{ApplyError, DirFd, Directory, Hint, StagedDir, VolumeError, Watcher};
 use elsewhere::Elsewhere;
 use hasher::Hasher;
+use hidden::Hidden;
 use judge::removal_limit;
 use lags::Lags;
 use limbo::Limbos;
@@ -129,8 +138,13 @@ const HINTS_MAX: usize = 200_000;
 const DIRS_OPEN_MAX: usize = 256;
 /// Entries remembered to be planned when the crawl is over; beyond it the feed is read again from there.
 const QUEUE_MAX: usize = 16_384;
-/// A quiet time after which what was written is sealed by a sync and limbo is emptied.
-const SEAL_AFTER: Duration = Duration::from_millis(300);
+/// A quiet time after which what was written is sealed by a sync and limbo is emptied: as long as [`SEAL_SHARE`] seals took the last
+/// time, within these bounds. Peers wait for it, since what is not sealed is not held; a disk that syncs slowly is not to be
+/// kept busy by that.
+const SEAL_AFTER_MIN: Duration = Duration::from_millis(10);
+const SEAL_AFTER_MAX: Duration = Duration::from_millis(300);
+/// Work that comes in drops is sealed for about this part of the time.
+const SEAL_SHARE: u32 = 10;
 /// Files in limbo after which it is sealed although work goes on.
 const LIMBO_MAX: usize = 20_000;
 /// At most so often are counts told.
@@ -193,6 +207,9 @@ pub(crate) enum Fail {
     /// The index was put aside: a new session builds another.
     #[error("{0}")]
     Rebuild(String),
+    /// The index is followed by another one, which lies beside it.
+    #[error("{0}")]
+    Succeeded(String),
     #[error("this should not happen: {0}")]
     Bug(String),
 }
@@ -212,9 +229,10 @@ impl Fail {
             Fail::Refused { advice, .. } => advice.clone(),
             Fail::NoRoom { .. } => "free some space there and run it again".to_owned(),
             Fail::Rebuild(_) => "run it again: the index is rebuilt from the other side and the tree".to_owned(),
+            Fail::Succeeded(_) => "run it again: it goes on with the index that was made".to_owned(),
             Fail::Bug(_) => "please report it, with the output of a run with -vv".to_owned(),
         };
-        let again = matches!(self, Fail::Rebuild(_));
+        let again = matches!(self, Fail::Rebuild(_) | Fail::Succeeded(_));
         SessionError { what: format!("{whose}: {self}"), advice, again }
     }
 }
@@ -357,9 +375,15 @@ pub(crate) struct Engine {
     index_full: bool,
     /// After a seal that failed: not before this.
     seal_not_before: Instant,
+    /// How long the sync of the last seal took.
+    seal_took: Duration,
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
     hasher: Hasher,
+    /// Threads for a first crawl; `Some(None)`: there are none to be had.
+    readers: Option<Option<ahead::Readers>>,
+    /// What they have found of the file that is being judged.
+    found_ahead: Option<(NodeKey, hasher::Found)>,
     deltas: Deltas,
     /// The peer is another engine of this process: whole files are copied as fast as they could be compared.
     peer_in_process: bool,
@@ -372,6 +396,7 @@ pub(crate) struct Engine {
     /// Plans of the last process are being done again.
     redoing: bool,
     limbos: Limbos,
+    hidden: Hidden,
     bin: Option<trash::Bin>,
     /// Plans whose moves no sync has covered yet.
     open_plans: Vec<u64>,
@@ -399,6 +424,8 @@ pub(crate) struct Engine {
     removal_window_at: Instant,
     rollback: Rollback,
     stage_ids: StageIds,
+    /// The file of its index, if that is written.
+    index: Option<std::path::PathBuf>,
     propagation: Propagation,
     /// When this process began with it, by the wall clock.
     begun_ns: u64,
@@ -749,7 +776,12 @@ impl Engine {
                 self.enqueue(id);
             }
         }
-        if self.queue.is_empty() || self.plans_wait_for_rollback()? {
+        if self.queue.is_empty() {
+            // The end of the feed was met where the last of it had been planned before.
+            self.advance_planned()?;
+            return Ok(false);
+        }
+        if self.plans_wait_for_rollback()? {
             return Ok(false);
         }
         let n = self.queue.len().min(apply::ENTRIES_PER_PLAN);
@@ -920,6 +952,7 @@ impl Engine {
             self.scanned = true;
             self.taking = Taking::Watch;
             self.adoption = None;
+            self.readers = None;
             let mut rows = Rows::new();
             rows.insert((Table::Settings, open::SETTING_SCANNED.to_vec()), Some(vec![1]));
             rows.insert((Table::Settings, open::SETTING_LOST.to_vec()), None);

@@ -301,6 +301,11 @@ impl Engine {
         let key = (answer.entry, answer.version);
         // What one lacks another may have; but that it lacks it is worth knowing if the others do too.
         let Some(answer) = self.stop_fetching(link, answer) else { return Ok(()) };
+        if !self.still_counts(key)? {
+            // It was removed or written anew while it was asked for: what there is to do now is planned, and nothing waits.
+            self.enqueue(key.0);
+            return Ok(());
+        }
         let (word, detail) = answer.parts();
         let detail = detail.to_owned();
         let why = match word {
@@ -319,6 +324,12 @@ impl Engine {
             self.write_down(key, lacks_it, why, false, detail.clone())?;
         }
         self.fetch_waits(key.0, Reason::ContentNowhere, detail)
+    }
+
+    fn still_counts(&self, (entry, version): (EntryId, Dot)) -> Result<bool, Fail> {
+        let snapshot = self.store.snapshot()?;
+        let row = Tx::open(&*snapshot, self.env())?.entry(entry)?;
+        Ok(row.is_some_and(|row| row.entry.counting().any(|v| v.dot == version)))
     }
 
     /// All who were asked for a version that nobody has: everybody who is connected.

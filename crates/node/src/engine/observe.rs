@@ -6,6 +6,7 @@
 //! matches them: renames first, an order that never moves a directory below itself; then saves by temporary file; then removals,
 //! children before directories. A removal is recorded only if the inode is really gone.
 
+use super::ahead::{Ahead, Look, Readers};
 use super::content::SMALL_LEN_MAX;
 use super::hasher::{ASIDE_LEN_MIN, Aside, Found, How};
 use super::{Engine, Fail, RelPath};
@@ -126,6 +127,7 @@ struct DirLook {
     /// Names that had gone again when they were looked at.
     gone: HashSet<Name>,
     new_dirs: VecDeque<(NodeKey, Seen)>,
+    ahead: Ahead,
 }
 
 /// Where the observer is with respect to the tree.
@@ -164,11 +166,13 @@ impl Engine {
                 if self.is_as_recorded(tx, pass, &mut dir)? {
                     continue;
                 }
-                let Some(seen) = self.look_at_next(tx, &mut dir)? else { continue };
+                let Some((seen, found)) = self.look_at_next(tx, &mut dir)? else { continue };
                 if seen.kind.is_dir() && tx.node(&seen.key)?.is_none() {
                     dir.new_dirs.push_back((dir.key.clone(), seen));
                 } else {
+                    self.found_ahead = found.map(|found| (seen.key.clone(), found));
                     self.look_at_seen(tx, pass, &dir.fd, &dir.key, &dir.path, seen)?;
+                    self.found_ahead = None;
                 }
             }
             if dir.next == dir.names.len() {
@@ -226,7 +230,20 @@ impl Engine {
         self.counts.scanned += names.len() as u64;
         let (key, new_dirs, gone) = (key.clone(), VecDeque::new(), HashSet::new());
         let (recorded, recorded_all, complete) = (VecDeque::new(), false, true);
-        Ok(Some(DirLook { key, path, fd, names, next: 0, recorded, recorded_all, complete, gone, new_dirs }))
+        let (next, ahead) = (0, Ahead::default());
+        Ok(Some(DirLook {
+            key,
+            path,
+            fd,
+            names,
+            next,
+            recorded,
+            recorded_all,
+            complete,
+            gone,
+            new_dirs,
+            ahead,
+        }))
     }
 
     /// Steps over the next name of a directory if it is just as it was recorded: so are nearly all, and of those no more is asked of
@@ -266,19 +283,25 @@ impl Engine {
         Ok(true)
     }
 
-    /// Looks at the next name of a directory. `None`: there is nothing, or nothing that can be looked at.
-    fn look_at_next(&mut self, tx: &mut Tx<'_>, dir: &mut DirLook) -> Result<Option<Seen>, Fail> {
+    /// Looks at the next name of a directory; what it holds comes along if it was read already. `None`: there is nothing, or
+    /// nothing that can be looked at.
+    fn look_at_next(
+        &mut self,
+        tx: &mut Tx<'_>,
+        dir: &mut DirLook,
+    ) -> Result<Option<(Seen, Option<Found>)>, Fail> {
         let Some(name) = dir.names.name(dir.next) else { return Ok(None) };
+        let ahead = self.look_ahead(dir);
         let bytes = dir.names.bytes_of(dir.next).unwrap_or_default();
         dir.next += 1;
         let why = match name {
-            Ok(name) => match dir.fd.look(&name) {
-                Ok(Some(seen)) => return Ok(Some(seen)),
-                Ok(None) => {
+            Ok(name) => match ahead.unwrap_or_else(|| Look { seen: dir.fd.look(&name), found: None }) {
+                Look { seen: Ok(Some(seen)), found } => return Ok(Some((seen, found))),
+                Look { seen: Ok(None), .. } => {
                     dir.gone.insert(name);
                     return Ok(None);
                 }
-                Err(e) => e.to_string(),
+                Look { seen: Err(e), .. } => e.to_string(),
             },
             // One of ours, which no user should have.
             Err(e) => e.to_string(),
@@ -290,6 +313,16 @@ impl Engine {
         path.extend_from_slice(bytes);
         self.path_waits(tx, path, Reason::Unreadable, why)?;
         Ok(None)
+    }
+
+    /// What the threads have found of the next name of a directory, if all in it is to be taken in.
+    fn look_ahead(&mut self, dir: &mut DirLook) -> Option<Look> {
+        if self.taking == Taking::Watch || !self.filter.is_empty() {
+            return None;
+        }
+        let keep = self.cache_room().min(SMALL_LEN_MAX as usize);
+        let readers = self.readers.get_or_insert_with(Readers::start).as_ref()?;
+        dir.ahead.take((readers, &dir.fd), &dir.names, dir.next, keep)
     }
 
     /// A directory that is not where it is recorded was removed, or moved while others were listed.
@@ -415,18 +448,25 @@ impl Engine {
         match tx.place(dir, &seen.name)? {
             Some(place) if place.node == seen.key => self.look_at_known(tx, pass, fd, &path, &seen),
             place => {
-                pass.touched.insert(dir.clone());
                 if let Some(node) = tx.node(&seen.key)? {
+                    pass.touched.insert(dir.clone());
                     if self.taking != Taking::Watch && !node.kind.is_dir() {
                         return self.take_link(tx, pass, fd, dir, &path, &seen);
                     }
                     pass.appeared.push((dir.clone(), seen.name.clone(), seen));
                     Ok(())
                 } else if place.is_some() || self.judges_new_late(pass, &seen) {
+                    pass.touched.insert(dir.clone());
                     pass.taken.push((dir.clone(), seen.name.clone(), seen));
                     Ok(())
                 } else {
-                    self.take_new(tx, pass, fd, dir, &path, &seen)
+                    self.take_new(tx, pass, fd, dir, &path, &seen)?;
+                    // The time of its directory goes with it: alone it would be a message, and a commit to the disk, ahead of a
+                    // file that is closed a moment later.
+                    if !self.settling.contains_key(&path.join_bytes()) {
+                        pass.touched.insert(dir.clone());
+                    }
+                    Ok(())
                 }
             }
         }
@@ -546,6 +586,7 @@ impl Engine {
                 if settles && self.still_settling(path) {
                     return Ok(None);
                 }
+                self.settling.remove(&path.join_bytes());
                 self.settle_path(tx, path)?;
                 if writers == Writers::Some && !self.shared.once {
                     self.open_files.follow(path);
@@ -587,6 +628,11 @@ impl Engine {
         if how != How::AtRest && self.copies.is_being_sent(path, Instant::now()) {
             self.look_again_after(path, SETTLE_PAUSE);
             return None;
+        }
+        if how == How::AtRest
+            && let Some((_, found)) = self.found_ahead.take_if(|(key, _)| *key == seen.key)
+        {
+            return Some(found);
         }
         if !large || self.taking != Taking::Watch || self.shared.once || self.shared.dry_run {
             return Some(how.read(fd, seen, keep));

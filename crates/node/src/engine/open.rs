@@ -5,6 +5,7 @@ use super::content::Contents;
 use super::copies::Copies;
 use super::delta::Deltas;
 use super::hasher::Hasher;
+use super::hidden::Hidden;
 use super::limbo::Limbos;
 use super::lost;
 use super::no_room;
@@ -13,6 +14,7 @@ use super::open_files::OpenFiles;
 use super::recover::Left;
 use super::routine::Routine;
 use super::stager::{StageIds, Stager};
+use super::successor;
 use super::suspect::BeforeRows;
 use super::waiters::Waiters;
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
@@ -43,7 +45,7 @@ pub(super) const SETTING_SCANNED: &[u8] = b"scanned";
 /// Feed position up to which everything was planned.
 pub(super) const SETTING_PLANNED: &[u8] = b"planned";
 /// The volume's id.
-const SETTING_VOLUME: &[u8] = b"volume";
+pub(super) const SETTING_VOLUME: &[u8] = b"volume";
 /// Set while an index is being built anew for a tree that had one.
 pub(super) const SETTING_LOST: &[u8] = b"lost_index";
 /// Batches of hints between the watcher and the engine; beyond it the watcher says overflow and the tree is crawled.
@@ -104,6 +106,7 @@ pub(crate) fn start(
             // The index is closed before the lock goes: who gets the lock next finds it closed.
             drop(engine);
             let result = match (result, held.as_ref().and_then(|h| h.index.as_ref())) {
+                (Err(Fail::Succeeded(what)), Some(index)) => Err(take_over(index, what)),
                 (Err(e), Some(index)) if is_of_no_use(&e) => Err(put_index_aside(index, &e)),
                 (result, _) => result,
             };
@@ -231,10 +234,13 @@ impl Engine {
             nowhere: Nowhere::default(),
             index_full: false,
             seal_not_before: now,
+            seal_took: std::time::Duration::ZERO,
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
             deltas: Deltas::new(),
             peer_in_process,
+            readers: None,
+            found_ahead: None,
             hasher: Hasher::start().map_err(|e| Fail::Refused {
                 what: format!("cannot start a thread: {e}"),
                 advice: "raise the limit of processes (ulimit -u)".into(),
@@ -246,6 +252,7 @@ impl Engine {
             left: Left::default(),
             redoing: false,
             limbos: Limbos::default(),
+            hidden: Hidden::default(),
             bin: None,
             open_plans: Vec::new(),
             resting_plans: Vec::new(),
@@ -266,6 +273,7 @@ impl Engine {
             removal_window_at: now,
             rollback: Default::default(),
             stage_ids,
+            index: held.as_ref().and_then(|h: &Held| h.index.clone()),
             propagation: Default::default(),
             begun_ns: super::wall_ns(),
             counts: Counts::default(),
@@ -357,6 +365,18 @@ impl Engine {
 /// True if what failed is the index itself, and another one would do.
 fn is_of_no_use(e: &Fail) -> bool {
     matches!(e, Fail::Rebuild(_) | Fail::Core(tx::Error::Damaged { .. }))
+}
+
+fn take_over(index: &std::path::Path, what: String) -> Fail {
+    match successor::take_over(index) {
+        Ok(kept) => Fail::Succeeded(format!("{what}; the index with them is kept as {}", kept.display())),
+        Err(e) => Fail::Refused {
+            what: format!("{what}, but {} cannot give way to its successor: {e}", index.display()),
+            advice:
+                "make room in the state directory, and see that its user may write there; it is tried again"
+                    .into(),
+        },
+    }
 }
 
 fn put_index_aside(index: &std::path::Path, why: &Fail) -> Fail {
@@ -521,8 +541,10 @@ fn introduce(store: &dyn Store, marker: Option<Marker>) -> Result<(u128, Replica
             Some(b) => u128::from_be_bytes(b.try_into().unwrap_or_default()),
             None => 0,
         };
+        // A stop may have come between its first start and the marker of that.
+        let follows = successor::follows(&*snapshot)?;
         if let Some(m) = marker
-            && (m.replica != me || (volume != 0 && m.volume != volume))
+            && ((m.replica != me && Some(m.replica) != follows) || (volume != 0 && m.volume != volume))
         {
             return Err(Fail::Refused {
                 what: format!("the directory is replica {} of its volume, its index is of replica {me}", m.replica),

@@ -3,6 +3,7 @@
 use super::link::{Link, LinkId, Peer};
 use super::observe::Taking;
 use super::open::SETTING_LOST;
+use super::pace::{self, Pace};
 use super::stager::{self, Early, Ready};
 use super::{ENTRIES_PER_BATCH, Engine, Fail, FromEngine, QUEUE_MAX, apply, steady_ns};
 use crate::api::{Level, Phase, Side};
@@ -14,8 +15,9 @@ use driftless_net::size_of_batch;
 use driftless_volume::crash::{self, Point};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Batches on their way to a peer without a receipt. Small ones overlap better: while one is synced, the next ones are staged.
-pub(super) const BATCH_WINDOW: usize = 4;
+/// A batch with no more files, and no more bytes of them, is staged by the engine itself if it is idle.
+const AT_ONCE_FILES_MAX: usize = 4;
+const AT_ONCE_BYTES_MAX: usize = 256 << 10;
 /// How long what third replicas changed waits for the peer to hear it from them, if it hears them: a mesh would send all
 /// of it several times else.
 const RELAY_DELAY_MS: u64 = 2000;
@@ -28,7 +30,7 @@ impl Engine {
             Message::Batch(batch) => {
                 self.count_batch(id, &batch)?;
                 // Before the first crawl is over nothing is planned: contents wait in memory, not staged.
-                let useful = self.may_plan() || self.staging > 0;
+                let useful = (self.may_plan() && !self.stages_at_once(&batch)) || self.staging > 0;
                 if useful && self.stager.is_some() {
                     let new_dirs = self.new_dirs_of(&batch)?;
                     if let Some(stager) = &mut self.stager {
@@ -42,6 +44,7 @@ impl Engine {
             }
             Message::Receipt(receipt) => {
                 let Some(peer) = self.links.peer_mut(id) else { return Ok(()) };
+                peer.pace.receipt(receipt.seq);
                 let failures = peer.sender.handle_receipt(&receipt);
                 for f in failures {
                     self.log(
@@ -91,10 +94,11 @@ impl Engine {
                 let limits = SendLimits {
                     batch_bytes: tuning.container_bytes,
                     age_limit_ms: tuning.container_age_ms,
-                    window: BATCH_WINDOW,
+                    window: pace::LIGHT_WINDOW,
                     batch_entries: ENTRIES_PER_BATCH,
                     first_batch_bytes: tuning.container_bytes.min(1 << 20),
-                    fill_rows: 2048,
+                    // When batches leave beside others is decided by their pace.
+                    fill_rows: 1,
                     relay_delay_ms: if self.service.is_some() { RELAY_DELAY_MS } else { 0 },
                     inline: hello.inline,
                     ..SendLimits::default()
@@ -107,6 +111,7 @@ impl Engine {
                     id: hello.replica,
                     version,
                     sender,
+                    pace: Pace::default(),
                     receiver: self.receiver_for(id, hello.replica),
                     scanned: false,
                     head: 0,
@@ -212,6 +217,17 @@ impl Engine {
         self.import(tx)
     }
 
+    /// True for a few small contents while there is nothing else to do: this thread stages them sooner than it could hand them to another
+    /// and get them back.
+    fn stages_at_once(&self, batch: &link::Batch) -> bool {
+        let bytes: usize = batch.inline.iter().map(|inline| inline.bytes.len()).sum();
+        batch.inline.len() <= AT_ONCE_FILES_MAX
+            && bytes <= AT_ONCE_BYTES_MAX
+            && self.staging == 0
+            && self.batches.is_empty()
+            && self.queue.is_empty()
+    }
+
     /// Directories that can be staged with their files, since nobody has them here.
     fn new_dirs_of(&mut self, batch: &link::Batch) -> Result<HashSet<EntryId>, Fail> {
         if self.staging == 0 && self.batches.is_empty() {
@@ -284,7 +300,7 @@ impl Engine {
         let Some(peer) = &mut link.peer else {
             return Err(Fail::Peer("it sent entries before it introduced itself".into()));
         };
-        let mut group = Group::default();
+        let (mut group, mut refusals) = (Group::default(), Vec::new());
         while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(id, group.changed.len()) {
             link.batches = link.batches.saturating_sub(1);
             link.batch_bytes = link.batch_bytes.saturating_sub(size_of_batch(&batch));
@@ -298,6 +314,8 @@ impl Engine {
                 }
                 Err(e) => return Err(Fail::Peer(e.to_string())),
             };
+            // Its cursor has moved: what was looked at while the batch was being staged says nothing of it.
+            peer.held_looked_at = None;
             peer.sender.handle_merged(&merged.echoes);
             self.counts.received += batch.entries.len() as u64;
             group.told |= batch.knowledge.is_some() || batch.to > batch.from;
@@ -307,9 +325,16 @@ impl Engine {
             for a in merged.anomalies {
                 self.log(Level::Warn, format!("odd claims of the other side: {a:?}"));
             }
+            if let Some((entry, why)) = merged.receipt.refused.first() {
+                let n = merged.receipt.refused.len();
+                refusals.push(format!("refused {n} of what it sent, {entry} first: {why}"));
+            }
             group.changed.extend(merged.changed);
             group.receipts.push(merged.receipt);
         }
+        let who = peer.id;
+        let site = sites::name(tx, who)?.unwrap_or_else(|| who.to_string());
+        refusals.into_iter().for_each(|text| self.log(Level::Warn, format!("{site}: {text}")));
         group.changed.sort_unstable();
         group.changed.dedup();
         Ok(group)
@@ -396,10 +421,15 @@ impl Engine {
         let snapshot = store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
         self.pump_news(id, link, &mut tx, now_ms)?;
+        let age_limit_ms = link.tuning.container_age_ms;
         let (mut batches, mut heads, mut bytes) = (Vec::new(), Vec::new(), 0);
         while !link.is_full_with(bytes) {
             let Some(peer) = &mut link.peer else { return Ok(false) };
+            if !peer.pace.is_open(peer.sender.backlog(tx.head()), age_limit_ms, now_ms) {
+                break;
+            }
             let Some(mut out) = peer.sender.poll(&mut tx, now_ms)? else { break };
+            peer.pace.sent(out.batch.seq, out.batch.entries.len(), now_ms);
             if peer.inline {
                 for wish in std::mem::take(&mut out.inline) {
                     if let Some(bytes) = self.read_small(&mut tx, &wish)? {

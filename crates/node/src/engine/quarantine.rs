@@ -3,7 +3,8 @@
 //! Such changes come about when a site is failed over or removed that had made more than anybody could be asked for. Nobody
 //! takes them from it ([`super::believe`]); at the site itself, and at any that has heard of them, the files they made or
 //! changed are moved to `.driftless/quarantine` with a list of all of them. The index that has their states is put
-//! aside, and the tree goes on as another replica: it receives before it scans, so that everything else is bound again.
+//! aside, and the tree goes on as another replica, with an index that begins with what was within the Cuts ([`super::successor`]).
+//! A file whose newest version came from beyond and is not here stays as it is, with the version that it shows.
 //!
 //! The replica that was cut waits for a person to say so (`driftless rejoin`), and looks at its whole tree first: what was
 //! changed while it did not run was changed after the Cut too. Others do it by themselves.
@@ -12,14 +13,15 @@ use super::role::Becoming;
 use super::{Engine, Fail, RelPath, wall_ns};
 use crate::api::{Level, PathText};
 use crate::query;
+use driftless_core::cut::{Carry, Cuts, change_beyond};
+use driftless_core::link::Role;
 use driftless_core::rows::Table;
-use driftless_core::{Entry, EntryId, Name, NodeKey, ReplicaId, Tx, tree};
+use driftless_core::{EntryId, Name, NodeKey, Place, Tx, tree};
 use driftless_volume::Quarantine;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// The Cuts that this index is known to keep.
-const SETTING_CUTS: &[u8] = b"cuts";
+pub(super) const SETTING_CUTS: &[u8] = b"cuts";
 /// Rows read at once.
 const STEP: usize = 1024;
 
@@ -67,13 +69,13 @@ impl QuarantinedChange {
     }
 }
 
-type Cuts = BTreeMap<ReplicaId, u64>;
-
 /// One thing that is beyond a Cut.
 struct Found {
     line: Quarantined,
     /// Where it is on this disk.
     place: Option<(NodeKey, Name, NodeKey)>,
+    /// What this place shows is within the Cut: it is listed and stays.
+    stays: bool,
     is_dir: bool,
     depth: usize,
 }
@@ -127,17 +129,20 @@ impl Engine {
         let store = self.store.clone();
         let snapshot = store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
+        let carry = Carry { cuts, changed_files: !cuts.contains_key(&tx.me()) };
         let mut found = Vec::new();
         for id in self.beyond(&mut tx, cuts)? {
-            self.describe(&mut tx, id, cuts, &mut found)?;
+            self.describe(&mut tx, id, carry, &mut found)?;
         }
+        drop(tx);
         let moved = self.set_aside(&found)?;
+        self.build_successor(carry, digest(cuts))?;
         let (all, what) = (found.len(), if found.len() == 1 { "change" } else { "changes" });
         self.log(
             Level::Warn,
             format!("{all} {what} beyond a Cut set aside, {moved} files moved: driftless quarantine list"),
         );
-        Err(Fail::Rebuild(format!("{all} {what} beyond a Cut set aside (driftless quarantine list)")))
+        Err(Fail::Succeeded(format!("{all} {what} beyond a Cut set aside (driftless quarantine list)")))
     }
 
     /// Entries whose states have a change beyond a Cut.
@@ -160,12 +165,12 @@ impl Engine {
         &mut self,
         tx: &mut Tx<'_>,
         id: EntryId,
-        cuts: &Cuts,
+        carry: Carry<'_>,
         found: &mut Vec<Found>,
     ) -> Result<(), Fail> {
         let row = tx.entry_must(id)?;
-        let Some((replica, n)) = change_beyond(&row.entry, cuts) else { return Ok(()) };
-        let made = cuts.get(&id.0.replica).is_some_and(|cut| id.0.n > *cut);
+        let Some((replica, n)) = change_beyond(&row.entry, carry.cuts) else { return Ok(()) };
+        let made = carry.cuts.get(&id.0.replica).is_some_and(|cut| id.0.n > *cut);
         let time = query::time_of_ns(wall_ns());
         let kind = row.entry.kind;
         let line = |item: usize, path: &[u8], what| Quarantined {
@@ -187,8 +192,12 @@ impl Engine {
                 shown = true;
                 let what = if made { QuarantinedChange::Created } else { QuarantinedChange::Changed };
                 let line = line(found.len(), &path.join_bytes(), what);
+                let stays = match tx.place(&dir, &name)? {
+                    Some(place) => self.stays(tx, carry, &place)?,
+                    None => false,
+                };
                 let place = Some((dir, name, key.clone()));
-                found.push(Found { line, place, is_dir: kind.is_dir(), depth: path.len() });
+                found.push(Found { line, place, stays, is_dir: kind.is_dir(), depth: path.len() });
             }
         }
         // What was made and removed beyond the Cut was nobody's.
@@ -200,9 +209,20 @@ impl Engine {
                 path.push(&link.at.name);
             }
             let line = line(found.len(), &path.join_bytes(), QuarantinedChange::Removed);
-            found.push(Found { line, place: None, is_dir: kind.is_dir(), depth: path.len() });
+            found.push(Found { line, place: None, stays: false, is_dir: kind.is_dir(), depth: path.len() });
         }
         Ok(())
+    }
+
+    /// True if a path of a file shows nothing from beyond: its state goes over; or, where changes are made, what it shows is taken for
+    /// a file of its own, for nobody else may have it.
+    fn stays(&self, tx: &mut Tx<'_>, carry: Carry<'_>, place: &Place) -> Result<bool, Fail> {
+        if carry.keeps_place(tx, place)? {
+            return Ok(true);
+        }
+        let within = |r: driftless_core::Dot| carry.cuts.get(&r.replica).is_none_or(|cut| r.n <= *cut);
+        let shows_none = !place.claims.is_empty() && place.claims.iter().all(|c| within(c.version));
+        Ok(shows_none && carry.changed_files && self.role == Role::Writer)
     }
 
     /// Writes the list, then moves what it names. How many things were moved.
@@ -222,7 +242,7 @@ impl Engine {
         let snapshot = store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let mut moved = 0;
-        for one in found.iter().filter(|f| !f.is_dir) {
+        for one in found.iter().filter(|f| !f.is_dir && !f.stays) {
             let Some((dir, name, key)) = &one.place else { continue };
             let Some(path) = self.path_of_node(&mut tx, dir)? else { continue };
             let from = self.volume.dir(&path, Some(dir)).map_err(Fail::Volume)?;
@@ -242,11 +262,6 @@ impl Engine {
         self.forget_dirs();
         Ok(moved)
     }
-}
-
-/// The first change of an entry's state that is beyond a Cut.
-fn change_beyond(entry: &Entry, cuts: &Cuts) -> Option<(ReplicaId, u64)> {
-    entry.ctx.iter().find(|(r, n)| cuts.get(r).is_some_and(|cut| n > cut))
 }
 
 fn digest(cuts: &Cuts) -> Vec<u8> {

@@ -58,6 +58,17 @@ impl Left {
         self.placed.contains_key(key)
     }
 
+    /// What of a plan's files was placed, by the keys that the plan gives them.
+    pub(super) fn placed_by(&self, plan: &Plan) -> HashMap<NodeKey, StagedFile> {
+        let placed = |step: &Step| match step {
+            Step::Put { node, entry, version, .. } => {
+                Some((node.clone(), self.placed.get(&(*entry, *version))?.staged.clone()))
+            }
+            _ => None,
+        };
+        plan.steps.iter().filter_map(placed).collect()
+    }
+
     pub(super) fn take_placed(&mut self, key: &(EntryId, Dot)) -> Option<Placed> {
         self.placed.remove(key)
     }
@@ -97,6 +108,7 @@ impl Engine {
             }
         }
         self.commit(tx)?;
+        self.find_hidden()?;
         crash::at(Point::IntentsJudged);
         let named: HashSet<&[u8]> =
             rows.iter().filter_map(|r| r.staged.as_ref()).map(|s| s.name.as_slice()).collect();

@@ -2,7 +2,7 @@
 
 use super::observe::{Pass, Taking};
 use super::suspect::dropped_row;
-use super::{Engine, Fail, LIMBO_MAX, SEAL_AFTER, open, random_u64, wall_ns};
+use super::{Engine, Fail, LIMBO_MAX, SEAL_AFTER_MAX, SEAL_AFTER_MIN, SEAL_SHARE, open, random_u64, wall_ns};
 use crate::api::{Level, Phase};
 use crate::needs::Waiter;
 use driftless_core::rows::{Batch as Rows, Read, Table};
@@ -64,6 +64,8 @@ impl Engine {
                 self.unsealed_since = Instant::now();
             }
             self.unsealed = true;
+            // What a message brought is work as well: what it begins is not over at once, only because all was quiet before.
+            self.last_work = Instant::now();
             let (rows, warm, kept) = tx.into_batch_with_before(tag, self.before.next)?;
             self.before.next += u64::from(kept);
             (rows, warm)
@@ -111,7 +113,12 @@ impl Engine {
     /// When a seal is due. What a seal has left in limbo is looked at again only now and then.
     pub(super) fn seal_due(&self) -> Option<Instant> {
         if self.needs_seal() {
-            return Some((self.last_work + SEAL_AFTER).max(self.seal_not_before));
+            let quiet = match self.staging {
+                0 => (self.seal_took * SEAL_SHARE).clamp(SEAL_AFTER_MIN, SEAL_AFTER_MAX),
+                // What is on its way here is sealed with what is here.
+                _ => SEAL_AFTER_MAX,
+            };
+            return Some((self.last_work + quiet).max(self.seal_not_before));
         }
         [self.limbos.next_look(), self.records_due()].into_iter().flatten().min()
     }
@@ -172,6 +179,7 @@ impl Engine {
         self.save_peers()?;
         let (covered, mark) = (self.before.next, self.mounted_row(wall_ns())?);
         self.give_sign_of_life();
+        let begun = Instant::now();
         let synced = self.volume.sync();
         self.note_failed_syncs()?;
         synced.map_err(Fail::Volume)?;
@@ -179,7 +187,10 @@ impl Engine {
         self.verify_unsealed(covered)?;
         // Their records are durable before what could redo or undo them goes.
         self.harden()?;
+        self.seal_took = begun.elapsed();
         crash::at(Point::SealHardened);
+        // What is in limbo is no part of it.
+        self.tell_sealed()?;
         let (dropped, resting) = self.empty_limbo()?;
         crash::at(Point::SealDropped);
         // The rows go last: a crash before it finds what is left in limbo by them.

@@ -9,7 +9,7 @@
 
 use super::observe::Pass;
 use super::recover::is_parked_at;
-use super::{DEPTH_MAX, Engine, Fail, wall_ns};
+use super::{Engine, Fail, wall_ns};
 use crate::api::Level;
 use driftless_core::adopt::Adoption;
 use driftless_core::codec::{Decoder, Encoder, Malformed};
@@ -178,7 +178,7 @@ impl Engine {
         unsealed::note_time(tx, &parked.key, parked.fingerprint.mtime)?;
         let mut todo = vec![parked.key.clone()];
         while let Some(key) = todo.pop() {
-            let Some(fd) = self.volume.known_dir(&key) else { continue };
+            let Some(Ok(fd)) = self.parked_dir(tx, &key)? else { continue };
             let mut after = None;
             loop {
                 let page = tx.places_in(&key, after.as_ref(), PLACES_PAGE)?;
@@ -299,11 +299,11 @@ impl Engine {
                 Ok(fd) => fd,
                 Err(_) => return Ok(There::NoDir),
             },
-            None if is_in_parked(tx, &at.dir)? => match self.volume.known_dir(&at.dir) {
-                Some(fd) => fd,
-                None => return Ok(There::Unclear),
+            None => match self.parked_dir(tx, &at.dir)? {
+                Some(Ok(fd)) => fd,
+                Some(Err(_)) => return Ok(There::Unclear),
+                None => return Ok(There::NoDir),
             },
-            None => return Ok(There::NoDir),
         };
         match fd.look(&at.name) {
             Ok(Some(seen)) => Ok(read_there(&fd, &seen)),
@@ -448,19 +448,6 @@ pub(super) struct Judged {
     dirs: BTreeSet<NodeKey>,
     /// What stands beside what is recorded.
     pub(super) beside: Vec<(At, Looked)>,
-}
-
-/// True if the directory is recorded in one that waits out of the way.
-fn is_in_parked(tx: &mut Tx<'_>, dir: &NodeKey) -> Result<bool, Fail> {
-    let mut dir = dir.clone();
-    for _ in 0..DEPTH_MAX {
-        match tx.node(&dir)?.and_then(|n| n.names.first().cloned()) {
-            Some((above, _)) if Plan::is_parked_dir(&above) => return Ok(true),
-            Some((above, _)) => dir = above,
-            None => return Ok(false),
-        }
-    }
-    Ok(false)
 }
 
 fn read_there(fd: &DirFd, seen: &Seen) -> There {
