@@ -28,13 +28,16 @@ pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(4);
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 /// A peer that gives none for so long is not there.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(8);
-/// Pauses between attempts to connect: the first, and the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Pauses between attempts to connect: the first, about as long as the other site takes to start a volume that was added a moment
+/// ago, and the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How fast it goes is told over so long.
 pub(crate) const PACE_OVER: Duration = Duration::from_secs(3);
 /// The site that does not go first waits so much longer.
 const SECOND_WAITS: Duration = Duration::from_secs(2);
+/// The same before its first attempt: who goes first may have been refused already, for the volume was not here yet.
+const SECOND_BEGINS_AFTER: Duration = Duration::from_millis(200);
 /// Begins a control frame with a membership document.
 const CONTROL_MEMBERS: u8 = 1;
 /// How long what waits may take to be written when a link ends in good order.
@@ -113,6 +116,8 @@ pub(crate) struct LinkThread {
     /// What the other site held when that changed last, and what had been sent by then.
     held: Mutex<(u64, u64)>,
     connecting: Arc<AtomicBool>,
+    /// This site goes first and is at it: from dialling until the other end has greeted.
+    going_first: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -144,7 +149,7 @@ impl LinkThread {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let addresses = Mutex::new(target.addresses.clone());
         let how = Arc::new(How::default());
-        let connecting = Arc::new(AtomicBool::new(false));
+        let (connecting, going_first) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let key = target.key;
         let runs = Runs {
             target,
@@ -155,13 +160,14 @@ impl LinkThread {
             seen: seen.clone(),
             how: how.clone(),
             connecting: connecting.clone(),
+            going_first: going_first.clone(),
             orders: taken,
             stopped,
         };
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || runs.run())?;
         let (pace, held) = (Mutex::default(), Mutex::default());
         let (stop, thread) = (Some(stop), Some(thread));
-        Ok(LinkThread { key, orders, stop, seen, how, pace, held, connecting, thread })
+        Ok(LinkThread { key, orders, stop, seen, how, pace, held, connecting, going_first, thread })
     }
 
     /// Keeps to what is set, at this day and minute of it.
@@ -213,6 +219,12 @@ impl LinkThread {
         let _ = self.orders.send(order);
     }
 
+    /// True while a connection that the other site makes would cross one that this site makes: each end would wait to be
+    /// greeted by the one that the other does not look at.
+    pub(crate) fn goes_first_now(&self) -> bool {
+        self.going_first.load(Ordering::SeqCst)
+    }
+
     /// Where to hand connections that the other site makes.
     pub(crate) fn orders(&self) -> Sender<Order> {
         self.orders.clone()
@@ -250,6 +262,7 @@ struct Runs {
     seen: Arc<Mutex<Seen>>,
     how: Arc<How>,
     connecting: Arc<AtomicBool>,
+    going_first: Arc<AtomicBool>,
     orders: Receiver<Order>,
     stopped: Receiver<()>,
 }
@@ -269,7 +282,7 @@ enum Over {
 impl Runs {
     fn run(self) {
         let mut pause = RETRY_FIRST;
-        let mut wait = if self.target.first { Duration::ZERO } else { SECOND_WAITS };
+        let mut wait = if self.target.first { Duration::ZERO } else { SECOND_BEGINS_AFTER };
         loop {
             let open = select! {
                 recv(self.stopped) -> _ => return,
@@ -339,8 +352,12 @@ impl Runs {
     /// `None` if the link was stopped meanwhile.
     fn connect_unless_stopped(&self) -> Result<Option<Open>, Failed> {
         self.connecting.store(true, Ordering::SeqCst);
+        self.going_first.store(self.target.first, Ordering::SeqCst);
         let connected = self.connect();
         self.connecting.store(false, Ordering::SeqCst);
+        if connected.is_err() {
+            self.going_first.store(false, Ordering::SeqCst);
+        }
         match self.stopped.try_recv() {
             Err(TryRecvError::Disconnected) => Ok(None),
             _ => connected.map(Some),
@@ -415,7 +432,9 @@ impl Runs {
         let (tuning, compress) = *lock(&self.how.cut);
         let options =
             CarrierOptions { rate: self.how.rate.clone(), compress, traffic: self.how.traffic.clone() };
-        let carrier = match Carrier::start(reader, writer, options) {
+        let started = Carrier::start(reader, writer, options);
+        self.going_first.store(false, Ordering::SeqCst);
+        let carrier = match started {
             Ok(carrier) => carrier,
             Err(e) => return Over::Failed(format!("{from}: {e}")),
         };

@@ -395,6 +395,8 @@ impl Shared {
                 )
             })?;
             inner.records = new;
+            // What is to run now is not left to the next round.
+            self.members.wake();
         }
         Ok(result)
     }
@@ -421,7 +423,7 @@ impl Shared {
                 let running = inner.volumes.entry(name.clone()).or_insert_with(Running::new);
                 if was_another {
                     // Opened by the next round, when the other is closed.
-                    running.again = Some(Instant::now() + TEND_EVERY);
+                    running.again = Some(Instant::now());
                     continue;
                 }
                 if running.approved.is_some_and(|(_, until)| until <= Instant::now()) {
@@ -435,11 +437,15 @@ impl Shared {
                         name.clone(),
                         Running { replica: Arc::new(Mutex::new(old)), ..Running::new() },
                     ));
-                    running.again = Some(Instant::now() + TEND_EVERY);
+                    running.again = Some(Instant::now());
                     continue;
                 }
                 self.tend_volume(&inner.records, &name, running);
             }
+        }
+        if !gone.is_empty() {
+            // What was closed to be opened again need not wait for long.
+            self.members.wake();
         }
         for (name, running) in gone {
             close(&name, running);

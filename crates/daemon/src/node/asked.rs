@@ -3,7 +3,7 @@
 use super::membership::{Standing, linked_by_member, site_named, standing};
 use super::{Shared, addresses, now_s};
 use crate::control::Answer;
-use crate::link::{LinkThread, Open, Order};
+use crate::link::{Open, Order};
 use crate::listen::{NO_SUCH_VOLUME, Refusal};
 use crate::log;
 use crate::preface::{self, MemberInfo, Response, VolumeInfo};
@@ -161,9 +161,13 @@ impl Shared {
             _ => return Err(now("the link is stopped at the other site")),
         }
         let running = inner.volumes.get(name);
-        let Some(orders) = running.and_then(|r| r.links.get(site)).map(LinkThread::orders) else {
+        let Some(link) = running.and_then(|r| r.links.get(site)) else {
             return Err(now("the volume is being started at the other site"));
         };
+        if link.goes_first_now() {
+            return Err(now("the other site is connecting itself"));
+        }
+        let orders = link.orders();
         // A thread that has ended takes nothing; the connection is dropped, and made again.
         Ok(move |open| _ = orders.send(Order::Take(open)))
     }
