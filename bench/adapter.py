@@ -56,12 +56,11 @@ class Driftless(Base):
         self._serve()
         if not self._status("a")["volumes"]:
             link = "active-passive" if mode == "oneway" else "active-active"
-            self._say("a", "volume", "add", "data", self.adir)
-            self._say("a", "link", "create", "data", "--to", "b", "--mode", link)
-            self._say("b", "volume", "add", "data", self.bdir, "--from", "a")
             # As other peers: who deletes half of a tree is not asked whether that is meant.
-            for h in "ab":
-                self._say(h, "volume", "config", "data", "--max-delete", "100%", "--on-rollback", "accept")
+            unasked = ["--max-delete", "100%", "--on-rollback", "accept"]
+            self._say("a", "volume", "add", "data", self.adir, *unasked)
+            self._say("a", "link", "create", "data", "--to", "b", "--mode", link)
+            self._say("b", "volume", "add", "data", self.bdir, "--from", "a", *unasked)
 
     def wait_synced(self, done=None):
         return self.poll(self._idle, done, 0.05)

@@ -83,6 +83,90 @@ fn what_a_user_moves_after_a_crash_is_what_was_shown() {
     assert_eq!(texts(&pair.a), BTreeMap::from(expected));
 }
 
+/// Each of two directories goes below the other, with new ones between them that take the names the others leave: all that is
+/// moved out of the way is found again, whatever was recorded of it.
+#[test]
+fn directories_that_were_turned_inside_out_when_the_run_ended_are_found_again() {
+    let turned = || {
+        let pair = Pair::new();
+        put(&pair.a, "b/c/b/b/file", "kept");
+        put(&pair.a, "b/c/other", "kept too");
+        pair.once(&[]);
+        let turn = |from: &str, to: &str| fs::rename(pair.a.join(from), pair.a.join(to)).unwrap();
+        turn("b/c/b", "x");
+        turn("b/c", "c");
+        turn("b", "x/b/b");
+        fs::create_dir_all(pair.a.join("x/b/b/c/c")).unwrap();
+        turn("c", "x/b/b/c/c/c");
+        turn("x", "b");
+        pair
+    };
+    for point in [Point::Parked, Point::DirMade, Point::Moved, Point::MovesDone] {
+        for times in 1.. {
+            let (pair, told) = (turned(), format!("{}:{times}", point.name()));
+            let ended = run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", &told));
+            if !ended.err.contains("crash point") {
+                assert!(times > 1, "{told} was not passed: {ended:#?}");
+                break;
+            }
+            let ran = pair.once(&[]);
+            let differences = pair.differences();
+            assert!(differences.is_empty(), "{told}: {}\n{ran:#?}", differences.join("\n"));
+            assert_eq!(copies(&pair.a), Vec::<String>::new(), "{told}");
+            assert_eq!(files_below(&pair.a, ""), ["b/b/b/c/c/c/other", "b/b/file"], "{told}");
+        }
+    }
+}
+
+/// The second run finds the file that the first one placed, and ends while it gives it another name: that name is no user's file.
+#[test]
+fn a_link_to_what_the_run_before_had_placed_is_known_as_ours() {
+    let pair = Pair::new();
+    pair.once(&[]);
+    put(&pair.a, "a", "two names");
+    fs::hard_link(pair.a.join("a"), pair.a.join("b")).unwrap();
+    for point in [Point::Moved, Point::Linked] {
+        let ended =
+            run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", format!("{}:1", point.name())));
+        assert!(ended.err.contains("crash point"), "{} was not passed: {ended:#?}", point.name());
+    }
+    let ran = pair.once(&[]);
+    assert!(!ran.err.contains("was changed"), "{ran:#?}");
+    pair.assert_same();
+    assert_eq!(names(&pair.a), ["a", "b"]);
+}
+
+/// A rename over a file and a new file at its old name were shown, not recorded: that is nobody's rename, which a removal
+/// elsewhere would not have seen.
+#[test]
+fn what_was_shown_by_a_rename_when_the_run_ended_can_be_removed() {
+    let pair = Pair::new();
+    put(&pair.a, "x", "moved");
+    put(&pair.a, "y", "replaced");
+    pair.once(&[]);
+    fs::rename(pair.a.join("x"), pair.a.join("y")).unwrap();
+    put(&pair.a, "x", "new");
+    let ended = run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", "moves-done:1"));
+    assert!(ended.err.contains("crash point"), "{ended:#?}");
+    fs::remove_file(pair.a.join("y")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(names(&pair.a), ["x"]);
+}
+
+/// The files below a directory, in order.
+fn files_below(root: &Path, dir: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in names(&root.join(dir)) {
+        let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+        match root.join(&path).is_dir() {
+            true => found.extend(files_below(root, &path)),
+            false => found.push(path),
+        }
+    }
+    found
+}
+
 /// Staged contents are staged again; what users wrote is read again when the disk works, and only then sealed.
 #[test]
 fn a_disk_that_fails_to_sync_is_told_and_made_up_for() {

@@ -16,6 +16,7 @@ mod fingerprints;
 mod guards;
 mod hostile;
 mod joining;
+mod latency;
 mod lost;
 mod mounts;
 mod netns;

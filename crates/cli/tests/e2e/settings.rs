@@ -76,6 +76,80 @@ fn a_filter_may_change_and_loses_nothing() {
     assert!(names(&bergen.dir).iter().all(|n| !n.contains("conflict")), "{:?}", names(&bergen.dir));
 }
 
+/// Somebody takes a directory to where the site that made its files hides it, before they came to him: it goes there, and
+/// the bytes come to him all the same.
+#[test]
+fn what_a_filter_hides_is_kept_for_others_by_the_site_that_made_it() {
+    let base = TempDir::new().unwrap();
+    let (mut oslo, bergen) = two(&base);
+    let patterns = oslo.base.join("patterns");
+    fs::write(&patterns, "cache/\n").unwrap();
+    oslo.ok(&["volume", "config", "data", "--filter-from", patterns.to_str().unwrap()]);
+    have(&bergen, &[]);
+    oslo.wait_link("bergen", "in-sync");
+    oslo.ok(&["link", "config", "data", "--to", "bergen", "--bwlimit", "200k"]);
+    // Heeded within a moment, without a new connection.
+    std::thread::sleep(Duration::from_secs(1));
+    let bytes = driftless_testkit::Rng::new(7).bytes(6_000_000);
+    fs::create_dir(oslo.dir.join("d")).unwrap();
+    wait_until("the directory to come", || {
+        if bergen.dir.join("d").exists() { Ok(()) } else { Err(bergen.log()) }
+    });
+    fs::write(oslo.dir.join("d/x"), &bytes).unwrap();
+    wait_until("the bytes to be on their way", || match bergen.link("oslo") {
+        link if link["received_bytes"].as_u64().is_some_and(|n| n > 100_000) => Ok(()),
+        link => Err(format!("{link}")),
+    });
+    fs::rename(bergen.dir.join("d"), bergen.dir.join("cache")).unwrap();
+    wait_until("it to go where it is hidden", || {
+        if oslo.dir.join("d").exists() { Err(oslo.log()) } else { Ok(()) }
+    });
+    assert!(!bergen.dir.join("cache/x").exists(), "it came too early to show anything");
+    // A start knows of it as well.
+    oslo.end(Signal::KILL);
+    oslo.start();
+    oslo.ok(&["link", "config", "data", "--to", "bergen", "--bwlimit", "none"]);
+    wait_until("the bytes to come", || match fs::read(bergen.dir.join("cache/x")) {
+        Ok(found) if found == bytes => Ok(()),
+        other => Err(format!("{:?}\n{}\n{}", other.map(|b| b.len()), oslo.log(), bergen.log())),
+    });
+    assert!(!oslo.dir.join("cache").exists());
+    oslo.ok(&["volume", "config", "data", "--filter-from", "none"]);
+    wait_same(&[&oslo, &bergen]);
+}
+
+/// What is in a directory comes with it, whether it was ever planned here or not.
+#[test]
+fn a_directory_that_leaves_what_a_filter_hides_brings_all_that_is_in_it() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = two(&base);
+    let patterns = bergen.base.join("patterns");
+    fs::write(&patterns, "cache/\n").unwrap();
+    have(&bergen, &["--filter-from", patterns.to_str().unwrap()]);
+    for path in ["cache/a", "cache/sub/b", "cache/sub/c", "d/cache/e", "d/f"] {
+        put(&oslo.dir, path, path);
+    }
+    wait_for(&bergen, "d/f", "d/f");
+    fs::rename(oslo.dir.join("cache"), oslo.dir.join("shown")).unwrap();
+    fs::rename(oslo.dir.join("d/cache"), oslo.dir.join("shown/more")).unwrap();
+    for (path, was) in [("shown/a", "cache/a"), ("shown/sub/c", "cache/sub/c"), ("shown/more/e", "d/cache/e")]
+    {
+        wait_for(&bergen, path, was);
+    }
+    wait_same(&[&oslo, &bergen]);
+    // Removed here, while something hidden keeps it alive: it comes again.
+    put(&oslo.dir, "d/cache/g", "g");
+    oslo.wait_link("bergen", "in-sync");
+    fs::remove_dir_all(bergen.dir.join("d")).unwrap();
+    wait_until("the file to go", || {
+        if oslo.dir.join("d/f").exists() { Err("it is there".into()) } else { Ok(()) }
+    });
+    assert_eq!(read(&oslo.dir, "d/cache/g"), "g");
+    wait_until("the directory to come again", || {
+        if bergen.dir.join("d").exists() { Ok(()) } else { Err(bergen.log()) }
+    });
+}
+
 #[test]
 fn a_link_keeps_to_what_is_set() {
     let base = TempDir::new().unwrap();

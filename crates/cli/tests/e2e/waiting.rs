@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A directory that nobody, not even root, can write to; writable again when dropped.
-struct Closed(PathBuf);
+pub(crate) struct Closed(PathBuf);
 
 impl Closed {
-    fn close(dir: &Path) -> Option<Closed> {
+    pub(crate) fn close(dir: &Path) -> Option<Closed> {
         set_immutable(dir, true);
         fs::set_permissions(dir, fs::Permissions::from_mode(0o555)).ok();
         let closed = Closed(dir.to_owned());
