@@ -248,7 +248,7 @@ pub fn rename(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, shipped_n: u64) -> 
         return rename_dir(tx, from, to, &place);
     }
     match over {
-        Some(over) if is_save(tx, &place, &over, shipped_n)? => save_over(tx, from, to, &place, &over),
+        Some(over) if is_save(tx, &place, &over, shipped_n)? => save_over(tx, from, to, &place),
         over => rename_leaf(tx, from, to, over.is_some()),
     }
 }
@@ -355,7 +355,7 @@ fn is_save(tx: &mut Tx<'_>, place: &Place, over: &Place, shipped_n: u64) -> Resu
         && over.claims.iter().all(|c| c.entry != claim.entry))
 }
 
-fn save_over(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place, over: &Place) -> Result<()> {
+fn save_over(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place) -> Result<()> {
     let inode = tx.node_must(&place.node)?;
     let content = names::content_of(tx, &place.node, place.claims[0])?;
     let looked = Looked {
@@ -367,7 +367,9 @@ fn save_over(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, place: &Place, over:
         content: Some(content),
     };
     unlink(tx, from)?;
-    records::change_inode(tx, to, over, &looked.key)?;
+    // What is replaced may be a copy of the name that went, which was settled with it.
+    let over = must_place(tx, to)?;
+    records::change_inode(tx, to, &over, &looked.key)?;
     write(tx, &looked)
 }
 

@@ -215,6 +215,7 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
                     concerned.extend(driftless_core::plan::concerned(tx, &step)?);
                     continue;
                 };
+                record_parked_before(tx, &open.steps[..k], &step, &real)?;
                 if !driftless_core::plan::stands(tx, &step)? {
                     continue;
                 }
@@ -234,6 +235,26 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
     });
     site.disk = disk;
     Ok(adrift)
+}
+
+/// What a step took from out of the way had been taken there, though nothing shows it any more: the directory it was
+/// taken from may have gone since.
+fn record_parked_before(
+    tx: &mut Tx<'_>,
+    before: &[Step],
+    step: &Step,
+    real: &HashMap<NodeKey, NodeKey>,
+) -> TxResult<()> {
+    let Step::Unpark { node: back, .. } = step else { return Ok(()) };
+    let parked = before.iter().rev().find(|s| matches!(s, Step::Park { node, .. } if node == back));
+    let Some(mut parked) = parked.cloned() else { return Ok(()) };
+    parked.resolve(real);
+    if let Step::Park { from, .. } = &parked
+        && tx.place(&from.dir, &from.name)?.is_some_and(|place| place.node == *back)
+    {
+        record(tx, &parked, None)?;
+    }
+    Ok(())
 }
 
 /// True if what was to be moved has gone for sure: what a later step put or made stands where it was. If it is not where it

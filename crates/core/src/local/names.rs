@@ -94,20 +94,33 @@ fn names_left(tx: &mut Tx<'_>, at: Spot<'_>, claim: Claim) -> Result<Vec<(NodeKe
 /// Before the content of an entry changes at its inode `key`: where it is hidden behind an equal file of another entry,
 /// it loses its name, for that file stays as it is.
 pub(super) fn drop_hidden(tx: &mut Tx<'_>, owner: Claim, key: &NodeKey) -> Result<()> {
-    for (dir, name, mut place) in records::places_of(tx, owner.entry)? {
-        if place.node == *key || place.claims.first().is_none_or(|c| c.entry == owner.entry) {
-            continue;
+    for (dir, name, place) in records::places_of(tx, owner.entry)? {
+        if place.node != *key {
+            drop_behind(tx, (&dir, &name), place, |c| (c.entry, c.version) == (owner.entry, owner.version))?;
         }
-        let hidden = |c: &Claim| (c.entry, c.version) == (owner.entry, owner.version);
-        for &claim in place.claims.iter().filter(|c| hidden(c)) {
-            drop_claim(tx, (&dir, &name), claim)?;
-        }
-        place.claims.retain(|c| !hidden(c));
-        records::set_place(tx, (&dir, &name), place)?;
-        // What is left might be called after another of its claims now.
-        settle::own_name(tx, (&dir, &name))?;
     }
     Ok(())
+}
+
+/// Drops those of a place's claims that are `hidden` behind an equal file of another entry.
+pub(super) fn drop_behind(
+    tx: &mut Tx<'_>,
+    at: Spot<'_>,
+    mut place: Place,
+    hidden: impl Fn(&Claim) -> bool,
+) -> Result<()> {
+    let Some(first) = place.claims.first().copied() else { return Ok(()) };
+    let hidden = |c: &Claim| c.entry != first.entry && hidden(c);
+    if !place.claims.iter().any(hidden) {
+        return Ok(());
+    }
+    for &claim in place.claims.iter().filter(|c| hidden(c)) {
+        drop_claim(tx, at, claim)?;
+    }
+    place.claims.retain(|c| !hidden(c));
+    records::set_place(tx, at, place)?;
+    // What is left might be called after another of its claims now.
+    settle::own_name(tx, at)
 }
 
 /// One of several names goes. The user relies on the others: if somebody else has removed all of them, or the file, and this

@@ -90,13 +90,15 @@ pub(super) fn extra_names(tx: &mut Tx<'_>, key: &NodeKey) -> Result<()> {
 }
 
 /// Settles the copies on this disk that show another version of `claim`'s entry, as siblings at the name `link`
-/// (at any name if `None`).
+/// (at any name if `None`). One that is hidden behind an equal file of another entry goes: that file stays.
 pub(super) fn extras_of(tx: &mut Tx<'_>, claim: Claim, link: Option<LinkId>) -> Result<()> {
     for (dir, name, place) in records::places_of(tx, claim.entry)? {
         let extra = |c: &Claim| {
             c.entry == claim.entry && c.version != claim.version && link.is_none_or(|l| l == c.link)
         };
-        if place.claims.first().is_some_and(extra) && !names::is_whole(tx, &place)? {
+        if !place.claims.first().is_some_and(extra) {
+            names::drop_behind(tx, (&dir, &name), place, extra)?;
+        } else if !names::is_whole(tx, &place)? {
             settle(tx, (&dir, &name), &place, true, Left::Out)?;
         }
     }
@@ -113,12 +115,7 @@ fn settle(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, sibling: bool, left: Lef
     if !counts || (moved && names::is_whole(tx, place)?) {
         return Ok(());
     }
-    // Nobody gave it this name on purpose: it is written as early as what was seen allows, so that a name that somebody
-    // gives it elsewhere meanwhile wins, whoever owns the volume. Else a removal that follows would take that name unseen.
-    let env = std::mem::replace(&mut tx.env, NOBODY);
-    let settled = make_plain(tx, at, place, sibling, left);
-    tx.env = env;
-    settled
+    make_plain(tx, at, place, sibling, left)
 }
 
 /// Settles the name `at`, if it is a conflict name.
@@ -127,9 +124,15 @@ pub(super) fn own_name(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
     if place.conflict_of.is_some() { make_plain(tx, at, &place, false, Left::Out) } else { Ok(()) }
 }
 
+/// Nobody gave it this name on purpose, even where the user changes what stands there: it is written as early as what was
+/// seen allows, so that a name that somebody gives it elsewhere meanwhile wins, whoever owns the volume. Else the name
+/// would go unseen with a removal, and with it what it holds.
 fn make_plain(tx: &mut Tx<'_>, at: Spot<'_>, place: &Place, chosen: bool, left: Left) -> Result<()> {
     let old = records::owner_at(tx, at)?;
-    let claim = names::retitle(tx, at, place, at, chosen, left)?;
+    let env = std::mem::replace(&mut tx.env, NOBODY);
+    let claim = names::retitle(tx, at, place, at, chosen, left);
+    tx.env = env;
+    let claim = claim?;
     let plain = Place { node: place.node.clone(), claims: vec![claim], conflict_of: None };
     records::set_place(tx, at, plain)?;
     names::follow_version(tx, &place.node, old, claim.version)
