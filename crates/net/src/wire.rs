@@ -193,9 +193,14 @@ impl Type {
 /// Longest bytes of one piece frame that is written; longer pieces are written in parts.
 pub const PIECE_PART_LEN_MAX: usize = 256 << 10;
 
+/// So much memory of a message is kept for the next one.
+const MEMORY_KEPT_MAX: usize = 8 << 20;
+
 /// Writes frames.
 pub struct FrameWriter<W> {
     inner: W,
+    /// What the last message was made in.
+    memory: Vec<u8>,
     packer: Packer,
     pieces: Probe,
     others: Probe,
@@ -205,7 +210,7 @@ impl<W: Write> FrameWriter<W> {
     /// On top of `inner`, which should be buffered. Payloads are compressed where it pays.
     pub fn new(inner: W, compress: Compress) -> io::Result<Self> {
         let (pieces, others) = (Probe::default(), Probe::default());
-        Ok(Self { inner, packer: Packer::new(compress)?, pieces, others })
+        Ok(Self { inner, memory: Vec::new(), packer: Packer::new(compress)?, pieces, others })
     }
 
     /// Writes a frame; it may stay in `inner`'s buffer until [`FrameWriter::flush`]. Frames beyond their bounds are
@@ -217,7 +222,12 @@ impl<W: Write> FrameWriter<W> {
             Frame::Close(reason) => {
                 self.write_body(Type::Close, &[], cut(reason, message::TEXT_LEN_MAX).as_bytes())
             }
-            Frame::Message(m) => self.write_body(Type::of(frame), &[], &message::encode(m)),
+            Frame::Message(m) => {
+                let (bytes, start) = message::encode(m, std::mem::take(&mut self.memory));
+                let written = self.write_body(Type::of(frame), &[], bytes.get(start..).unwrap_or_default());
+                self.memory = kept(bytes);
+                written
+            }
         }
     }
 
@@ -258,6 +268,11 @@ impl<W: Write> FrameWriter<W> {
     }
 }
 
+/// Memory to be used again, if it is not too much to be kept.
+fn kept(memory: Vec<u8>) -> Vec<u8> {
+    if memory.capacity() <= MEMORY_KEPT_MAX { memory } else { Vec::new() }
+}
+
 /// Texts are for people: what is too long is cut, between two characters.
 fn cut(text: &str, len_max: usize) -> &str {
     let mut len = text.len().min(len_max);
@@ -270,13 +285,15 @@ fn cut(text: &str, len_max: usize) -> &str {
 /// Reads frames.
 pub struct FrameReader<R> {
     inner: R,
+    /// What the last message was read into.
+    memory: Vec<u8>,
     unpacker: Unpacker,
 }
 
 impl<R: Read> FrameReader<R> {
     /// On top of `inner`, which should be buffered.
     pub fn new(inner: R) -> io::Result<Self> {
-        Ok(Self { inner, unpacker: Unpacker::new()? })
+        Ok(Self { inner, memory: Vec::new(), unpacker: Unpacker::new()? })
     }
 
     /// The next frame; `None` at an end between frames.
@@ -294,13 +311,23 @@ impl<R: Read> FrameReader<R> {
         let head = if t == Type::Piece { self.read_head(len)? } else { Vec::new() };
         // A piece's head has its length in front; other frames have none.
         let head_len = if t == Type::Piece { head.len() + 1 } else { 0 };
-        let payload = self.read_exact(t, len - head_len)?;
-        let payload = if flags == 0 { payload } else { self.unpack(t, flags, &payload)? };
+        let memory = std::mem::take(&mut self.memory);
+        let mut payload = self.read_into(memory, t, len - head_len)?;
+        if flags != 0 {
+            let unpacked = self.unpack(t, flags, &payload)?;
+            self.memory = kept(std::mem::replace(&mut payload, unpacked));
+        }
         let decoded = match t {
             Type::Control => return Ok(Some(Frame::Control(payload))),
             Type::Close => message::text(&mut Decoder::new(&payload), payload.len()).map(Frame::Close),
             Type::Piece => message::decode_piece(&head, payload).map(Frame::Message),
-            _ => message::decode(t, &payload).map(Frame::Message),
+            _ => {
+                let message = message::decode(t, &payload);
+                if flags == 0 {
+                    self.memory = kept(payload);
+                }
+                message.map(Frame::Message)
+            }
         };
         decoded.map(Some).map_err(|source| WireError::Damaged { frame: t.name(), source })
     }
@@ -333,7 +360,12 @@ impl<R: Read> FrameReader<R> {
     }
 
     fn read_exact(&mut self, t: Type, len: usize) -> Result<Vec<u8>, WireError> {
-        let mut bytes = Vec::with_capacity(len.min(READ_STEP_LEN));
+        self.read_into(Vec::new(), t, len)
+    }
+
+    fn read_into(&mut self, mut bytes: Vec<u8>, t: Type, len: usize) -> Result<Vec<u8>, WireError> {
+        bytes.clear();
+        bytes.reserve(len.min(READ_STEP_LEN));
         let read = Read::by_ref(&mut self.inner).take(len as u64).read_to_end(&mut bytes)?;
         if read < len {
             return Err(WireError::Cut(t.name()));

@@ -312,6 +312,16 @@ proptest! {
     }
 }
 
+/// The table of replicas has room before the fields, for most; and what one message has left is no part of the next.
+#[test]
+fn messages_with_any_number_of_replicas_come_back_one_after_the_other() {
+    let head = |n: u64| SignedHead { replica: ReplicaId(n), n, tag: n, signature: Signature([n as u8; 64]) };
+    let counts = [0, 1, 62, 63, 64, 200, 2, 0];
+    let frames: Vec<Frame> =
+        counts.iter().map(|n| Frame::Message(Message::Heads((0..*n).map(head).collect()))).collect();
+    assert_eq!(read(&write(&frames, Compress::None)).unwrap(), frames);
+}
+
 #[test]
 fn a_length_alone_costs_little_memory() {
     for t in 1..=17u8 {

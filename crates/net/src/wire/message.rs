@@ -27,8 +27,13 @@ const SIGNATURE_LEN: usize = 64;
 const HEAD_LEN_MIN: usize = DOT_LEN_MIN + 8 + SIGNATURE_LEN;
 
 /// The payload of any message but a piece.
-pub(super) fn encode(m: &Message) -> Vec<u8> {
-    let mut p = Payload::default();
+///
+/// It is made in `memory`, which is given back with the message at its end: a large one costs more in memory that is new to the
+/// process than all else. The second value is where it begins.
+pub(super) fn encode(m: &Message, mut memory: Vec<u8>) -> (Vec<u8>, usize) {
+    memory.clear();
+    memory.resize(TABLE_ROOM, 0);
+    let mut p = Payload { e: Encoder { buf: memory }, table: ReplicaTable::default() };
     match m {
         Message::Hello(h) => p.hello(h),
         Message::Batch(b) => p.batch(b),
@@ -65,7 +70,7 @@ pub(super) fn encode(m: &Message) -> Vec<u8> {
         Message::Bye { reason } => p.text(reason),
         Message::Heads(heads) => p.heads(heads),
     }
-    p.finish()
+    p.finish_in_place()
 }
 
 /// A piece's head with its length, for the part that starts `skip` bytes into the piece.
@@ -137,6 +142,9 @@ pub(super) fn text(d: &mut Decoder<'_>, len: usize) -> Decoded<String> {
     }
 }
 
+/// The table of replicas comes first and is known last: room for one of 63.
+const TABLE_ROOM: usize = 512;
+
 /// Fields with the table of replicas they refer to.
 #[derive(Default)]
 struct Payload {
@@ -146,14 +154,28 @@ struct Payload {
 
 impl Payload {
     fn finish(self) -> Vec<u8> {
+        [self.table_bytes(), self.e.buf].concat()
+    }
+
+    /// Of fields that have [`TABLE_ROOM`] before them.
+    fn finish_in_place(mut self) -> (Vec<u8>, usize) {
+        let table = self.table_bytes();
+        let Some(start) = TABLE_ROOM.checked_sub(table.len()) else {
+            self.e.buf.splice(..TABLE_ROOM, table);
+            return (self.e.buf, 0);
+        };
+        self.e.buf[start..TABLE_ROOM].copy_from_slice(&table);
+        (self.e.buf, start)
+    }
+
+    fn table_bytes(&self) -> Vec<u8> {
         let replicas = self.table.replicas();
-        let mut out = Encoder { buf: Vec::with_capacity(self.e.buf.len() + 8 * replicas.len() + 3) };
-        out.uint(replicas.len() as u64);
+        let mut table = Encoder { buf: Vec::with_capacity(8 * replicas.len() + 3) };
+        table.uint(replicas.len() as u64);
         for r in replicas {
-            out.fixed64(r.0);
+            table.fixed64(r.0);
         }
-        out.raw(&self.e.buf);
-        out.buf
+        table.buf
     }
 
     fn heads(&mut self, heads: &[SignedHead]) {
