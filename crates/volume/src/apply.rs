@@ -144,7 +144,9 @@ impl Directory {
         let guard = self.check_victim(dir, name, victim)?;
         let cname = CName::new(name);
         let spot = Spot::in_volume(dir, cname.get());
-        let (limbo_name, limbo) = self.to_limbo(spot, id).map_err(|e| blame_flag(e, &[dir]))?;
+        // What is open is no other inode with its number.
+        let held = guard.as_ref().map(|_| &victim.node);
+        let (limbo_name, limbo) = self.to_limbo(spot, id, held).map_err(|e| blame_flag(e, &[dir]))?;
         crash::at(Point::Removed);
         let private = self.private()?;
         let now_at = match limbo.beside {
@@ -555,7 +557,7 @@ impl Directory {
         }
         crash::at(Point::Exchanged);
         match self.check_out(from.dir, from.name, victim, guard) {
-            Ok(writers) => match self.to_limbo(from, id) {
+            Ok(writers) => match self.to_limbo(from, id, None) {
                 // What it is expected to be: between the look and the rename somebody may have opened it, by the name
                 // that the inode which was moved had, and written to it.
                 Ok((_, limbo)) => {
@@ -587,7 +589,7 @@ impl Directory {
         let raced = |limbo| ApplyError::Raced { name: name.as_bytes().to_vec(), limbo };
         match (swapped, out) {
             (Ok(()), Ok(look)) if self.is_untouched(&from, moved, &look) => raced(None),
-            (_, Ok(_)) => raced(self.to_limbo(from, id).ok().map(|(_, limbo)| Box::new(limbo))),
+            (_, Ok(_)) => raced(self.to_limbo(from, id, None).ok().map(|(_, limbo)| Box::new(limbo))),
             (_, Err(_)) => raced(None),
         }
     }
@@ -635,25 +637,45 @@ impl Directory {
     /// Compares what is at `name` with the victim expected, and asks whether somebody writes to it. Gives the open file
     /// to ask again.
     fn check_victim(&self, dir: &DirFd, name: &Name, victim: &Victim) -> Result<Option<OwnedFd>, ApplyError> {
-        let path = match dir.open_path(name) {
-            Err(Errno::NOENT) => return Err(ApplyError::raced(name.as_bytes())),
-            other => other.doing("look at", name.as_bytes())?,
+        let (open, look) = match victim.kind {
+            Kind::File => self.open_victim(dir, name, victim)?,
+            _ => (None, self.look_at_victim(dir, name, victim)?),
         };
-        let expected = (&victim.node, &victim.fingerprint);
-        let look = stat::look_fd_expecting(self.0.capabilities.identity, &path, expected);
-        let look = look.doing("look at", name.as_bytes())?;
         if look.key != victim.node || look.fingerprint() != victim.fingerprint || look.kind() != victim.kind {
             return Err(ApplyError::raced(name.as_bytes()));
         }
         refuse_fixed("replace", name, &look)?;
-        if victim.kind != Kind::File {
-            return Ok(None);
-        }
-        let open = self.reopen_to_read(&path, Kind::File);
         match open.as_ref().map(|fd| self.writers(fd)) {
             Some(Writers::Some) => Err(ApplyError::Busy { name: name.as_bytes().to_vec() }),
             _ => Ok(open),
         }
+    }
+
+    fn look_at_victim(&self, dir: &DirFd, name: &Name, victim: &Victim) -> Result<Look, ApplyError> {
+        let expected = (&victim.node, &victim.fingerprint);
+        let cname = CName::new(name);
+        match stat::look_name_expecting(self.0.capabilities.identity, dir, cname.get(), expected) {
+            Err(Errno::NOENT) => Err(ApplyError::raced(name.as_bytes())),
+            other => Ok(other.doing("look at", name.as_bytes())?),
+        }
+    }
+
+    /// Opens a file that is to be replaced or removed and looks at what is open. Where it may not be read it is only looked at.
+    fn open_victim(
+        &self,
+        dir: &DirFd,
+        name: &Name,
+        victim: &Victim,
+    ) -> Result<(Option<OwnedFd>, Look), ApplyError> {
+        // First, for opening some things does something to them.
+        let look = self.look_at_victim(dir, name, victim)?;
+        if look.kind() != Kind::File {
+            return Ok((None, look));
+        }
+        let Ok(open) = dir.open_file(name) else { return Ok((None, look)) };
+        let expected = (&victim.node, &victim.fingerprint);
+        let look = stat::look_fd_expecting(self.0.capabilities.identity, &open, expected);
+        Ok((Some(open), look.doing("look at", name.as_bytes())?))
     }
 
     /// Compares what came out with the victim: not the ctime. `Err` if it is something else or somebody writes to it.
@@ -698,8 +720,14 @@ impl Directory {
         rustix::fs::open(name.as_str(), flags, Mode::empty()).ok()
     }
 
-    /// Renames into limbo; beside itself, under a reserved name, where the file system does not rename there.
-    pub(crate) fn to_limbo(&self, from: Spot<'_>, id: StageId) -> Result<(PrivateName, Limbo), ApplyError> {
+    /// Renames into limbo; beside itself, under a reserved name, where the file system does not rename there. `held`: what it most
+    /// probably is, if that is open.
+    pub(crate) fn to_limbo(
+        &self,
+        from: Spot<'_>,
+        id: StageId,
+        held: Option<&NodeKey>,
+    ) -> Result<(PrivateName, Limbo), ApplyError> {
         let doing = "move into limbo";
         let private = self.private()?.limbo.as_fd();
         let rename = || self.rename_away(from.dir, from.name, private, id.name().get());
@@ -719,7 +747,10 @@ impl Directory {
                 (Err(e), _) => return Err(VolumeError::sys(doing, from.name.to_bytes(), e).into()),
             }
         };
-        let look = stat::look_name(self.0.capabilities.identity, dir, name.get());
+        let look = match held {
+            Some(key) => stat::look_name_held(self.0.capabilities.identity, dir, name.get(), key),
+            None => stat::look_name(self.0.capabilities.identity, dir, name.get()),
+        };
         let look = look.doing("look at in limbo", from.name.to_bytes())?;
         Ok((name, Limbo::of(id, look, beside.map(|dir| dir.key().clone()))))
     }

@@ -136,7 +136,7 @@ fn inode_in(kind: i32, bytes: &[u8]) -> Option<u64> {
 }
 
 /// True if `stat`, taken just now, is certainly of the inode `key`, given that it has the fingerprint this inode had:
-/// a second inode of the same number has another ctime.
+/// a second inode of the same number has another ctime. Or given that this inode is open.
 pub(crate) fn is_same_inode(key: &NodeKey, stat: &Statx) -> bool {
     to_handle(key).and_then(|(kind, bytes)| inode_in(kind, &bytes)) == Some(stat.stx_ino)
 }

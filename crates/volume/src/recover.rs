@@ -60,7 +60,7 @@ impl Directory {
                 };
             }
             let spot = open.map_or(Spot::in_private(dir, name), |root| Spot::in_volume(root, name));
-            let (_, limbo) = self.to_limbo(spot, id)?;
+            let (_, limbo) = self.to_limbo(spot, id, None)?;
             if (limbo.size, limbo.mtime) == (victim.fingerprint.size, victim.fingerprint.mtime) {
                 return Ok(Some(limbo));
             }

@@ -79,6 +79,20 @@ pub(crate) fn look_name_expecting(
     look_name(identity, dir, name)
 }
 
+/// As [`look_name`], of what is most probably the inode `key`, which is open: then no other inode has its number.
+pub(crate) fn look_name_held(
+    identity: Identity,
+    dir: impl AsFd,
+    name: &CStr,
+    key: &NodeKey,
+) -> Result<Look, Errno> {
+    let stat = stat_name(dir.as_fd(), name)?;
+    if key::is_same_inode(key, &stat) {
+        return Ok(Look { key: key.clone(), stat });
+    }
+    look_name(identity, dir, name)
+}
+
 /// As [`look_fd`], of what is most probably the inode `key` with that fingerprint: then the stat alone says so.
 pub(crate) fn look_fd_expecting(
     identity: Identity,

@@ -181,6 +181,47 @@ fn a_kill_meanwhile_changes_nothing_about_that() {
     }
 }
 
+/// One of many files that the other side removes at once is open, and one has another name: the others go.
+#[test]
+fn hundreds_go_at_once_but_not_what_is_written_to() {
+    if !has_leases() {
+        return;
+    }
+    let pair = Pair::new();
+    for n in 0..900 {
+        put(&pair.a, &format!("dir/{}/{n}", n % 3), "gone");
+    }
+    fs::write(pair.a.join("dir/1/open"), BEFORE).unwrap();
+    fs::hard_link(pair.a.join("dir/2/2"), pair.a.join("kept")).unwrap();
+    fs::hard_link(pair.a.join("dir/2/5"), pair.a.join("dir/2/other")).unwrap();
+    pair.once(&[]);
+    let mut running = pair.start(&["--max-delete", "100%"]);
+    let mut writer = Writer::open(Kind::Plain, &pair.a.join("dir/1/open")).unwrap();
+    fs::remove_dir_all(pair.b.join("dir")).unwrap();
+    let waits = running.wait_for_row(|e| e["event"] == "waiting" && e["reason"] == "busy");
+    assert_eq!(waits["path"]["text"], "dir/1/open");
+    wait_until("what is not open goes", || {
+        match (names(&pair.a.join("dir")), names(&pair.a.join("dir/1"))) {
+            (dirs, files) if dirs == ["1"] && files == ["open"] => Ok(()),
+            (dirs, files) => Err(format!("{dirs:?}, {} files", files.len())),
+        }
+    });
+    writer.write(b'1').unwrap();
+    writer.write(b'2').unwrap();
+    drop(writer);
+    let wrote = Writer::content_after(Kind::Plain, &BEFORE, b"12");
+    wait_until("what was written", || {
+        let has = |root: &Path| contents(root).len() == 2 && contents(root).contains(&wrote);
+        if has(&pair.a) && has(&pair.b) { Ok(()) } else { Err("missing".into()) }
+    });
+    pair.wait_same("what was written");
+    assert_eq!(read(&pair.a, "kept"), "gone");
+    assert_eq!(running.stop().1, 0);
+    for root in [&pair.a, &pair.b] {
+        assert_eq!(left_private(root), Vec::<PathBuf>::new());
+    }
+}
+
 /// A file of A was replaced, and is in limbo: a kill came between the exchange and the seal.
 fn killed_before_the_seal() -> (Pair, PathBuf) {
     loop {

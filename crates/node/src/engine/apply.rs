@@ -6,6 +6,7 @@
 
 use super::content::{Lack, is_transfer};
 use super::limbo::InLimbo;
+use super::mover::{self, Mover, Removal};
 use super::recover;
 use super::stager::Early;
 use super::trash;
@@ -31,6 +32,9 @@ use std::sync::Arc;
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
 pub(super) const ENTRIES_PER_PLAN: usize = 8192;
+
+/// So many files are removed on another core: fewer are gone before that has begun.
+const REMOVALS_ASIDE_MIN: usize = 64;
 
 /// A change time that no file has: what was recorded with it is compared whole by the next look.
 const NEVER: Time = Time { sec: 0, nsec: 0 };
@@ -130,8 +134,15 @@ impl Engine {
 
         let snapshot = self.store.snapshot()?;
         let mut tx = self.open_tx(&*snapshot)?;
-        for (step, id) in plan.steps.into_iter().zip(ids) {
-            self.run_step(&mut tx, step, id, &mut run)?;
+        let mut steps = plan.steps.into_iter().zip(ids).peekable();
+        while let Some((step, id)) = steps.next() {
+            if !is_removal(&step) {
+                self.run_step(&mut tx, step, id, &mut run)?;
+                continue;
+            }
+            let mut removals = vec![(step, id)];
+            removals.extend(std::iter::from_fn(|| steps.next_if(|(step, _)| is_removal(step))));
+            self.run_removals(&mut tx, removals, &mut run)?;
         }
         for (_, staged) in std::mem::take(&mut run.staged) {
             // Its step was skipped; what was staged for it is staged again when it is planned again.
@@ -184,7 +195,8 @@ impl Engine {
     fn hold_mass_removal(&mut self, plan: &mut Plan) -> Result<Option<(String, BTreeSet<EntryId>)>, Fail> {
         let removals = plan.steps.iter().filter(|s| matches!(s, Step::Remove { .. })).count() as u64;
         self.removals_in_window += removals;
-        if removals == 0 || self.removals_in_window <= 100 {
+        let has_limit = super::removal_limit(self.shared.max_delete, 0) < u64::MAX;
+        if removals == 0 || self.removals_in_window <= 100 || !has_limit {
             return Ok(None);
         }
         let total = self.count_places()? + self.removed_in_window;
@@ -468,6 +480,96 @@ impl Engine {
             step.refresh(tx)?;
             self.do_step(tx, &step, id, run)?
         };
+        self.step_is_over(tx, step, provisional, result, run)
+    }
+
+    /// Removals that follow each other. Many files are moved on another core; those of one directory go before it, as planned, and
+    /// those of others may too.
+    fn run_removals(
+        &mut self,
+        tx: &mut Tx<'_>,
+        steps: Vec<(Step, StageId)>,
+        run: &mut Run,
+    ) -> Result<(), Fail> {
+        let is_file = |(step, _): &(Step, StageId)| step.victim().is_some_and(|v| !v.kind.is_dir());
+        let many = steps.iter().filter(|s| is_file(s)).count() >= REMOVALS_ASIDE_MIN;
+        let mover = if many { self.mover.get_or_insert_with(Mover::start).as_ref() } else { None };
+        let Some(mut moving) = mover.map(|mover| mover.begin(&self.volume)) else {
+            return steps.into_iter().try_for_each(|(step, id)| self.run_step(tx, step, id, run));
+        };
+        let (files, dirs): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_file);
+        let mut others = Vec::new();
+        for (step, id) in files {
+            match self.as_removal(tx, &step, id, run)? {
+                Some(removal) => {
+                    for done in moving.put(step, removal)? {
+                        self.removal_is_over(tx, done, run)?;
+                    }
+                }
+                None => others.push((step, id)),
+            }
+        }
+        loop {
+            let done = moving.take()?;
+            if done.is_empty() {
+                break;
+            }
+            done.into_iter().try_for_each(|done| self.removal_is_over(tx, done, run))?;
+        }
+        others.into_iter().chain(dirs).try_for_each(|(step, id)| self.run_step(tx, step, id, run))
+    }
+
+    /// What there is to be moved for a step, if nothing that other steps do has to do with it.
+    fn as_removal(
+        &mut self,
+        tx: &mut Tx<'_>,
+        step: &Step,
+        id: StageId,
+        run: &mut Run,
+    ) -> Result<Option<Removal>, Fail> {
+        let Step::Remove { at, victim } = step else { return Ok(None) };
+        let Some(node) = tx.node(&victim.node)? else { return Ok(None) };
+        let is_plain = node.names.len() == 1 && !step.is_unresolved() && !run.sources.contains(&victim.node);
+        if !is_plain || !plan::stands(tx, step)? {
+            return Ok(None);
+        }
+        let Some(dir) = self.dir_for(tx, &at.dir)? else { return Ok(None) };
+        run.touched_dirs.insert(at.dir.clone());
+        let victim = plan::Victim { fingerprint: node.fingerprint, ..victim.clone() };
+        Ok(Some(Removal { dir, name: at.name.clone(), victim, id }))
+    }
+
+    fn removal_is_over(&mut self, tx: &mut Tx<'_>, done: mover::Done, run: &mut Run) -> Result<(), Fail> {
+        let mover::Done { step, removal, removed } = done;
+        let result = match (removed, step.target()) {
+            (Ok(limbo), _) => {
+                run.limbo.extend(limbo);
+                Done::Yes(None)
+            }
+            (Err(e), Some(at)) => self.not_removed(&removal.dir, at, e, run),
+            (Err(e), None) => return Err(Fail::Bug(e.to_string())),
+        };
+        let node = removal.victim.node;
+        self.step_is_over(tx, step, node, result, run)
+    }
+
+    /// What is not there any more is removed.
+    fn not_removed(&mut self, dir: &DirFd, at: &At, e: ApplyError, run: &mut Run) -> Done {
+        match dir.look(&at.name) {
+            Ok(None) => Done::Yes(None),
+            _ => self.refused(at, e, run),
+        }
+    }
+
+    /// Records what came of a step that was planned with the key `provisional`.
+    fn step_is_over(
+        &mut self,
+        tx: &mut Tx<'_>,
+        mut step: Step,
+        provisional: NodeKey,
+        result: Done,
+        run: &mut Run,
+    ) -> Result<(), Fail> {
         match result {
             Done::Yes(outcome) => {
                 if let Some(o) = &outcome {
@@ -607,12 +709,7 @@ impl Engine {
                         run.limbo.extend(limbo);
                         Ok(Done::Yes(None))
                     }
-                    Err(e) => {
-                        if matches!(fd.look(&at.name), Ok(None)) {
-                            return Ok(Done::Yes(None));
-                        }
-                        Ok(self.refused(at, e, run))
-                    }
+                    Err(e) => Ok(self.not_removed(&fd, at, e, run)),
                 }
             }
             Step::SetAttrs { path, node, kind, attrs, content, .. } => {
@@ -966,6 +1063,11 @@ fn note_change_time(tx: &mut Tx<'_>, limbo: &Limbo) -> Result<(), Fail> {
         tx.put_node(&limbo.key, node);
     }
     Ok(())
+}
+
+/// True of what takes something away from the tree.
+fn is_removal(step: &Step) -> bool {
+    matches!(step, Step::Remove { at, .. } if !Plan::is_parked_dir(&at.dir))
 }
 
 /// The place that a step takes an inode from.

@@ -13,8 +13,8 @@ use driftless_core::{Name, NodeKey, Tx};
 use driftless_volume::{DirFd, Located, Seen};
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// Removals that one commit records at most: what it changes is in memory until then.
-const REMOVALS_PER_COMMIT: usize = 4096;
+/// Removals that one commit records at most: what it changes is in memory until then, and peers work on what was recorded before.
+const REMOVALS_PER_COMMIT: usize = 2048;
 
 impl Engine {
     /// Judges what a pass has left open. Returns directories that have to be listed before the pass is over.
@@ -424,6 +424,7 @@ impl Engine {
                 }
             }
             pass.recorded += 1;
+            pass.removed += 1;
             *left -= 1;
         }
         Ok(true)

@@ -19,6 +19,14 @@ const REST_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// ... and after twice as long each time, up to this.
 const REST_PAUSE_MAX: Duration = Duration::from_secs(16);
 
+/// Where a sync covers more files than this, they go a moment later: looking at each once more is work that nobody waits for, and what
+/// put so many here may go on.
+const AT_ONCE_MAX: usize = 256;
+/// That moment.
+const LATER: Duration = Duration::from_millis(500);
+/// So many do not wait for it: they take room.
+const WAITING_MAX: usize = 40_000;
+
 /// What was replaced or removed, until it goes.
 pub(super) struct InLimbo {
     pub(super) limbo: Limbo,
@@ -56,6 +64,10 @@ impl InLimbo {
 pub(super) struct Limbos {
     /// Put here since the last sync.
     fresh: Vec<InLimbo>,
+    /// Covered by a sync, and not looked at since: there are many.
+    covered: Vec<InLimbo>,
+    /// When these are.
+    covered_due: Option<Instant>,
     /// Covered by a sync, and not to go yet.
     resting: Vec<InLimbo>,
     /// Contents in limbo: the last copy of a version may be among them.
@@ -71,12 +83,12 @@ impl Limbos {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.resting.is_empty()
+        self.fresh.is_empty() && self.covered.is_empty() && self.resting.is_empty()
     }
 
     /// When what rests is to be looked at next.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        self.next.map(|(at, _)| at)
+        [self.next.map(|(at, _)| at), self.covered_due].into_iter().flatten().min()
     }
 
     pub(super) fn put(&mut self, one: InLimbo) {
@@ -99,7 +111,7 @@ impl Limbos {
     /// source of that content any more, and nothing that needs it keeps it here.
     pub(super) fn disprove(&mut self, content: &Digest) {
         let Some(id) = self.contents.remove(content) else { return };
-        for one in self.fresh.iter_mut().chain(&mut self.resting) {
+        for one in self.fresh.iter_mut().chain(&mut self.covered).chain(&mut self.resting) {
             if one.limbo.id == id {
                 one.identity = None;
             } else if one.identity == Some(*content) {
@@ -114,7 +126,7 @@ impl Limbos {
 
     /// Everything in limbo.
     pub(super) fn all(&self) -> impl Iterator<Item = &Limbo> {
-        self.fresh.iter().chain(&self.resting).map(|one| &one.limbo)
+        self.fresh.iter().chain(&self.covered).chain(&self.resting).map(|one| &one.limbo)
     }
 
     /// A file that has this content, or had it when it was put here.
@@ -123,16 +135,31 @@ impl Limbos {
         self.all().find(|limbo| limbo.id == *id)
     }
 
-    fn take(&mut self) -> Vec<InLimbo> {
+    /// What is to be looked at after a sync: all, or not yet those that were put here just now, if they are many.
+    fn take(&mut self, now: Instant, all: bool) -> Vec<InLimbo> {
+        let mut taken = std::mem::take(&mut self.resting);
+        if all || self.covered_due.is_none_or(|at| at <= now) {
+            taken.append(&mut self.covered);
+        }
+        let later = self.fresh.len() > AT_ONCE_MAX && self.covered.len() + self.fresh.len() <= WAITING_MAX;
+        if later && !all {
+            self.covered.append(&mut self.fresh);
+            self.covered_due = Some(now + LATER);
+        } else {
+            taken.append(&mut self.fresh);
+        }
+        self.covered_due = self.covered_due.filter(|_| !self.covered.is_empty());
         self.contents.clear();
-        let mut all = std::mem::take(&mut self.resting);
-        all.append(&mut self.fresh);
-        all
+        for one in std::mem::take(&mut self.covered) {
+            self.know(&one);
+            self.covered.push(one);
+        }
+        taken
     }
 
-    /// Plans of which something rests.
+    /// Plans of which something is left.
     fn plans(&self) -> BTreeSet<u64> {
-        self.resting.iter().map(|one| one.plan).collect()
+        self.covered.iter().chain(&self.resting).map(|one| one.plan).collect()
     }
 
     /// Says when to look again: soon if something new rests, else after twice the pause.
@@ -155,7 +182,7 @@ impl Engine {
     /// the plans of which something rests.
     pub(super) fn empty_limbo(&mut self) -> Result<(Vec<Limbo>, BTreeSet<u64>), Fail> {
         let rested = self.limbos.resting.len();
-        let all = self.limbos.take();
+        let all = self.limbos.take(Instant::now(), self.stopping);
         let mut needed = if all.is_empty() { HashSet::new() } else { self.needed_contents()? };
         needed.extend(self.hidden_contents()?);
         let (mut gone, mut changed) = (Vec::new(), Vec::new());
@@ -251,5 +278,55 @@ impl Engine {
                 "another file took the place of {id} in .driftless/limbo: it is left there; look at it and remove it"
             ),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driftless_core::{Name, Time};
+
+    fn one(n: u64) -> InLimbo {
+        let key = NodeKey::new(&n.to_be_bytes()).unwrap();
+        let at = At { dir: key.clone(), name: Name::new(b"name").unwrap() };
+        let (size, mtime, ctime) = (n, Time::default(), Time::default());
+        let limbo = Limbo { id: StageId(n), key, size, mtime, ctime, beside: None, writers: Writers::None };
+        InLimbo::new(limbo, at, Some(Digest::of(&n.to_be_bytes())), Kind::File, n, None)
+    }
+
+    fn put(limbos: &mut Limbos, n: usize) {
+        (0..n as u64).for_each(|n| limbos.put(one(n)));
+    }
+
+    #[test]
+    fn a_few_go_at_once_and_many_a_moment_after_the_last() {
+        let (mut limbos, begun) = (Limbos::default(), Instant::now());
+        put(&mut limbos, AT_ONCE_MAX);
+        assert_eq!(limbos.take(begun, false).len(), AT_ONCE_MAX);
+
+        put(&mut limbos, AT_ONCE_MAX + 1);
+        assert_eq!(limbos.take(begun, false).len(), 0);
+        assert_eq!(limbos.next_look(), Some(begun + LATER));
+        assert!(!limbos.is_empty() && limbos.fresh_count() == 0);
+        assert_eq!(limbos.plans().len(), AT_ONCE_MAX + 1, "their intents stay");
+        assert!(limbos.has(&Digest::of(&7u64.to_be_bytes())), "and they are a source of contents");
+
+        put(&mut limbos, 1);
+        assert_eq!(
+            limbos.take(begun + LATER / 2, false).len(),
+            1,
+            "what is not many does not wait with them"
+        );
+        assert_eq!(limbos.take(begun + LATER * 2, false).len(), AT_ONCE_MAX + 1);
+        assert!(limbos.is_empty() && limbos.next_look().is_none());
+    }
+
+    #[test]
+    fn nothing_waits_at_the_end_or_where_it_is_too_much() {
+        let (mut limbos, now) = (Limbos::default(), Instant::now());
+        put(&mut limbos, AT_ONCE_MAX + 1);
+        assert_eq!(limbos.take(now, true).len(), AT_ONCE_MAX + 1);
+        put(&mut limbos, WAITING_MAX + 1);
+        assert_eq!(limbos.take(now, false).len(), WAITING_MAX + 1);
     }
 }

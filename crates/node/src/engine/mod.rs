@@ -35,6 +35,7 @@
 //! - [`nowhere`]: versions that nobody holds who could be asked.
 //! - [`routine`]: crawls that nothing asks for.
 //! - [`copies`]: what was read of files that never settle, for peers to fetch.
+//! - [`mover`]: removing files on another core.
 //! - [`open_files`]: files that were taken in while somebody writes to them.
 //! - [`open`]: opening index and tree, guarding; [`no_room`]: on a full disk that has to wait.
 
@@ -55,6 +56,7 @@ mod lags;
 mod limbo;
 mod link;
 mod lost;
+mod mover;
 mod no_room;
 mod nowhere;
 mod observe;
@@ -132,6 +134,8 @@ pub use quarantine::{Quarantined, QuarantinedChange};
 const DEPTH_MAX: usize = 4096;
 /// Names judged in one transaction: bounds its memory.
 const LOOKS_PER_COMMIT: usize = 1024;
+/// So many removals that were recorded are offered to peers although there is more to be judged: they are work for them.
+const REMOVALS_OFFERED: usize = 256;
 /// Hints kept while they cannot be judged; beyond it the tree is crawled instead.
 const HINTS_MAX: usize = 200_000;
 /// Directories kept open while a plan is done: saves walking the path again for each file of a directory.
@@ -382,6 +386,8 @@ pub(crate) struct Engine {
     hasher: Hasher,
     /// Threads for a first crawl; `Some(None)`: there are none to be had.
     readers: Option<Option<ahead::Readers>>,
+    /// The thread for many removals; `Some(None)`: there is none to be had.
+    mover: Option<Option<mover::Mover>>,
     /// What they have found of the file that is being judged.
     found_ahead: Option<(NodeKey, hasher::Found)>,
     deltas: Deltas,
@@ -886,6 +892,7 @@ impl Engine {
                         self.resolve(&mut t, &mut pass)?;
                     }
                     self.commit_local(t, &mut pass)?;
+                    self.offer_removals(&mut pass)?;
                     if over && pass.is_listed() && pass.is_settled() {
                         return Ok(());
                     }
@@ -896,10 +903,21 @@ impl Engine {
                 self.resolve(&mut t, &mut pass)?;
             }
             self.commit_local(t, &mut pass)?;
+            self.offer_removals(&mut pass)?;
             if pass.is_listed() && pass.is_settled() {
                 return Ok(());
             }
         }
+    }
+
+    /// Many removals leave while the rest of them is still being recorded. Other changes wait for the end of what was heard of:
+    /// what is new may be about to replace something.
+    fn offer_removals(&mut self, pass: &mut Pass) -> Result<(), Fail> {
+        if pass.removed >= REMOVALS_OFFERED {
+            pass.removed = 0;
+            self.pump_send()?;
+        }
+        Ok(())
     }
 
     fn start_crawl(&mut self) {

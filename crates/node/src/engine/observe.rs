@@ -61,6 +61,8 @@ pub(super) struct Pass {
     pub(super) held: bool,
     /// Changes recorded in this pass.
     pub(super) recorded: u64,
+    /// Removals among them that have not been offered to peers.
+    pub(super) removed: usize,
 }
 
 impl Pass {

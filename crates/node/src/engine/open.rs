@@ -240,6 +240,7 @@ impl Engine {
             deltas: Deltas::new(),
             peer_in_process,
             readers: None,
+            mover: None,
             found_ahead: None,
             hasher: Hasher::start().map_err(|e| Fail::Refused {
                 what: format!("cannot start a thread: {e}"),
