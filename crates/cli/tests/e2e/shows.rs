@@ -95,11 +95,21 @@ fn join(host: &Site, guest: &Site) {
 
 /// Two sites with a volume, joined by a line with this delay.
 pub(crate) fn far_sites(base: &TempDir, one_way: Duration) -> (Site, Site) {
+    far_sites_with(base, one_way, |_, _| ())
+}
+
+/// The same, with what is put into the directories of oslo and bergen before they are joined.
+pub(crate) fn far_sites_with(
+    base: &TempDir,
+    one_way: Duration,
+    have: impl FnOnce(&Path, &Path),
+) -> (Site, Site) {
     let (oslo, mut bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
     // Nobody can connect to bergen, so that everything goes over the line.
     bergen.end(Signal::TERM);
     bergen.flags = vec!["--advertise".into(), "127.0.0.1:1".into()];
     bergen.start();
+    have(&oslo.dir, &bergen.dir);
     begin(&oslo);
     let token = oslo.ok(&["site", "invite", "--for", "data"]);
     let line = delayed_line(oslo.address().parse().unwrap(), one_way);
@@ -135,9 +145,16 @@ fn median_ms(from: &Site, to: &Site, tag: &str, n: usize) -> f64 {
 fn a_small_write_is_there_soon_after_half_a_round_trip() {
     const ONE_WAY: Duration = Duration::from_millis(50);
     let base = TempDir::new().unwrap();
-    let (oslo, bergen) = far_sites(&base, ONE_WAY);
+    // Both had files before they were joined, as most have.
+    let (oslo, bergen) = far_sites_with(&base, ONE_WAY, |oslo, bergen| {
+        for i in 0..200 {
+            put(oslo, &format!("both{i}"), "1");
+            put(bergen, &format!("both{i}"), "1");
+        }
+    });
     put(&oslo.dir, "first", "1");
     wait_same(&[&oslo, &bergen]);
+    oslo.ok(&["flush"]);
     let idle_ms = median_ms(&oslo, &bergen, "idle", 41);
     println!("1 KiB on an idle line of 50 ms: there after {idle_ms:.1} ms (median of 41)");
     // So large that it is under way all the time.

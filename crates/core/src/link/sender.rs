@@ -66,7 +66,7 @@ pub struct SendLimits {
     /// Go back if there is no receipt for this long. `None` for carriers that do not lose: there a slow
     /// receiver must not be sent more.
     pub resend_after_ms: Option<u64>,
-    /// Wish small contents inside batches: what the peer's hello asked for.
+    /// Wish small contents inside batches: what the peer's hello asked for. [`Sender::send_inline`] changes it.
     pub inline: bool,
 }
 
@@ -250,6 +250,11 @@ impl Sender {
         self.limits.first_batch_bytes = self.limits.first_batch_bytes.min(batch_bytes);
         self.limits.age_limit_ms = age_limit_ms;
         self.batch_bytes_now = self.batch_bytes_now.min(batch_bytes);
+    }
+
+    /// From now on small contents go inside batches: the peer has looked at its tree, which it had not when it said hello.
+    pub fn send_inline(&mut self) {
+        self.limits.inline = true;
     }
 
     // ----- input

@@ -448,6 +448,19 @@ fn what_the_peer_hears_meanwhile_is_not_relayed() {
     assert!(b.read(|tx| bc.at_head(tx)));
 }
 
+/// A peer that was yet to look at its tree when it said hello takes contents along as soon as it has.
+#[test]
+fn contents_go_along_once_the_peer_takes_them() {
+    let (mut a, b) = (Site::new(1), Site::new(2));
+    let mut ab = a.sender_to(&b, SendLimits { inline: false, ..eager() });
+    a.create(Kind::File, EntryId::ROOT, "f");
+    assert!(a.poll(&mut ab, 0).unwrap().inline.is_empty());
+    ab.send_inline();
+    let g = a.create(Kind::File, EntryId::ROOT, "g");
+    let out = a.poll(&mut ab, 0).unwrap();
+    assert_eq!((out.inline.len(), out.inline[0].entry), (1, g));
+}
+
 #[test]
 fn what_nobody_else_can_bring_is_relayed_at_once() {
     let (mut a, mut b, c) = (Site::new(1), Site::new(2), Site::new(3));

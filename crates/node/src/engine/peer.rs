@@ -66,9 +66,16 @@ impl Engine {
             Message::RecipeWant(want) => self.serve_recipe(id, want),
             Message::Recipe(part) => self.take_recipe(id, part),
             Message::Heartbeat { head, scanned } => {
+                let dry_run = self.shared.dry_run;
                 if let Some(peer) = self.links.peer_mut(id) {
                     peer.head = head;
                     peer.scanned = scanned;
+                    // Its hello said no only because it was yet to compare what it has: else each small change would take
+                    // a round trip more, for the want, as long as this connection stands.
+                    if scanned && !peer.has_tree && !peer.inline && !dry_run {
+                        peer.inline = true;
+                        peer.sender.send_inline();
+                    }
                     let replica = peer.id;
                     self.note_announced(replica, head);
                 }
