@@ -211,10 +211,9 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
                     true => Some(None),
                     false => done_as(tx, &mut disk, &step, made)?,
                 };
-                let Some(outcome) = outcome else {
-                    concerned.extend(driftless_core::plan::concerned(tx, &step)?);
-                    continue;
-                };
+                // Also what was done: what it was to come with may not have been.
+                concerned.extend(driftless_core::plan::concerned(tx, &step)?);
+                let Some(outcome) = outcome else { continue };
                 record_parked_before(tx, &open.steps[..k], &step, &real)?;
                 if !driftless_core::plan::stands(tx, &step)? {
                     continue;

@@ -66,7 +66,7 @@ pub struct SendLimits {
     /// Go back if there is no receipt for this long. `None` for carriers that do not lose: there a slow
     /// receiver must not be sent more.
     pub resend_after_ms: Option<u64>,
-    /// Wish small contents inside batches: what the peer's hello asked for. [`Sender::send_inline`] changes it.
+    /// Wish small contents inside batches: what the peer's hello asked for. See also [`Sender::send_inline`].
     pub inline: bool,
 }
 
@@ -154,6 +154,8 @@ pub struct Sender {
     distrusted: BTreeSet<ReplicaId>,
     /// Replicas that the peer hears itself; `None`: all.
     heard: Option<BTreeSet<ReplicaId>>,
+    /// Small contents go inside batches since later than the hello.
+    inline_since_hello: bool,
     /// See the module's text.
     walked: u64,
     held: BTreeMap<u64, (EntryId, u64)>,
@@ -211,6 +213,7 @@ impl Sender {
             peer_knowledge,
             distrusted: BTreeSet::new(),
             heard: None,
+            inline_since_hello: false,
             walked: start_cursor,
             held: BTreeMap::new(),
             ahead: BTreeSet::new(),
@@ -253,8 +256,9 @@ impl Sender {
     }
 
     /// From now on small contents go inside batches: the peer has looked at its tree, which it had not when it said hello.
+    /// Not with what is relayed: by now it may hear others, who bring the same.
     pub fn send_inline(&mut self) {
-        self.limits.inline = true;
+        self.inline_since_hello = true;
     }
 
     // ----- input
@@ -572,9 +576,9 @@ impl Sender {
             return Ok(false);
         }
         // Contents go along with what is relayed only if nobody else brings it to the peer.
-        let others =
-            relayed && self.limits.relay_delay_ms > 0 && self.heard.as_ref().is_some_and(|h| !h.is_empty());
-        self.push(tx, stack, row, self.limits.inline && !others)?;
+        let hears_others = !self.limits.inline || self.heard.as_ref().is_some_and(|h| !h.is_empty());
+        let others = relayed && self.limits.relay_delay_ms > 0 && hears_others;
+        self.push(tx, stack, row, (self.limits.inline || self.inline_since_hello) && !others)?;
         Ok(true)
     }
 

@@ -459,6 +459,14 @@ fn contents_go_along_once_the_peer_takes_them() {
     let g = a.create(Kind::File, EntryId::ROOT, "g");
     let out = a.poll(&mut ab, 0).unwrap();
     assert_eq!((out.inline.len(), out.inline[0].entry), (1, g));
+    // What is relayed it may hear from others by now.
+    let (mut b, c) = (b, Site::new(3));
+    bring(&a, &mut a.sender_to(&b, eager()), &mut b, 0);
+    let mut bc = b.sender_to(&c, SendLimits { inline: false, ..SendLimits::default() });
+    bc.hears_itself([]);
+    bc.send_inline();
+    let out = b.poll(&mut bc, 0).unwrap();
+    assert_eq!((out.batch.entries.len(), out.inline.len()), (2, 0));
 }
 
 #[test]
