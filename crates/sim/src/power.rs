@@ -252,7 +252,8 @@ fn dir_ino(key: &NodeKey) -> u64 {
     if Plan::is_parked_dir(key) { PARKED } else { Disk::ino(key) }
 }
 
-/// Parents come before what is in them, whatever the cut has made of their moves.
+/// Parents come before what is in them, whatever the cut has made of their moves. A directory that is then where no record
+/// has it was moved by a user, and the record of that was lost: what is in it went with it.
 fn judge_paths(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judged) -> TxResult<()> {
     let mut left: Vec<(At, &Vec<Option<Image>>)> =
         images.iter().map(|((dir, name), i)| (At { dir: dir.clone(), name: name.clone() }, i)).collect();
@@ -273,8 +274,11 @@ fn judge_paths(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judge
             }
         }
         if waiting.len() == before || waiting.is_empty() {
+            let paths = disk.paths();
             for (at, images) in waiting {
-                judge_path(tx, disk, at, images, None, judged)?;
+                let dir = Disk::ino(&at.dir);
+                let now = paths.iter().any(|(_, ino)| *ino == dir).then(|| disk.get(dir, &at.name)).flatten();
+                judge_path(tx, disk, at, images, now.map(|ino| disk.looked(ino)), judged)?;
             }
             return Ok(());
         }

@@ -345,10 +345,11 @@ impl Site {
         self.read_durable(|tx| tx.node(&Disk::key(ino))).is_some()
     }
 
-    /// True if no crash takes back that the inode is recorded at this name.
+    /// True if no crash takes back that the inode is recorded at this name, and for what it stands there.
     pub fn is_durably_at(&self, ino: u64, dir: u64, name: &Name) -> bool {
-        let place = self.read_durable(|tx| tx.place(&Disk::key(dir), name));
-        place.is_some_and(|place| place.node == Disk::key(ino))
+        let durable = self.read_durable(|tx| tx.place(&Disk::key(dir), name));
+        let recorded = self.read(|tx| tx.place(&Disk::key(dir), name));
+        durable.is_some_and(|place| place.node == Disk::key(ino) && (self.blind || Some(place) == recorded))
     }
 
     fn read_durable<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> T {

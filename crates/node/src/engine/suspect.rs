@@ -210,7 +210,8 @@ impl Engine {
     }
 
     /// Judges each path once the directory it is in has been found: parents come before what is in them, whatever the
-    /// cut has made of their moves.
+    /// cut has made of their moves. A directory that is then where no record has it was moved by a user, and the record of that
+    /// was lost: what is in it went with it.
     fn judge_paths(&mut self, tx: &mut Tx<'_>, images: &Images, judged: &mut Judged) -> Result<(), Fail> {
         let at = |(dir, name): &(NodeKey, Name)| At { dir: dir.clone(), name: name.clone() };
         let mut left: Vec<(At, &Vec<Option<Image>>)> = images.iter().map(|(p, i)| (at(p), i)).collect();
@@ -226,7 +227,11 @@ impl Engine {
             }
             if waiting.len() == before || waiting.is_empty() {
                 for (at, images) in waiting {
-                    self.judge_path(tx, at, images, None, judged)?;
+                    match self.look_wherever(tx, &at)? {
+                        There::Seen(now) => self.judge_path(tx, at, images, now.map(|b| *b), judged)?,
+                        There::NoDir => self.judge_path(tx, at, images, None, judged)?,
+                        There::Unclear => {}
+                    }
                 }
                 return Ok(());
             }
@@ -305,11 +310,14 @@ impl Engine {
                 None => return Ok(There::NoDir),
             },
         };
-        match fd.look(&at.name) {
-            Ok(Some(seen)) => Ok(read_there(&fd, &seen)),
-            Ok(None) => Ok(There::Seen(None)),
-            Err(_) => Ok(There::Unclear),
+        Ok(look_in(&fd, &at.name))
+    }
+
+    fn look_wherever(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
+        if Plan::is_parked_dir(&at.dir) {
+            return self.look_parked(tx, at);
         }
+        Ok(self.dir_wherever(tx, &at.dir)?.map_or(There::NoDir, |fd| look_in(&fd, &at.name)))
     }
 
     /// What was moved out of the way waits for the plans that are done again, or is gone from there.
@@ -448,6 +456,14 @@ pub(super) struct Judged {
     dirs: BTreeSet<NodeKey>,
     /// What stands beside what is recorded.
     pub(super) beside: Vec<(At, Looked)>,
+}
+
+fn look_in(fd: &DirFd, name: &Name) -> There {
+    match fd.look(name) {
+        Ok(Some(seen)) => read_there(fd, &seen),
+        Ok(None) => There::Seen(None),
+        Err(_) => There::Unclear,
+    }
 }
 
 fn read_there(fd: &DirFd, seen: &Seen) -> There {
