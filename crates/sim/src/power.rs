@@ -12,7 +12,7 @@ use crate::site::{Site, file};
 use crate::world::{Fault, Verdict, World};
 use driftless_core::adopt::Adoption;
 use driftless_core::local::{self, Looked};
-use driftless_core::plan::{At, Plan};
+use driftless_core::plan::{At, Plan, Step};
 use driftless_core::rows::Table;
 use driftless_core::tx::{Result as TxResult, Tx};
 use driftless_core::unsealed::{self, Image, Images, Sighting};
@@ -180,6 +180,8 @@ impl World {
 struct Judged {
     /// The paths that are judged.
     changed: BTreeSet<(NodeKey, Name)>,
+    /// Where plans that were begun move inodes to.
+    planned: BTreeSet<(NodeKey, (NodeKey, Name))>,
     /// What somebody moved, and where it is recorded.
     moved: Vec<(At, NodeKey)>,
     concerned: BTreeSet<EntryId>,
@@ -190,12 +192,13 @@ struct Judged {
 /// Judges each path whose record changed since the last sync.
 fn judge(site: &mut Site) -> Verdict {
     let disk = site.disk.clone();
+    let planned = site.open_plans.iter().flat_map(|plan| &plan.steps).filter_map(moved_to).collect();
     site.tx(|tx| {
         let mut images = Images::new();
         for (_, row) in tx.scan(Table::Before, &[], None, usize::MAX)? {
             unsealed::decode(&row, tx.replicas(), &mut images)?;
         }
-        let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
+        let mut judged = Judged { changed: images.keys().cloned().collect(), planned, ..Judged::default() };
         judge_parked(tx, &disk, &images, &mut judged)?;
         judge_paths(tx, &disk, &images, &mut judged)?;
         judged.concerned.extend(unsealed::check_moved(tx, &judged.moved)?);
@@ -274,11 +277,14 @@ fn judge_paths(tx: &mut Tx<'_>, disk: &Disk, images: &Images, judged: &mut Judge
             }
         }
         if waiting.len() == before || waiting.is_empty() {
-            let paths = disk.paths();
             for (at, images) in waiting {
                 let dir = Disk::ino(&at.dir);
-                let now = paths.iter().any(|(_, ino)| *ino == dir).then(|| disk.get(dir, &at.name)).flatten();
-                judge_path(tx, disk, at, images, now.map(|ino| disk.looked(ino)), judged)?;
+                // In what waits out of the way, by a plan that is not recorded, nobody has changed anything.
+                if disk.inodes.contains_key(&dir) && disk.is_below(dir, PARKED) {
+                    continue;
+                }
+                let now = disk.get(dir, &at.name).map(|ino| disk.looked(ino));
+                judge_path(tx, disk, at, images, now, judged)?;
             }
             return Ok(());
         }
@@ -334,7 +340,7 @@ fn judge_path(
     let seen = now.as_ref().map(Sighting::of);
     let verdict = unsealed::judge(recorded.as_ref().map(Image::sighting).as_ref(), &sightings, seen.as_ref());
     let verdict = verdict.unless_moved(seen.as_ref(), || match &recorded {
-        Some(image) => stands_elsewhere(tx, disk, image, &judged.changed),
+        Some(image) => stands_elsewhere(tx, disk, image, judged),
         None => Ok(false),
     })?;
     judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
@@ -352,21 +358,27 @@ fn judge_path(
     Ok(())
 }
 
-/// True if the inode's only name is one that nothing was recorded at, now or before.
-fn stands_elsewhere(
-    tx: &mut Tx<'_>,
-    disk: &Disk,
-    image: &Image,
-    changed: &BTreeSet<(NodeKey, Name)>,
-) -> TxResult<bool> {
+/// What a step moves, and to where.
+fn moved_to(step: &Step) -> Option<(NodeKey, (NodeKey, Name))> {
+    match step {
+        Step::Move { to, node, .. } | Step::Unpark { to, node, .. } => {
+            Some((node.clone(), (to.dir.clone(), to.name.clone())))
+        }
+        _ => None,
+    }
+}
+
+/// True if the inode's only name is one that nothing was recorded at, now or before, or one that a plan moves it to.
+fn stands_elsewhere(tx: &mut Tx<'_>, disk: &Disk, image: &Image, judged: &Judged) -> TxResult<bool> {
     let ino = Disk::ino(&image.place.node);
     let dirs = disk.inodes.iter().filter(|(dir, _)| **dir != PARKED);
     let mut names =
         dirs.flat_map(|(dir, inode)| inode.names.iter().map(move |(name, found)| (dir, name, found)));
     let Some((dir, name, _)) = names.find(|(_, _, found)| **found == ino) else { return Ok(false) };
     let spot = (Disk::key(*dir), name.clone());
-    let is_known = changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
-    Ok(!is_known && image.node.names.len() == 1)
+    let is_known = judged.changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
+    let is_planned = judged.planned.contains(&(image.place.node.clone(), spot));
+    Ok((is_planned || !is_known) && image.node.names.len() == 1)
 }
 
 /// What a cut has left takes nobody's place: a version beside those that the entry has.

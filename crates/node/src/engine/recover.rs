@@ -13,7 +13,7 @@ use super::{Engine, Fail, apply};
 use crate::api::Level;
 use driftless_core::intent::{self, IntentRow, Operation, Recovery, Sight, StagedFile};
 use driftless_core::plan::{self, At, Plan, Step};
-use driftless_core::rows::Table;
+use driftless_core::rows::{Read, Table};
 use driftless_core::{Bind, Digest, Dot, EntryId, Kind, Name, NodeKey, Tx};
 use driftless_volume::crash::{self, Point};
 use driftless_volume::{Directory, Located, Part, PrivateEntry, ReadHandle, Seen, StageId, VolumeError};
@@ -143,14 +143,8 @@ impl Engine {
 
     fn read_intents(&mut self) -> Result<Vec<IntentRow>, Fail> {
         let snapshot = self.store.snapshot()?;
-        let mut rows = Vec::new();
-        for (key, value) in snapshot.scan(Table::Intents, &[], None, usize::MAX)? {
-            if let Ok(n) = <[u8; 8]>::try_from(&key[..]) {
-                self.open_plans.push(u64::from_be_bytes(n));
-            }
-            let damaged = |source| driftless_core::tx::Error::Damaged { table: "intents", source };
-            rows.append(&mut intent::decode_intents(&value).map_err(damaged)?);
-        }
+        let (plans, rows) = intents(&*snapshot)?;
+        self.open_plans.extend(plans);
         self.next_plan = self.open_plans.iter().max().map_or(1, |n| n + 1);
         Ok(rows)
     }
@@ -537,6 +531,19 @@ impl Engine {
         let limbo = self.limbos.with(digest)?;
         self.volume.open_private_file(&limbo.as_private()).ok().flatten()
     }
+}
+
+/// The plans that were begun, and their intents.
+pub(super) fn intents(snapshot: &dyn Read) -> Result<(Vec<u64>, Vec<IntentRow>), Fail> {
+    let (mut plans, mut rows) = (Vec::new(), Vec::new());
+    for (key, value) in snapshot.scan(Table::Intents, &[], None, usize::MAX)? {
+        if let Ok(n) = <[u8; 8]>::try_from(&key[..]) {
+            plans.push(u64::from_be_bytes(n));
+        }
+        let damaged = |source| driftless_core::tx::Error::Damaged { table: "intents", source };
+        rows.append(&mut intent::decode_intents(&value).map_err(damaged)?);
+    }
+    Ok((plans, rows))
 }
 
 /// True if the inode waits where it was moved out of the way.

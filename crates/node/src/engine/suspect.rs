@@ -8,11 +8,12 @@
 //! - contents changed otherwise at that time stand beside what was recorded, and do not follow it.
 
 use super::observe::Pass;
-use super::recover::is_parked_at;
+use super::recover::{intents, is_parked_at};
 use super::{Engine, Fail, wall_ns};
 use crate::api::Level;
 use driftless_core::adopt::Adoption;
 use driftless_core::codec::{Decoder, Encoder, Malformed};
+use driftless_core::intent::Operation;
 use driftless_core::local::Looked;
 use driftless_core::plan::{At, Plan};
 use driftless_core::rows::{Batch as Rows, Change, Table};
@@ -123,7 +124,9 @@ impl Engine {
         for (_, row) in rows {
             unsealed::decode(row, tx.replicas(), &mut images)?;
         }
-        let mut judged = Judged { changed: images.keys().cloned().collect(), ..Judged::default() };
+        let moves = intents(&*snapshot)?.1.into_iter().filter(|row| row.operation == Operation::Move);
+        let planned = moves.map(|row| (row.node, (row.at.dir, row.at.name))).collect();
+        let mut judged = Judged { changed: images.keys().cloned().collect(), planned, ..Judged::default() };
         self.judge_parked_again(&mut tx, &images, &mut judged)?;
         self.judge_paths(&mut tx, &images, &mut judged)?;
         judged.concerned.extend(unsealed::check_moved(&mut tx, &judged.moved)?);
@@ -260,7 +263,7 @@ impl Engine {
         let verdict =
             unsealed::judge(recorded.as_ref().map(Image::sighting).as_ref(), &sightings, seen.as_ref());
         let verdict = verdict.unless_moved(seen.as_ref(), || match &recorded {
-            Some(image) => self.stands_where_unknown(tx, image, &judged.changed),
+            Some(image) => self.was_moved(tx, image, judged),
             None => Ok(false),
         })?;
         judged.concerned.extend(unsealed::rebase(tx, &at, verdict, images, now.as_ref())?);
@@ -279,20 +282,16 @@ impl Engine {
         Ok(())
     }
 
-    /// True if the inode's only name is one that nothing was recorded at, now or before.
-    fn stands_where_unknown(
-        &self,
-        tx: &mut Tx<'_>,
-        image: &Image,
-        changed: &BTreeSet<(NodeKey, Name)>,
-    ) -> driftless_core::tx::Result<bool> {
+    /// True if the inode's only name is one that nothing was recorded at, now or before, or one that a plan moves it to.
+    fn was_moved(&self, tx: &mut Tx<'_>, image: &Image, judged: &Judged) -> driftless_core::tx::Result<bool> {
         let Located::At(path) = self.volume.locate(&image.place.node) else { return Ok(false) };
         let Some((name, above)) = path.split_last().filter(|_| image.node.names.len() == 1) else {
             return Ok(false);
         };
         let Ok(dir) = self.volume.dir(above, None) else { return Ok(false) };
         let spot = (dir.key().clone(), name.clone());
-        Ok(!changed.contains(&spot) && tx.place(&spot.0, &spot.1)?.is_none())
+        let is_known = judged.changed.contains(&spot) || tx.place(&spot.0, &spot.1)?.is_some();
+        Ok(!is_known || judged.planned.contains(&(image.place.node.clone(), spot)))
     }
 
     fn look_there(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
@@ -317,7 +316,12 @@ impl Engine {
         if Plan::is_parked_dir(&at.dir) {
             return self.look_parked(tx, at);
         }
-        Ok(self.dir_wherever(tx, &at.dir)?.map_or(There::NoDir, |fd| look_in(&fd, &at.name)))
+        match self.dir_wherever(tx, &at.dir)? {
+            Some(fd) => Ok(look_in(&fd, &at.name)),
+            // It is there, but no path of the tree leads to it: it waits out of the way, by a plan that is not recorded.
+            None if matches!(self.volume.locate(&at.dir), Located::Unknown) => Ok(There::Unclear),
+            None => Ok(There::NoDir),
+        }
     }
 
     /// What was moved out of the way waits for the plans that are done again, or is gone from there.
@@ -449,6 +453,8 @@ impl Engine {
 pub(super) struct Judged {
     /// The paths that are judged.
     changed: BTreeSet<(NodeKey, Name)>,
+    /// Where plans that were begun move inodes to.
+    planned: BTreeSet<(NodeKey, (NodeKey, Name))>,
     /// What somebody moved, and where it is recorded.
     moved: Vec<(At, NodeKey)>,
     pub(super) concerned: BTreeSet<EntryId>,

@@ -436,3 +436,12 @@ fn a_rename_over_what_no_durable_record_has_may_come_undone_with_a_kill() {
         show 1; 1 mv y x; stop 1; start 1";
     trace_in(crashing(3), script, "x:symlink x~=4");
 }
+
+#[test]
+fn what_a_plan_had_moved_before_a_cut_is_not_new() {
+    let script =
+        "0 mkdir a; 0 mkdir b; 0 mkdir b/c; 0 mkdir c; 0 create a/x 4; sync 0 1; show 1; 1 symlink c/c 5;
+        0 chmod a/x 384; sync 0 1; seal 1; 0 mv b c/a; send 1 0 3; send 0 1 1; 1 mv c b/c/b; again 1;
+        showsome 1 11 4; cut 1 16882299823644060929";
+    trace_in(powered(2), script, "a/ a/x=4 b/ b/a/ b/a/c/ b/c:symlink");
+}
