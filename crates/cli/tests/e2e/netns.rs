@@ -1,6 +1,6 @@
 //! Nodes of several sites in network namespaces, joined by a switch: partitions, delay, a frozen site and killed nodes in a chain, a
 //! ring, a star and a mesh. Needs root and iproute2; skipped with a message otherwise. Delay needs the kernel's netem and is
-//! left out where that is missing.
+//! left out where that is missing. With the program of a WAN emulator in `DRIFTLESS_WAN` that makes the network, with delay and loss.
 
 use crate::common::*;
 use crate::sites::{Site, wait_same};
@@ -18,21 +18,29 @@ const STAR: &[(usize, usize)] = &[(0, 1), (0, 2), (0, 3)];
 const MESH: &[(usize, usize)] = &[(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)];
 /// One way, on each site's line.
 const DELAY: &str = "5ms";
+/// The emulator's lines between any two sites: a round trip of 50 ms.
+const EMULATED: &[&str] = &["--delay-ms", "25", "--loss", "0.1"];
 
-/// A switch in a namespace of its own, and one namespace for each site with a line to it.
+/// A switch in a namespace of its own, and one namespace for each site with a line to it; or what an emulator makes.
 struct Net {
     prefix: String,
+    emulator: Option<String>,
 }
 
 impl Net {
     /// `None` where it cannot be made.
     fn new(tag: &str) -> Option<Net> {
-        let net = Net { prefix: format!("dl{}{tag}", std::process::id()) };
+        let emulator = std::env::var("DRIFTLESS_WAN").ok();
+        let net = Net { prefix: format!("dl{}{tag}", std::process::id()), emulator };
+        if net.emulator.is_some() {
+            net.emulate(&[&["up", "--hosts", &NAMES.join(",")], EMULATED].concat());
+            return Some(net);
+        }
         let switch = net.of("switch");
         let made = ip(&["netns", "add", &switch])
             && ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"])
             && ip(&["-n", &switch, "link", "set", "br0", "up"])
-            && NAMES.iter().enumerate().all(|(i, name)| net.add(i, name));
+            && NAMES.iter().enumerate().all(|(i, name)| net.add(i, name, &net.address(i)));
         if !made {
             eprintln!("skipped: network namespaces need root, iproute2 and a kernel with veth and bridges");
             return None;
@@ -40,11 +48,23 @@ impl Net {
         Some(net)
     }
 
+    /// Runs the emulator, which must be there.
+    fn emulate(&self, args: &[&str]) {
+        let program = self.emulator.as_ref().expect("only with an emulator");
+        let ran = Command::new(program).args(args).args(["--net", &self.prefix]).output().unwrap();
+        assert!(ran.status.success(), "{program} {args:?}: {ran:?}");
+    }
+
+    fn address(&self, i: usize) -> String {
+        let net = if self.emulator.is_some() { "10.77.0" } else { "10.66.0" };
+        format!("{net}.{}", i + 1)
+    }
+
     fn of(&self, name: &str) -> String {
         format!("{}-{name}", self.prefix)
     }
 
-    fn add(&self, i: usize, name: &str) -> bool {
+    fn add(&self, i: usize, name: &str, address: &str) -> bool {
         let (own, switch, port) = (self.of(name), self.of("switch"), format!("p{i}"));
         ip(&["netns", "add", &own])
             && ip(&["-n", &own, "link", "set", "lo", "up"])
@@ -52,12 +72,15 @@ impl Net {
                 "-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &own,
             ])
             && ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"])
-            && ip(&["-n", &own, "addr", "add", &format!("{}/24", address(i)), "dev", "eth0"])
+            && ip(&["-n", &own, "addr", "add", &format!("{address}/24"), "dev", "eth0"])
             && ip(&["-n", &own, "link", "set", "eth0", "up"])
     }
 
     /// Delays what each site sends, if the kernel can.
     fn delay(&self) {
+        if self.emulator.is_some() {
+            return;
+        }
         let delayed = |name: &&str| {
             let args =
                 ["netns", "exec", &self.of(name), "tc", "qdisc", "add", "dev", "eth0", "root", "netem"];
@@ -70,9 +93,13 @@ impl Net {
 
     /// Nothing goes between two sites any more, both ways, without any end being told; or does again.
     fn cut(&self, (a, b): (usize, usize), cut: bool) {
+        if self.emulator.is_some() {
+            self.emulate(&[if cut { "cut" } else { "heal" }, NAMES[a], NAMES[b]]);
+            return;
+        }
         let verb = if cut { "add" } else { "del" };
         for (from, to) in [(a, b), (b, a)] {
-            let to = format!("{}/32", address(to));
+            let to = format!("{}/32", self.address(to));
             assert!(ip(&["-n", &self.of(NAMES[from]), "route", verb, "blackhole", &to]));
         }
     }
@@ -80,9 +107,10 @@ impl Net {
     /// Bytes that all sites have sent.
     fn sent(&self) -> u64 {
         let sent = |name: &&str| {
-            let file = "/sys/class/net/eth0/statistics/tx_bytes";
+            let device = if self.emulator.is_some() { "wan0" } else { "eth0" };
+            let file = format!("/sys/class/net/{device}/statistics/tx_bytes");
             let output =
-                Command::new("ip").args(["netns", "exec", &self.of(name), "cat", file]).output().unwrap();
+                Command::new("ip").args(["netns", "exec", &self.of(name), "cat", &file]).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().parse::<u64>().unwrap()
         };
         NAMES.iter().map(sent).sum()
@@ -91,7 +119,7 @@ impl Net {
     /// Sites with the volume `data`, linked so.
     fn sites(&self, base: &TempDir, links: &[(usize, usize)]) -> Vec<Site> {
         let site = |i: usize| {
-            let listen = format!("{}:7440", address(i));
+            let listen = format!("{}:7440", self.address(i));
             Site::within(base.path(), NAMES[i], &self.of(NAMES[i]), &listen)
         };
         let sites: Vec<Site> = (0..NAMES.len()).map(site).collect();
@@ -114,14 +142,13 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
+        if self.emulator.is_some() {
+            return self.emulate(&["down", "--kill"]);
+        }
         for name in NAMES.iter().chain(&["switch"]) {
             ip(&["netns", "del", &self.of(name)]);
         }
     }
-}
-
-fn address(i: usize) -> String {
-    format!("10.66.0.{}", i + 1)
 }
 
 fn ip(args: &[&str]) -> bool {
@@ -184,6 +211,11 @@ fn a_ring_over_a_network() {
 #[test]
 fn a_star_over_a_network() {
     users_everywhere("s", STAR, 13);
+}
+
+#[test]
+fn users_in_a_mesh_over_a_network() {
+    users_everywhere("u", MESH, 14);
 }
 
 /// In a mesh: each content crosses each path once; one frozen site does not slow the others, and its lag is told as it is; a
