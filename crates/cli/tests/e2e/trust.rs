@@ -319,10 +319,15 @@ fn a_failover_says_what_may_be_lost() {
     // Many small ones, of which the last have been announced only: no more than four containers are on their way at once.
     for i in 0..600 {
         put(&oslo.dir, &format!("small/{i}"), &format!("{i}").repeat(400));
-        if i == 100 {
-            fs::write(oslo.dir.join("edited"), rng.bytes(200_000)).unwrap();
-        }
     }
+    wait_until("the small ones to be announced", || {
+        match plan(&bergen)["replicas"][0]["announced"].as_u64() {
+            Some(600..) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    // Recorded after all of them, and so beyond what comes.
+    fs::write(oslo.dir.join("edited"), rng.bytes(200_000)).unwrap();
     wait_until("more to be announced than has come", || {
         let loss = plan(&bergen);
         let of = |what: &str| loss["replicas"][0][what].as_u64().unwrap();
