@@ -312,10 +312,8 @@ impl Engine {
         Ok(look_in(&fd, &at.name))
     }
 
+    /// As [`Engine::look_there`] of a directory that is not where it is recorded.
     fn look_wherever(&mut self, tx: &mut Tx<'_>, at: &At) -> Result<There, Fail> {
-        if Plan::is_parked_dir(&at.dir) {
-            return self.look_parked(tx, at);
-        }
         match self.dir_wherever(tx, &at.dir)? {
             Some(fd) => Ok(look_in(&fd, &at.name)),
             // It is there, but no path of the tree leads to it: it waits out of the way, by a plan that is not recorded.
