@@ -2,14 +2,15 @@
 //!
 //! Only ranges are kept, never bytes: a piece goes from the wire to the staged file. What is asked for
 //! but not here yet is bounded by a window of bytes. Small files go first and in order; large ones take turns
-//! piece by piece and never have more than half of the window, so that a small change does not wait
-//! behind a large transfer.
+//! piece by piece and never have more than half of the window, and no more than keeps the line busy ([`super::window`]), so that a
+//! small change does not wait behind a large transfer.
 //!
 //! Of a file that has much in common with one at hand the recipe is asked for first, part by part ([`crate::recipe`]). The caller
 //! compares it and says which ranges of the part are missing; what was compared first is asked for first, while the
 //! next parts are compared.
 
 use super::message::{NotHere, Piece, RecipePart, RecipeWant, Want};
+use super::window::Window;
 use crate::id::{Dot, EntryId};
 use crate::meta::Digest;
 use crate::recipe::{self, Cut};
@@ -82,10 +83,17 @@ struct File {
     large: bool,
     /// To be asked for: disjoint, ascending.
     missing: VecDeque<Range<u64>>,
-    /// Asked for and not here yet: start -> end, disjoint.
-    asked: BTreeMap<u64, u64>,
+    /// Asked for and not here yet: by their start, disjoint.
+    asked: BTreeMap<u64, Asked>,
     /// What is not known yet to be missing, if there is a recipe.
     recipe: Option<Parts>,
+}
+
+#[derive(Clone, Copy)]
+struct Asked {
+    end: u64,
+    /// When, if nothing of it is here.
+    at_ms: Option<u64>,
 }
 
 /// The parts of a file of which it is not known yet what is missing.
@@ -107,7 +115,7 @@ impl Parts {
 
 impl File {
     fn asked_bytes(&self) -> u64 {
-        self.asked.iter().map(|(start, end)| end - start).sum()
+        self.asked.iter().map(|(start, asked)| asked.end - start).sum()
     }
 
     fn is_complete(&self) -> bool {
@@ -130,6 +138,8 @@ pub struct Fetcher {
     large: VecDeque<Key>,
     asked_bytes: u64,
     asked_large_bytes: u64,
+    /// For large files.
+    window: Window,
     /// Files with recipes to be asked for, oldest first.
     to_compare: VecDeque<Key>,
     recipes_in_work: usize,
@@ -145,6 +155,7 @@ impl Fetcher {
             large: VecDeque::new(),
             asked_bytes: 0,
             asked_large_bytes: 0,
+            window: Window::new(limits.window_bytes / 2),
             to_compare: VecDeque::new(),
             recipes_in_work: 0,
         }
@@ -264,38 +275,47 @@ impl Fetcher {
         complete
     }
 
-    /// What to ask for now, as far as the window allows.
-    pub fn poll(&mut self) -> Vec<Want> {
+    /// What to ask for now, as far as the window allows. `now_ms` is of a clock that never goes back.
+    pub fn poll(&mut self, now_ms: u64) -> Vec<Want> {
         let mut wants = Vec::new();
-        while let Some(want) = self.next_want() {
+        while let Some(want) = self.next_want(now_ms) {
             wants.push(want);
         }
         wants
     }
 
-    fn next_want(&mut self) -> Option<Want> {
+    fn next_want(&mut self, now_ms: u64) -> Option<Want> {
+        let piece = self.limits.piece_bytes.max(1);
         let room = self.limits.window_bytes.saturating_sub(self.asked_bytes);
         if room == 0 {
             return None;
         }
         if let Some(key) = self.small.front().copied() {
-            return self.ask(key, room);
+            return self.ask(key, room.min(piece), now_ms);
         }
-        let room = room.min((self.limits.window_bytes / 2).saturating_sub(self.asked_large_bytes));
-        let key = self.large.front().copied().filter(|_| room > 0)?;
-        self.ask(key, room)
+        let key = self.large.front().copied()?;
+        let piece = piece.min(self.window.piece_bytes());
+        // Parts of a piece come one by one; what they leave free is not asked for in crumbs.
+        if room < piece || self.window.bytes().saturating_sub(self.asked_large_bytes) < piece {
+            self.window.is_full();
+            return None;
+        }
+        if self.asked_large_bytes == 0 {
+            self.window.begins(now_ms);
+        }
+        self.ask(key, piece, now_ms)
     }
 
-    /// Asks for the next missing range of the file at the front of its queue.
-    fn ask(&mut self, key: Key, room: u64) -> Option<Want> {
+    /// Asks for the next missing range of the file at the front of its queue, up to `len_max` bytes of it.
+    fn ask(&mut self, key: Key, len_max: u64, now_ms: u64) -> Option<Want> {
         let file = self.files.get_mut(&key)?;
         let range = file.missing.pop_front()?;
-        let len = (range.end - range.start).min(room).min(self.limits.piece_bytes.max(1));
+        let len = (range.end - range.start).min(len_max);
         let end = range.start + len;
         if end < range.end {
             file.missing.push_front(end..range.end);
         }
-        file.asked.insert(range.start, end);
+        file.asked.insert(range.start, Asked { end, at_ms: Some(now_ms) });
         let (large, digest, done) = (file.large, file.digest, file.missing.is_empty());
         self.asked_bytes += len;
         self.asked_large_bytes += if large { len } else { 0 };
@@ -311,7 +331,7 @@ impl Fetcher {
 
     /// Takes note of bytes that came. They count only if they were asked for; a range may come in
     /// parts, in order.
-    pub fn piece(&mut self, piece: &Piece) -> PieceVerdict {
+    pub fn piece(&mut self, piece: &Piece, now_ms: u64) -> PieceVerdict {
         let key = (piece.entry, piece.version);
         let len = piece.bytes.len() as u64;
         let Some(file) = self.files.get_mut(&key) else { return PieceVerdict::Unwanted };
@@ -319,15 +339,21 @@ impl Fetcher {
             return PieceVerdict::Unwanted;
         };
         // Only from a range's start on: so the number of ranges never grows by what a peer sends.
-        let Some(asked_end) = file.asked.get(&piece.offset).copied().filter(|e| end <= *e) else {
+        let Some(asked) = file.asked.get(&piece.offset).copied().filter(|asked| end <= asked.end) else {
             return PieceVerdict::Unwanted;
         };
         file.asked.remove(&piece.offset);
-        if end < asked_end {
-            file.asked.insert(end, asked_end);
+        if end < asked.end {
+            file.asked.insert(end, Asked { at_ms: None, ..asked });
         }
-        let complete = file.is_complete();
-        self.release(file_is_large(&self.files, &key), len);
+        let (complete, large) = (file.is_complete(), file.large);
+        if large {
+            if let Some(at_ms) = asked.at_ms {
+                self.window.first_came(at_ms, now_ms);
+            }
+            self.window.came(len, now_ms);
+        }
+        self.release(large, len);
         if complete {
             self.files.remove(&key);
         }
@@ -356,12 +382,14 @@ impl Fetcher {
     pub fn reset_connection(&mut self) {
         self.asked_bytes = 0;
         self.asked_large_bytes = 0;
+        self.window = Window::new(self.limits.window_bytes / 2);
         for (key, file) in &mut self.files {
             let queue = if file.large { &mut self.large } else { &mut self.small };
             if file.missing.is_empty() {
                 queue.push_back(*key);
             }
-            file.missing.extend(std::mem::take(&mut file.asked).into_iter().map(|(start, end)| start..end));
+            file.missing
+                .extend(std::mem::take(&mut file.asked).into_iter().map(|(start, asked)| start..asked.end));
             file.missing.make_contiguous().sort_by_key(|r| r.start);
             let Some(parts) = &mut file.recipe else { continue };
             let asked = std::mem::take(&mut parts.asked);
@@ -381,10 +409,6 @@ impl Fetcher {
         self.asked_bytes -= len;
         self.asked_large_bytes -= if large { len } else { 0 };
     }
-}
-
-fn file_is_large(files: &BTreeMap<Key, File>, key: &Key) -> bool {
-    files.get(key).is_some_and(|f| f.large)
 }
 
 /// What of `0..size` is in none of `have`.
@@ -411,7 +435,7 @@ mod tests {
     use crate::id::ReplicaId;
 
     const LIMITS: FetchLimits =
-        FetchLimits { window_bytes: 100, piece_bytes: 10, large_bytes: 40, files_max: 8, recipes: 2 };
+        FetchLimits { window_bytes: 160, piece_bytes: 10, large_bytes: 40, files_max: 8, recipes: 2 };
 
     fn file(n: u64, size: u64) -> FetchFile {
         let dot = Dot::new(ReplicaId(1), n);
@@ -451,18 +475,18 @@ mod tests {
         assert!(f.want(&file(1, 25)) && f.want(&file(2, 1000)) && f.want(&file(1, 25)));
         let (mut bytes, mut complete) = (0, 0);
         loop {
-            let wants = f.poll();
+            let wants = f.poll(0);
             if wants.is_empty() {
                 break;
             }
-            assert!(f.asked_bytes() <= 100);
+            assert!(f.asked_bytes() <= 160);
             for w in wants {
                 bytes += w.len;
-                match f.piece(&answer(&w)) {
+                match f.piece(&answer(&w), 0) {
                     PieceVerdict::Write { complete: c } => complete += u32::from(c),
                     PieceVerdict::Unwanted => panic!("asked for"),
                 }
-                assert_eq!(f.piece(&answer(&w)), PieceVerdict::Unwanted, "a duplicate");
+                assert_eq!(f.piece(&answer(&w), 0), PieceVerdict::Unwanted, "a duplicate");
             }
         }
         assert_eq!((bytes, complete, f.asked_bytes()), (1025, 2, 0));
@@ -474,12 +498,12 @@ mod tests {
         let mut f = Fetcher::new(LIMITS);
         f.want(&file(1, 500));
         f.want(&file(2, 500));
-        let wants = f.poll();
-        assert_eq!(f.asked_bytes(), 50, "large files get half of the window");
+        let wants = f.poll(0);
+        assert_eq!(f.asked_bytes(), 80, "large files get half of the window");
         let turns: Vec<u64> = wants.iter().map(|w| w.entry.0.n).collect();
-        assert_eq!(turns, [1, 2, 1, 2, 1]);
+        assert_eq!(turns, [1, 2, 1, 2, 1, 2, 1, 2]);
         f.want(&file(3, 30));
-        let wants = f.poll();
+        let wants = f.poll(0);
         assert_eq!(wants.iter().map(|w| (w.entry.0.n, w.len)).collect::<Vec<_>>(), [(3, 10); 3]);
     }
 
@@ -487,29 +511,29 @@ mod tests {
     fn a_new_connection_asks_again_for_what_was_in_flight() {
         let mut f = Fetcher::new(LIMITS);
         f.want(&FetchFile { have: vec![0..5, 5..10], ..file(1, 30) });
-        let first = f.poll();
+        let first = f.poll(0);
         assert_eq!(first.iter().map(|w| w.offset).collect::<Vec<_>>(), [10, 20]);
-        assert_eq!(f.piece(&answer(&first[1])), PieceVerdict::Write { complete: false });
+        assert_eq!(f.piece(&answer(&first[1]), 0), PieceVerdict::Write { complete: false });
         f.reset_connection();
         assert_eq!(f.asked_bytes(), 0);
-        let again = f.poll();
+        let again = f.poll(0);
         assert_eq!(again, first[..1]);
-        assert_eq!(f.piece(&answer(&again[0])), PieceVerdict::Write { complete: true });
+        assert_eq!(f.piece(&answer(&again[0]), 0), PieceVerdict::Write { complete: true });
     }
 
     #[test]
     fn pieces_in_parts_count_and_foreign_ones_do_not() {
         let mut f = Fetcher::new(LIMITS);
         f.want(&file(1, 10));
-        let w = f.poll().remove(0);
+        let w = f.poll(0).remove(0);
         let part = |offset, len: usize| Piece { offset, bytes: vec![0; len], ..answer(&w) };
         for bad in [part(5, 5), part(0, 11), part(0, 0), part(u64::MAX, 2), part(10, 1)] {
-            assert_eq!(f.piece(&bad), PieceVerdict::Unwanted);
+            assert_eq!(f.piece(&bad, 0), PieceVerdict::Unwanted);
         }
-        assert_eq!(f.piece(&part(0, 4)), PieceVerdict::Write { complete: false });
-        assert_eq!(f.piece(&part(0, 4)), PieceVerdict::Unwanted);
-        assert_eq!(f.piece(&part(4, 2)), PieceVerdict::Write { complete: false });
-        assert_eq!(f.piece(&part(6, 4)), PieceVerdict::Write { complete: true });
+        assert_eq!(f.piece(&part(0, 4), 0), PieceVerdict::Write { complete: false });
+        assert_eq!(f.piece(&part(0, 4), 0), PieceVerdict::Unwanted);
+        assert_eq!(f.piece(&part(4, 2), 0), PieceVerdict::Write { complete: false });
+        assert_eq!(f.piece(&part(6, 4), 0), PieceVerdict::Write { complete: true });
         assert_eq!(f.asked_bytes(), 0);
     }
 
@@ -518,13 +542,13 @@ mod tests {
         let mut f = Fetcher::new(LIMITS);
         f.want(&file(1, 500));
         f.want(&file(2, 10));
-        let w = f.poll().remove(0);
+        let w = f.poll(0).remove(0);
         let no = NotHere { entry: w.entry, version: w.version, reason: String::new() };
         assert!(f.not_here(&no) && !f.not_here(&no));
-        assert_eq!(f.asked_bytes(), 50);
+        assert_eq!(f.asked_bytes(), 80);
         assert!(f.cancel(file(1, 500).entry, file(1, 500).version));
         assert_eq!(f.asked_bytes(), 0);
-        assert!(f.is_empty() && f.poll().is_empty());
+        assert!(f.is_empty() && f.poll(0).is_empty());
     }
 
     // ----- recipes
@@ -551,7 +575,7 @@ mod tests {
         let mut f = Fetcher::new(limits());
         let file = large(3 * PART_LEN);
         assert!(f.want(&file));
-        assert!(f.poll().is_empty(), "nothing is known to be missing");
+        assert!(f.poll(0).is_empty(), "nothing is known to be missing");
         let wants = f.poll_recipes();
         assert_eq!(wants.iter().map(|w| w.offset).collect::<Vec<_>>(), [0, PART_LEN]);
         assert!(f.poll_recipes().is_empty());
@@ -561,9 +585,9 @@ mod tests {
         assert!(!f.compared(file.entry, file.version, PART_LEN, std::slice::from_ref(&missing)));
         let third = f.poll_recipes();
         assert_eq!(third.iter().map(|w| w.offset).collect::<Vec<_>>(), [2 * PART_LEN]);
-        let asked = f.poll();
+        let asked = f.poll(0);
         assert_eq!(asked.iter().map(|w| (w.offset, w.len)).collect::<Vec<_>>(), [(PART_LEN + 5, 4)]);
-        assert_eq!(f.piece(&answer(&asked[0])), PieceVerdict::Write { complete: false });
+        assert_eq!(f.piece(&answer(&asked[0]), 0), PieceVerdict::Write { complete: false });
         for w in [&wants[0], &third[0]] {
             assert!(f.recipe(&part(w)));
         }
@@ -590,7 +614,7 @@ mod tests {
         f.want(&large(PART_LEN + 7));
         let w = f.poll_recipes().remove(1);
         assert!(!f.recipe(&RecipePart { recipe: Recipe::default(), ..part(&w) }));
-        assert_eq!(f.poll().iter().map(|w| (w.offset, w.len)).collect::<Vec<_>>(), [(PART_LEN, 7)]);
+        assert_eq!(f.poll(0).iter().map(|w| (w.offset, w.len)).collect::<Vec<_>>(), [(PART_LEN, 7)]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod receiver;
 mod sender;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
 pub use heads::{SignedHead, head_of, heads, heads_for, put_head};

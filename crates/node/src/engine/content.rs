@@ -6,7 +6,7 @@
 
 use super::delta::Transfer;
 use super::link::LinkId;
-use super::{Engine, Fail};
+use super::{Engine, Fail, steady_ns};
 use driftless_core::link::{FetchFile, InlineWish, Message, NotHere, Piece, PieceVerdict, Want, peer_rows};
 use driftless_core::local;
 use driftless_core::meta::Digest;
@@ -485,12 +485,12 @@ impl Engine {
 
     /// Sends what the fetchers ask for next.
     pub(super) fn pump_wants(&mut self) -> Result<bool, Fail> {
-        let mut any = false;
+        let (mut any, now_ms) = (false, steady_ns() / 1_000_000);
         for id in self.links.ids() {
             let Some(link) = self.links.get_mut(id).filter(|link| link.peer.is_some()) else { continue };
             let room = if link.fetcher.has_room() { link.no_room.len().min(ROOM_STEP) } else { 0 };
             let entries: Vec<EntryId> = link.no_room.drain(..room).collect();
-            let wants = link.fetcher.poll();
+            let wants = link.fetcher.poll(now_ms);
             let recipes = link.fetcher.poll_recipes();
             for entry in entries {
                 self.contents.unwant(entry);
@@ -536,7 +536,9 @@ impl Engine {
 
     pub(super) fn take_piece(&mut self, link: LinkId, piece: Piece) -> Result<(), Fail> {
         let Some(fetcher) = self.links.fetcher_mut(link) else { return Ok(()) };
-        let PieceVerdict::Write { complete } = fetcher.piece(&piece) else { return Ok(()) };
+        let PieceVerdict::Write { complete } = fetcher.piece(&piece, steady_ns() / 1_000_000) else {
+            return Ok(());
+        };
         let key = (piece.entry, piece.version);
         let Some(fetch) = self.contents.fetching.get_mut(&key) else { return Ok(()) };
         let written = match &mut fetch.sink {
