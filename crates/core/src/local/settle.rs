@@ -9,6 +9,7 @@ use crate::meta::Content;
 use crate::mutant::mutant;
 use crate::tree;
 use crate::tx::Env;
+use std::cmp::Ordering;
 
 /// What a settled name is written with: of no time and no owner.
 pub(super) const NOBODY: Env = Env { now_ns: 0, epoch: 0 };
@@ -146,11 +147,16 @@ fn copies(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
 }
 
 /// Conflict copies of another name that `of`, a name that looks like theirs, may keep from being called like that: theirs
-/// are longer for it.
+/// are longer for it, or as long if shorter ones are taken as well. A copy keeps no other from anything.
 fn displaced(tx: &mut Tx<'_>, of: Spot<'_>) -> Result<Vec<(Name, Place)>> {
     let Some(base) = tree::conflict_base(of.1) else { return Ok(Vec::new()) };
     let mut found = copies(tx, (of.0, &base))?;
-    found.retain(|(name, _)| name.as_bytes().len() > of.1.as_bytes().len());
+    let is_copy = found.iter().any(|(name, _)| name == of.1);
+    found.retain(|(name, _)| match name.as_bytes().len().cmp(&of.1.as_bytes().len()) {
+        Ordering::Greater => true,
+        Ordering::Equal => !is_copy,
+        Ordering::Less => false,
+    });
     Ok(found)
 }
 

@@ -445,3 +445,10 @@ fn what_a_plan_had_moved_before_a_cut_is_not_new() {
         showsome 1 11 4; cut 1 16882299823644060929";
     trace_in(powered(2), script, "a/ a/x=4 b/ b/a/ b/a/c/ b/c:symlink");
 }
+
+#[test]
+fn a_copy_whose_first_names_are_taken_keeps_its_name_when_one_of_these_goes() {
+    let script = "2 create y 4; 1 symlink y 5; 2 write y 7; all; 0 mv y~0 y; 1 savetmp y~0 14; 1 write y 16; all; \
+                  0 mv y~0 y; 2 savetmp y~0 20; 1 write y 22; all; 1 rm y~0";
+    trace(3, script, "y=22 y~:symlink y~=14");
+}
