@@ -12,6 +12,7 @@ use crate::stage::{PrivateName, SHARDS, StageId, shard_name};
 use crate::staged_dir::DIRS;
 use crate::stat::{self, Look, MountId, only_mtime};
 use crate::sys::{self, Writers};
+use crate::watch::Group;
 use driftless_core::{Fingerprint, Name, NodeKey, ReplicaId, Time};
 use lru::LruCache;
 use rustix::fs::{AtFlags, CWD, IFlags, Mode, OFlags, ResolveFlags};
@@ -21,7 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Directories kept open per volume. The usual limit of open files is 1024, and a process may run several volumes.
 const DIRS_OPEN_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(191);
@@ -55,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) uid: u32,
     /// Syncs of the file system that have failed.
     pub(crate) sync_failures: AtomicU64,
+    /// Who hears of changes in it, if anybody does.
+    watched_by: Mutex<Weak<Group>>,
     /// Open directories by identity. Guards nothing but itself.
     dirs: Mutex<LruCache<NodeKey, Arc<OpenDir>>>,
 }
@@ -140,6 +143,7 @@ impl Directory {
             private,
             uid: rustix::process::geteuid().as_raw(),
             sync_failures: AtomicU64::new(0),
+            watched_by: Mutex::new(Weak::new()),
             dirs: Mutex::new(LruCache::new(DIRS_OPEN_MAX.min(dirs_open_for_limit()))),
             root: fd,
             sync,
@@ -372,6 +376,14 @@ impl Directory {
         self.0.private.as_ref().ok_or_else(missing)
     }
 
+    pub(crate) fn watched_by(&self) -> Weak<Group> {
+        self.0.watched_by.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_watched_by(&self, group: &Arc<Group>) {
+        *self.0.watched_by.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(group);
+    }
+
     fn dirs(&self) -> MutexGuard<'_, LruCache<NodeKey, Arc<OpenDir>>> {
         // The cache is whole between any two statements that hold the lock.
         self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner)
@@ -502,7 +514,7 @@ fn open_private(root: &OwnedFd, create: bool) -> Result<Option<PrivateFds>, Volu
 }
 
 /// Opens (and makes, if asked to) the parts of staging.
-fn open_shards(staging: &OwnedFd, create: bool) -> Result<Vec<OwnedFd>, Errno> {
+pub(crate) fn open_shards(staging: &OwnedFd, create: bool) -> Result<Vec<OwnedFd>, Errno> {
     if create {
         spread_below(staging);
     }

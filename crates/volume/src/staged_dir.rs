@@ -9,6 +9,7 @@ use crate::dirfd::{DirFd, names_in};
 use crate::error::{ApplyError, Context, Reason, VolumeError};
 use crate::stage::{StageId, Staged};
 use crate::stat::CName;
+use crate::watch::Unheard;
 use driftless_core::plan::Outcome;
 use driftless_core::{Attrs, Kind, Name, NodeKey, Time};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -28,6 +29,8 @@ pub struct StagedDir {
     volume: Directory,
     id: StageId,
     key: NodeKey,
+    /// What we do in it is of no interest to the watcher.
+    unheard: Unheard,
     shown: AtomicBool,
 }
 
@@ -87,7 +90,8 @@ impl Directory {
         let name = CString::new(subject.as_str()).unwrap_or_default();
         let look = crate::stat::look_name(self.capabilities().identity, dirs, &name);
         let key = look.doing(doing, subject.as_bytes())?.key;
-        Ok(Arc::new(StagedDir { volume: self.clone(), id, key, shown: AtomicBool::new(false) }))
+        let unheard = Unheard::begin(self.watched_by(), dirs, &name);
+        Ok(Arc::new(StagedDir { volume: self.clone(), id, key, unheard, shown: AtomicBool::new(false) }))
     }
 
     /// As [`Directory::stage_small`], in a staged directory under the name that it is to have.
@@ -168,6 +172,8 @@ impl Directory {
                     .doing(doing, subject.as_bytes())?;
             }
         }
+        // Before it is shown: what users do in it is missed by nobody.
+        staged.unheard.end(&fd).doing("watch the staged directory", subject.as_bytes())?;
         if kept == names.len() {
             Ok(())
         } else {

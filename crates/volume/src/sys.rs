@@ -120,6 +120,20 @@ pub(crate) fn fanotify_mark(group: impl AsFd, flags: u32, mask: u64, target: imp
     check(r.into()).map(drop)
 }
 
+/// As [`fanotify_mark`], for what is at `path` below `dir`.
+pub(crate) fn fanotify_mark_at(
+    group: impl AsFd,
+    flags: u32,
+    mask: u64,
+    dir: impl AsFd,
+    path: &CStr,
+) -> Result<(), Errno> {
+    let (group, dir) = (group.as_fd().as_raw_fd(), dir.as_fd().as_raw_fd());
+    // SAFETY: the path is a string with a NUL at its end that outlives the call; nothing else is a pointer.
+    let r = unsafe { libc::fanotify_mark(group, flags, mask, dir, path.as_ptr()) };
+    check(r.into()).map(drop)
+}
+
 /// True if inotify can watch the directory behind `dir`.
 pub(crate) fn has_inotify(dir: impl AsFd) -> bool {
     use rustix::fs::inotify;

@@ -5,10 +5,14 @@
 //! happens in the private directory by its handle; what happens elsewhere on the file system is the receiver's to
 //! filter, by the directory's key. Stores through mappings give no event at all: crawling stays necessary.
 //!
+//! An event that is left out has been made, queued and read nevertheless: three of a small file that is staged, which is a tenth of
+//! what staging it costs. So the kernel is told not to make those of files in staging, in limbo and in staged directories
+//! ([`Unheard`]), where nobody but us has any business.
+//!
 //! Flow: a thread waits for the group or the stop signal, reads all there is, turns it into hints and hands them over
 //! in one batch. If the receiver does not keep up, hints are dropped and it is told so ([`Hint::Overflow`]).
 
-use crate::directory::Directory;
+use crate::directory::{Directory, open_shards};
 use crate::dirfd::DirFd;
 use crate::error::{Context, VolumeError};
 use crate::fault;
@@ -19,8 +23,9 @@ use driftless_core::{Name, NodeKey};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::collections::HashSet;
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +44,10 @@ const GATHER: Duration = Duration::from_millis(1);
 const MASK: u64 =
     libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB | libc::FAN_ONDIR;
 const GROUP: u32 = libc::FAN_CLASS_NOTIF | libc::FAN_NONBLOCK;
+
+/// Of files in private directories these are not even made. Renames are: they are about another directory as well.
+const MASK_UNHEARD: u64 =
+    libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB | libc::FAN_EVENT_ON_CHILD;
 
 /// What groups report and which events tell of renames, the best first.
 const DIALECTS: [(u32, u64); 2] = [
@@ -133,6 +142,7 @@ impl Watcher {
             return Err(VolumeError::sys(doing, b"", Errno::OPNOTSUPP));
         }
         let group = Arc::new(Group::open(volume, options).doing(doing, b"")?);
+        group.leave_out_private(volume);
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.doing(doing, b"")?);
         let pump = Pump {
@@ -144,6 +154,7 @@ impl Watcher {
         };
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || pump.run());
         let thread = thread.map_err(|_| Errno::AGAIN).doing(doing, b"")?;
+        volume.set_watched_by(&group);
         Ok(Watcher { group, stop, thread: Some(thread) })
     }
 
@@ -180,7 +191,7 @@ pub(crate) fn mode_for(root: &OwnedFd) -> Option<WatchMode> {
 }
 
 /// A fanotify group and what it was told to report.
-struct Group {
+pub(crate) struct Group {
     fd: OwnedFd,
     mask: u64,
     mode: WatchMode,
@@ -223,6 +234,55 @@ impl Group {
     fn mark_dir(&self, dir: impl AsFd) -> Result<(), Errno> {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR;
         sys::fanotify_mark(&self.fd, flags, self.mask | libc::FAN_EVENT_ON_CHILD, dir)
+    }
+}
+
+impl Group {
+    /// No events of files in staging and limbo from now on. Where the kernel cannot do that (before Linux 6.0), they are left out
+    /// when they are read.
+    fn leave_out_private(&self, volume: &Directory) {
+        let Some(private) = volume.0.private.as_ref().filter(|_| self.mode == WatchMode::FileSystem) else {
+            return;
+        };
+        let shards = open_shards(&private.staging, false).unwrap_or_default();
+        for dir in shards.iter().chain([&private.limbo]) {
+            let _ = self.leave_out(dir, c".");
+        }
+    }
+
+    fn leave_out(&self, dir: impl AsFd, path: &CStr) -> Result<(), Errno> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORE_SURV | libc::FAN_MARK_ONLYDIR;
+        sys::fanotify_mark_at(&self.fd, flags | libc::FAN_MARK_DONT_FOLLOW, MASK_UNHEARD, dir, path)
+    }
+}
+
+/// A directory of whose files a watcher hears nothing, until [`Unheard::end`].
+#[derive(Default)]
+pub(crate) struct Unheard(Weak<Group>);
+
+impl Unheard {
+    /// Begins with the directory `path` below `dir`. Without effect if nobody watches the file system, or the kernel cannot do it.
+    pub(crate) fn begin(group: Weak<Group>, dir: impl AsFd, path: &CStr) -> Unheard {
+        let told = group.upgrade().filter(|group| group.mode == WatchMode::FileSystem);
+        match told.map(|group| group.leave_out(dir, path)) {
+            Some(Ok(())) => Unheard(group),
+            _ => Unheard::default(),
+        }
+    }
+
+    /// What happens in the directory, which is open as `dir`, is heard again.
+    ///
+    /// # Errors
+    /// If that cannot be had: then users must not get to see the directory.
+    pub(crate) fn end(&self, dir: impl AsFd) -> Result<(), Errno> {
+        // If the group is gone, so is what it was told.
+        let Some(group) = self.0.upgrade() else { return Ok(()) };
+        let flags = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORE_SURV | libc::FAN_MARK_ONLYDIR;
+        match sys::fanotify_mark_at(&group.fd, flags, MASK_UNHEARD, dir, c".") {
+            // It was ended before.
+            Err(Errno::NOENT) => Ok(()),
+            ended => ended,
+        }
     }
 }
 

@@ -91,6 +91,43 @@ fn every_operation_is_heard_with_a_mark_on_the_file_system() {
 }
 
 #[test]
+fn what_is_staged_makes_no_events_and_is_heard_of_once_shown() {
+    use driftless_core::{Attrs, Time};
+    use driftless_volume::StageId;
+    use std::collections::HashSet;
+    // It hears of this process, too: so nothing is left out when events are read.
+    let options = WatchOptions { own_process: true, ..WatchOptions::default() };
+    let Some(w) = Watched::new(Volume::new(), options) else { return };
+    if w.watcher.mode() != WatchMode::FileSystem {
+        return eprintln!("skipped: not permitted to mark a file system");
+    }
+    let (volume, root) = (&w.v.volume, w.v.volume.root_key());
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let attrs = Attrs { mode: 0o755, uid: me.0, gid: me.1, ..Attrs::default() };
+    let staged = volume.stage_dir(StageId(1)).unwrap();
+    for (id, at) in [(2, "one"), (3, "two")] {
+        let time = Time { sec: 1_000_000_000, nsec: 7 };
+        volume.stage_small_within(&staged, &name(at), StageId(id), b"x", (&attrs, time)).unwrap();
+    }
+    let names = HashSet::from([name("one"), name("two")]);
+    let top = volume.dir(&[], None).unwrap();
+    volume.place_dir(&staged, &top, &name("d"), &attrs, &names).unwrap();
+    let mut before = Vec::new();
+    while !before.contains(&w.look(&root, "d")) {
+        before.extend(w.hints.recv_timeout(PATIENCE).unwrap());
+    }
+    let within = |h: &Hint| matches!(h, Hint::Look { dir, .. } if dir == staged.key());
+    assert_eq!(before.iter().filter(|h| within(h)).count(), 0, "{before:?}");
+    // From here on it is as any other directory.
+    w.run("echo 1 > d/new; echo 2 >> d/one; chmod 600 d/two");
+    w.expect(["new", "one", "two"].map(|at| w.look(staged.key(), at)).into());
+    w.run("rm d/new");
+    w.expect(vec![w.look(staged.key(), "new")]);
+    w.run("mv d/one one; mkdir d/sub");
+    w.expect(vec![w.look(staged.key(), "one"), w.look(&root, "one"), w.look(staged.key(), "sub")]);
+}
+
+#[test]
 fn every_operation_is_heard_with_marks_on_directories() {
     let options = WatchOptions { directories_only: true, ..WatchOptions::default() };
     let Some(w) = Watched::new(Volume::new(), options) else { return };
