@@ -71,13 +71,13 @@ class Driftless(Base):
 
     # ----- helpers
 
-    def _serve(self):
-        for h in "ba":
+    def _serve(self, hosts="ba"):
+        for h in hosts:
             site = getattr(self.ctx, h)
             log = open(f"{self.ctx.run}/{h}.log", "ab")
             argv = [BIN, "serve", "--name", h, "--listen", f"{IP[h]}:{PORT}", "--state", self.state[h], "--admin", "off"]
             self.nodes[h] = site.start(argv, stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, "HOME": self.ctx.run})
-        for h in "ba":
+        for h in hosts:
             until = time.monotonic() + 60
             while True:
                 try:

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""What the benchmark harness has no scenario for, between the same two network namespaces without delay:
+
+    tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else
+    wide     a change in a directory of many entries, against one in a directory of 1,000
+    backlog  files that appeared while the other site was down, against a first copy of the same kind
+    writers  a program that writes files, with and without the nodes, in turn
+
+Run as root with the harness on the path, and DRIFTLESS_BIN and ENGINE_ADAPTER as for it:
+
+    PYTHONPATH=HARNESS DRIFTLESS_BIN=target/release/driftless ENGINE_ADAPTER=bench/adapter.py \\
+        python3 bench/more.py --dir TMPFS/run tls wide backlog writers
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import bench
+import data
+import net
+import peers
+import verify
+from net import IP
+
+SERVER = r"""
+import socket, ssl, sys
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.minimum_version = ssl.TLSVersion.TLSv1_3
+tls.load_cert_chain(sys.argv[1], sys.argv[2])
+with socket.create_server((sys.argv[3], 7500)) as listener:
+    print("listening", flush=True)
+    conn = tls.wrap_socket(listener.accept()[0], server_side=True)
+    buffer, got, want = bytearray(1 << 18), 0, int(sys.argv[4])
+    while got < want:
+        n = conn.recv_into(buffer)
+        if n == 0: break
+        got += n
+    conn.sendall(b"!")
+"""
+CLIENT = r"""
+import socket, ssl, sys, time
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+conn = tls.wrap_socket(socket.create_connection((sys.argv[1], 7500)))
+left, buffer = int(sys.argv[2]), memoryview(bytes(1 << 18))
+begun = time.monotonic()
+while left > 0:
+    n = min(left, len(buffer))
+    conn.sendall(buffer[:n])
+    left -= n
+conn.recv(1)
+print(time.monotonic() - begun)
+"""
+# Writes files of 4 KiB by the plainest calls there are, and says how long that took.
+WRITER = r"""
+import os, sys, time
+root, n = sys.argv[1], int(sys.argv[2])
+body = os.urandom(4096)
+begun = time.monotonic()
+for d in range(n // 100):
+    os.mkdir(f"{root}/d{d:05}")
+    for f in range(100):
+        fd = os.open(f"{root}/d{d:05}/f{f:02}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(fd, body)
+        os.close(fd)
+print(time.monotonic() - begun)
+"""
+
+
+def context(o):
+    return bench.Ctx(peers.ALL["engine"], 1, "lan", o)
+
+
+def end(c):
+    if getattr(c.peer, "nodes", None):
+        c.peer.stop()
+    c.close()
+
+
+def first_copy(o, make):
+    """Seconds and processor seconds of a first copy, as in the harness."""
+    c = context(o)
+    try:
+        bench.initial(c, make(c))
+        if not c.res["equal"]:
+            raise RuntimeError(f"the trees differ: {c.res['diffs']}")
+        return c.res["seconds"], c.res["cpu_s"]
+    finally:
+        end(c)
+
+
+def tls(o):
+    size = 2 << 30
+    plain, file = [], []
+    for _ in range(o.runs):
+        c = context(o)
+        try:
+            key, cert = c.run + "/key.pem", c.run + "/cert.pem"
+            ask = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
+            subprocess.run([*ask, "-keyout", key, "-out", cert], check=True, stderr=subprocess.DEVNULL)
+            server = c.b.start([sys.executable, "-c", SERVER, cert, key, IP["b"], str(size)], stdout=subprocess.PIPE, text=True)
+            server.stdout.readline()
+            client = c.a.start([sys.executable, "-c", CLIENT, IP["b"], str(size)], stdout=subprocess.PIPE, text=True)
+            plain.append(float(client.communicate(timeout=300)[0]))
+        finally:
+            c.close()
+        file.append(first_copy(o, lambda c: data.large_file(c.adir + "/big", size, o.seed))[0])
+    a, b = statistics.median(plain), statistics.median(file)
+    return {"plain_s": plain, "file_s": file, "share_of_plain": round(a / b, 2)}
+
+
+def wide(o):
+    out = {}
+    for entries in (1_000, o.entries):
+        c = context(o)
+        try:
+            os.mkdir(c.adir + "/wide")
+            for n in range(entries):
+                os.close(os.open(f"{c.adir}/wide/f{n:07}", os.O_CREAT | os.O_WRONLY))
+            c.seeded()
+            time.sleep(5)
+            c.mark()
+            rng, took = random.Random(o.seed), []
+            for k in range(40):
+                # A file that is there is written to; one that is new appears.
+                name = f"wide/f{rng.randrange(entries):07}" if k % 2 else f"wide/new{k:03}"
+                body = rng.randbytes(1024 + k)
+                begun = time.monotonic()
+                with open(f"{c.adir}/{name}", "wb") as f:
+                    f.write(body)
+                while not (os.path.exists(f"{c.bdir}/{name}") and os.stat(f"{c.bdir}/{name}").st_size == len(body)):
+                    if time.monotonic() > begun + 60:
+                        raise TimeoutError("a write did not arrive within 60 s")
+                    time.sleep(0.001)
+                took.append((time.monotonic() - begun) * 1e3)
+                time.sleep(rng.uniform(0.05, 0.4))
+            c.account()
+            out[str(entries)] = {
+                "median_ms": round(statistics.median(took), 1), "max_ms": round(max(took), 1),
+                "cpu_ms_each": round(c.res["cpu_s"] * 1000 / len(took), 1),
+            }
+        finally:
+            end(c)
+    return out
+
+
+def backlog(o):
+    files, per_dir = o.backlog, 100
+    seconds, _ = first_copy(o, lambda c: data.small_files(c.adir, 50_000, 4096, 500, o.seed))
+    c = context(o)
+    try:
+        data.small_files(c.adir + "/kept", 1000, 4096, 10, o.seed)
+        c.seeded()
+        c.b.end(c.peer.nodes["b"])
+        before = c.peer._status("a")["volumes"][0]["recorded"]
+        made = time.monotonic()
+        data.small_files(c.adir + "/new", files, 4096, files // per_dir, o.seed)
+        made = time.monotonic() - made
+        want = before + files + files // per_dir
+        until = time.monotonic() + 900
+        while (seen := c.peer._status("a")["volumes"][0]["recorded"]) < want:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{seen - before} of {want - before} changes were recorded")
+            time.sleep(0.2)
+        c.flush()
+        c.mark()
+        c.peer._serve("b")
+        t = c.wait(c.done(lambda: os.path.isdir(c.bdir + "/new")))
+        c.took(t)
+        c.account()
+        c.check()
+        if not c.res["equal"]:
+            raise RuntimeError(f"the trees differ: {c.res['diffs']}")
+        rates = files / c.res["seconds"], 50_000 / seconds
+        return {
+            "files": files, "made_s": round(made, 1), "drained_s": c.res["seconds"], "cpu_s": c.res["cpu_s"], "rss_mb": c.res["rss_mb"],
+            "files_per_s": round(rates[0]), "first_copy_files_per_s": round(rates[1]), "share": round(rates[0] / rates[1], 2),
+        }
+    finally:
+        end(c)
+
+
+def writers(o):
+    files = 40_000
+    took = {"without": [], "with": []}
+    for run in range(o.runs):
+        c = context(o)
+        try:
+            data.small_files(c.adir + "/kept", 1000, 4096, 10, o.seed)
+            for which in ("without", "with") if run % 2 else ("with", "without"):
+                root = c.adir + "/app" if which == "with" else c.run + "/app"
+                if which == "with":
+                    c.seeded()
+                os.mkdir(root)
+                p = subprocess.run([sys.executable, "-c", WRITER, root, str(files)], check=True, capture_output=True, text=True)
+                took[which].append(float(p.stdout))
+                if which == "with":
+                    c.wait()
+                    d = verify.compare(c.adir, c.bdir)
+                    if not verify.equal(d):
+                        raise RuntimeError(f"the trees differ: {d}")
+                    c.peer.stop()
+                    shutil.rmtree(c.bdir)
+                    os.mkdir(c.bdir)
+        finally:
+            end(c)
+    a, b = statistics.median(took["without"]), statistics.median(took["with"])
+    return {"files": files, "without_s": took["without"], "with_s": took["with"], "speed": round(a / b, 2)}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", nargs="+", choices=["tls", "wide", "backlog", "writers"])
+    ap.add_argument("--runs", type=int, default=5, help="of tls and writers; medians of these count")
+    ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
+    ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")
+    ap.add_argument("--cc", help="congestion control (default: the machine's)")
+    ap.add_argument("--dir", required=True, help="where the trees live while they are measured")
+    o = ap.parse_args()
+    # What the harness's own options would be.
+    o.ssh_cipher, o.seed, o.keep, o.limit_s = None, 1, False, 1800
+    net.ensure_wan()
+    os.makedirs(o.dir, exist_ok=True)
+    for what in o.what:
+        print(json.dumps({what: globals()[what](o)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
