@@ -2,10 +2,11 @@
 //! one tree has, nothing equal is touched.
 
 use crate::common::*;
-use driftless_testkit::{Spec, grow};
+use driftless_testkit::{Rng, Spec, grow};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The state directory of one end.
 fn state_of(pair: &Pair, end: &str) -> PathBuf {
@@ -184,6 +185,32 @@ fn a_loss_after_a_first_run_that_was_interrupted_is_no_deadlock() {
         running.kill();
         fs::remove_dir_all(state_of(&pair, loser)).unwrap();
         pair.once(&[]);
+        pair.assert_same();
+    }
+}
+
+#[test]
+fn who_waits_for_the_others_tree_is_told_at_once_that_nothing_in_it_is_new() {
+    // Whichever of the first batches it is after which all that `a` has is known to `b`, which has not looked at its own tree.
+    for batch in 1..=4 {
+        let pair = Pair::new();
+        for (root, seed) in [(&pair.a, 9), (&pair.b, 10)] {
+            let mut rng = Rng::new(seed);
+            for _ in 0..300 {
+                let path = root.join(format!("d{}/e{}", rng.below(12), rng.below(4)));
+                fs::create_dir_all(&path).unwrap();
+                let (name, len) = (format!("f{}", rng.below(400)), rng.below(100_000) as usize);
+                fs::write(path.join(name), rng.bytes(len)).unwrap();
+            }
+        }
+        let ended =
+            run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", format!("receipt-due:{batch}")));
+        assert!(ended.err.contains("crash point"), "{ended:#?}");
+        fs::remove_dir_all(state_of(&pair, "a")).unwrap();
+        let begun = Instant::now();
+        pair.once(&[]);
+        // A batch that is not full may wait for thirty.
+        assert!(begun.elapsed() < Duration::from_secs(15), "batch {batch}: {:?}", begun.elapsed());
         pair.assert_same();
     }
 }

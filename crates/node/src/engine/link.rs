@@ -24,6 +24,10 @@ const BATCH_BYTES_MAX: usize = 256 << 20;
 /// Wants that wait because what was asked for before has not been taken: twice what one of ours asks for at once.
 const WANTS_MAX: usize = 8192;
 
+/// A peer that has not looked at its tree may wait to hear that it has read our feed to its end, also where nothing in it is new
+/// to it: so long it waits for word of that, instead of a container's age.
+const CURSOR_AGE_MS: u64 = 50;
+
 /// Names one connection to a peer. Given by whoever connects, each once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LinkId(pub(crate) u64);
@@ -99,13 +103,27 @@ pub(super) struct Peer {
     pub(super) scanned: bool,
     /// Its tree was taken in as a whole before this session.
     pub(super) has_tree: bool,
+    /// How far its feed goes, as far as it has told.
     pub(super) head: u64,
+    /// It has told.
+    pub(super) head_told: bool,
     pub(super) inline: bool,
     /// The heads that it was sent.
     pub(super) heads_sent: BTreeMap<ReplicaId, u64>,
     /// What it was told of this disk, and what was looked at then.
     pub(super) held_told: Option<link::Held>,
     pub(super) held_looked_at: Option<(u64, u64)>,
+}
+
+impl Peer {
+    /// Cuts its batches like this from now on.
+    pub(super) fn tune(&mut self, tuning: Tuning) {
+        let age_limit_ms = match self.scanned {
+            true => tuning.container_age_ms,
+            false => tuning.container_age_ms.min(CURSOR_AGE_MS),
+        };
+        self.sender.tune(tuning.container_bytes, age_limit_ms);
+    }
 }
 
 impl Link {
@@ -278,7 +296,7 @@ impl Engine {
         let Some(link) = self.links.get_mut(id) else { return };
         link.tuning = tuning;
         if let Some(peer) = &mut link.peer {
-            peer.sender.tune(tuning.container_bytes, tuning.container_age_ms);
+            peer.tune(tuning);
         }
     }
 

@@ -1036,8 +1036,10 @@ impl Engine {
         {
             return Ok(false);
         }
-        // A peer that has no whole tree itself waits for ours: one of two must go first.
-        let goes_first = |p: &Peer| self.service.is_none() && self.side == Side::A && !p.has_tree;
+        // A peer that has no whole tree itself waits for ours: one of two must go first. But it may have states: what our tree has
+        // of them is not new.
+        let goes_first =
+            |p: &Peer| self.service.is_none() && self.side == Side::A && !p.has_tree && p.head_told;
         let snapshot = self.store.snapshot()?;
         let tx = Tx::open(&*snapshot, self.env())?;
         for (_, peer) in self.links.peers().filter(|(_, p)| p.scanned || goes_first(p)) {

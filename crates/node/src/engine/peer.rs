@@ -67,9 +67,13 @@ impl Engine {
             Message::Recipe(part) => self.take_recipe(id, part),
             Message::Heartbeat { head, scanned } => {
                 let dry_run = self.shared.dry_run;
+                let tuning = self.links.get(id).map(|link| link.tuning).unwrap_or_default();
                 if let Some(peer) = self.links.peer_mut(id) {
-                    peer.head = head;
-                    peer.scanned = scanned;
+                    (peer.head, peer.head_told) = (head, true);
+                    if peer.scanned != scanned {
+                        peer.scanned = scanned;
+                        peer.tune(tuning);
+                    }
                     // Its hello said no only because it was yet to compare what it has: else each small change would take
                     // a round trip more, for the want, as long as this connection stands.
                     if scanned && !peer.has_tree && !peer.inline && !dry_run {
@@ -114,7 +118,7 @@ impl Engine {
                     Sender::new(hello.replica, start_cursor, tx::knowledge_vv(&hello.knowledge), limits);
                 sender.distrust(distrusted);
                 sender.hears_itself(hello.cursors.iter().map(|c| c.replica).filter(|r| *r != me));
-                let peer = Peer {
+                let mut peer = Peer {
                     id: hello.replica,
                     version,
                     sender,
@@ -122,12 +126,14 @@ impl Engine {
                     receiver: self.receiver_for(id, hello.replica),
                     scanned: false,
                     head: 0,
+                    head_told: false,
                     inline: hello.inline,
                     has_tree: hello.scanned,
                     heads_sent: BTreeMap::new(),
                     held_told: None,
                     held_looked_at: None,
                 };
+                peer.tune(tuning);
                 let key = self.links.get(id).and_then(|link| link.key);
                 self.note_peer(peer.id, &hello.site, key);
                 self.introduced(id, peer)?;
