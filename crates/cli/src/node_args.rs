@@ -42,6 +42,9 @@ pub(crate) struct ServeArgs {
     /// How the log is written: `text` or `json` [default: text]
     #[arg(long)]
     pub(crate) log: Option<String>,
+    /// Congestion control of connections to other sites, or `system` for the system's own [default: bbr]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
     /// Refuse more sites than so many, this one included [default: 64]
     #[arg(long, value_name = "N")]
     pub(crate) max_sites: Option<usize>,

@@ -37,6 +37,7 @@ fn read(args: &ServeArgs) -> Result<Config, CliError> {
         state: args.state.clone(),
         admin: args.admin.clone(),
         log: args.log.clone(),
+        congestion: args.congestion.clone(),
         max_sites: args.max_sites,
         ..Settings::default()
     };
@@ -67,6 +68,7 @@ pub(crate) fn config(args: &ConfigArgs) -> Result<ExitCode, CliError> {
     );
     println!("state      {}", config.state.display());
     println!("max_sites  {}", config.max_sites);
+    println!("congestion {}", config.congestion.as_deref().unwrap_or("system"));
     println!("admin      {}", config.admin.map_or_else(|| "off".into(), |a| a.to_string()));
     let volumes: Vec<&str> = config.volumes.keys().map(String::as_str).collect();
     if !volumes.is_empty() {

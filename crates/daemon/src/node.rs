@@ -227,7 +227,8 @@ impl Node {
             ));
         };
         let tls = TlsOptions::new(&identity)
-            .map_err(|e| NodeError::new(format!("the key cannot be used: {e}"), "see the message"))?;
+            .map_err(|e| NodeError::new(format!("the key cannot be used: {e}"), "see the message"))?
+            .with_congestion(config.congestion.as_deref());
         let cannot = |what: &str, e: io::Error| {
             NodeError::new(
                 format!("cannot listen at {what}: {e}"),

@@ -62,6 +62,7 @@ pub enum TlsError {
 pub struct TlsOptions {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    congestion: Option<Arc<str>>,
 }
 
 impl TlsOptions {
@@ -93,7 +94,14 @@ impl TlsOptions {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(TlsOptions { client: Arc::new(client), server: Arc::new(server) })
+        Ok(TlsOptions { client: Arc::new(client), server: Arc::new(server), congestion: None })
+    }
+
+    /// With another congestion control than the system's, by its name there. Connections go on with the system's where it
+    /// has none of that name or gives it to administrators only.
+    #[must_use]
+    pub fn with_congestion(self, name: Option<&str>) -> TlsOptions {
+        TlsOptions { congestion: name.map(Into::into), ..self }
     }
 
     /// Connects to a node that must have the key `expected`. `patience` bounds connecting and the handshake each.
@@ -109,7 +117,7 @@ impl TlsOptions {
         let socket = TcpStream::connect_timeout(&addr, patience)?;
         let name = ServerName::IpAddress(addr.ip().into());
         let conn = rustls::ClientConnection::new(self.client.clone(), name)?;
-        let tls = Tls::handshake(socket, Connection::Client(conn), patience)?;
+        let tls = self.handshake(socket, Connection::Client(conn), patience)?;
         match tls.peer {
             found if found == expected => Ok(tls),
             found => Err(TlsError::WrongKey { found, expected }),
@@ -122,7 +130,14 @@ impl TlsOptions {
     /// If the client does not prove that it has a key.
     pub fn accept(&self, socket: TcpStream, patience: Duration) -> Result<Tls, TlsError> {
         let conn = rustls::ServerConnection::new(self.server.clone())?;
-        Tls::handshake(socket, Connection::Server(conn), patience)
+        self.handshake(socket, Connection::Server(conn), patience)
+    }
+
+    fn handshake(&self, socket: TcpStream, conn: Connection, patience: Duration) -> Result<Tls, TlsError> {
+        if let Some(name) = &self.congestion {
+            let _ = SockRef::from(&socket).set_tcp_congestion(name.as_bytes());
+        }
+        Tls::handshake(socket, conn, patience)
     }
 }
 
@@ -388,5 +403,34 @@ impl TlsStop {
     pub fn stop(&self) {
         // It may have ended already.
         let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What a connection is made with if `name` is asked for.
+    fn congestion(name: Option<&str>) -> String {
+        let (oslo, bergen) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let options = TlsOptions::new(&oslo).unwrap();
+        let answered =
+            std::thread::spawn(move || options.accept(listener.accept().unwrap().0, PATIENCE).map(drop));
+        let options = TlsOptions::new(&bergen).unwrap().with_congestion(name);
+        let tls = options.connect(address, oslo.public(), PATIENCE).unwrap();
+        answered.join().unwrap().unwrap();
+        let found = SockRef::from(&tls.socket).tcp_congestion().unwrap();
+        String::from_utf8_lossy(&found).trim_end_matches('\0').to_owned()
+    }
+
+    #[test]
+    fn connections_have_the_congestion_control_that_is_asked_for_where_the_system_has_it() {
+        assert_eq!(congestion(Some("reno")), "reno");
+        assert_eq!(congestion(Some("nonsense")), congestion(None));
     }
 }
