@@ -1,4 +1,4 @@
-//! zstd or LZ4 where it pays. A sample decides: what does not shrink by a tenth is stored, and a stream that
+//! zstd or LZ4 where it pays. A sample decides, but after what has shrunk: what does not shrink by a tenth is stored, and a stream that
 //! goes on like that is probed only now and then.
 
 use std::io;
@@ -45,6 +45,8 @@ pub enum Compress {
 pub(crate) struct Probe {
     streak: u32,
     skip: u32,
+    /// The last one shrank: the next one is compressed without a sample.
+    shrank: bool,
 }
 
 impl Probe {
@@ -60,6 +62,7 @@ impl Probe {
     }
 
     fn note(&mut self, shrank: bool) {
+        self.shrank = shrank;
         self.streak = if shrank { 0 } else { self.streak + 1 };
         if self.streak >= STREAK {
             self.skip = SKIPPED;
@@ -93,7 +96,7 @@ impl Packer {
         if self.how == Compress::None || !probe.should_try(raw.len()) {
             return Ok(None);
         }
-        let sample = &raw[..raw.len().min(SAMPLE_LEN)];
+        let sample = if probe.shrank { raw } else { &raw[..raw.len().min(SAMPLE_LEN)] };
         let mut pays = shrank(self.run(sample)?, sample.len());
         if pays && sample.len() < raw.len() {
             pays = shrank(self.run(raw)?, raw.len());
