@@ -314,9 +314,15 @@ impl Engine {
             return Err(Fail::Peer("it sent entries before it introduced itself".into()));
         };
         let (mut group, mut refusals) = (Group::default(), Vec::new());
-        while let Some(Ready { batch, early, dirs, .. }) = self.next_of_group(id, group.changed.len()) {
+        while let Some(Ready { batch, bytes, early, dirs, .. }) = self.next_of_group(id, group.changed.len())
+        {
             link.batches = link.batches.saturating_sub(1);
-            link.batch_bytes = link.batch_bytes.saturating_sub(size_of_batch(&batch));
+            link.batch_bytes = link.batch_bytes.saturating_sub(bytes);
+            debug_assert!(
+                link.batches > 0 || link.batch_bytes == 0,
+                "{} bytes of no batch",
+                link.batch_bytes
+            );
             self.keep_early(early)?;
             self.early_dirs.extend(dirs);
             let merged = match peer.receiver.handle_batch(tx, &batch) {

@@ -11,6 +11,7 @@ use driftless_core::entry::{Entry, Link};
 use driftless_core::link::Batch;
 use driftless_core::meta::Digest;
 use driftless_core::{Attrs, Content, Dot, EntryId, Time};
+use driftless_net::size_of_batch;
 use driftless_volume::{Directory, StageId, Staged, StagedDir};
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -30,6 +31,8 @@ pub(super) struct Ready {
     /// By which connection it came.
     pub(super) link: LinkId,
     pub(super) batch: Batch,
+    /// What it took in memory when it came: contents that are staged are in it no more.
+    pub(super) bytes: usize,
     pub(super) early: HashMap<(EntryId, Dot), Early>,
     /// Directories that were staged with files in them.
     pub(super) dirs: HashMap<EntryId, Arc<StagedDir>>,
@@ -40,7 +43,8 @@ pub(super) struct Ready {
 impl Ready {
     /// With nothing staged.
     pub(super) fn plain(link: LinkId, batch: Batch) -> Ready {
-        Ready { link, batch, early: HashMap::new(), dirs: HashMap::new(), sync_failures: 0 }
+        let bytes = size_of_batch(&batch);
+        Ready { link, batch, bytes, early: HashMap::new(), dirs: HashMap::new(), sync_failures: 0 }
     }
 }
 
@@ -215,7 +219,7 @@ fn stage(
     Job { link, mut batch, new_dirs, .. }: Job,
     compare: bool,
 ) -> Ready {
-    let sync_failures = volume.sync_failures();
+    let (sync_failures, bytes) = (volume.sync_failures(), size_of_batch(&batch));
     let mut early = HashMap::with_capacity(batch.inline.len());
     let mut dirs: HashMap<EntryId, Arc<StagedDir>> = HashMap::new();
     let entries: HashMap<EntryId, usize> = batch.entries.iter().enumerate().map(|(i, e)| (e.id, i)).collect();
@@ -243,7 +247,7 @@ fn stage(
             Err(_) => batch.inline.push(inline),
         }
     }
-    Ready { link, batch, early, dirs, sync_failures }
+    Ready { link, batch, bytes, early, dirs, sync_failures }
 }
 
 fn staged_dir<'a>(
