@@ -40,7 +40,7 @@ pub const DEFAULT_STATE: &str = "/var/lib/driftless";
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 7440);
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7441);
-/// One lost packet in a thousand leaves a connection that takes losses for queues a fortieth of a line of 200 Mbit/s and 100 ms. Where the
+/// One lost packet in a thousand leaves a connection that takes losses for queues a thirtieth of a line of 200 Mbit/s and 100 ms. Where the
 /// system does not have it, its own is taken.
 const DEFAULT_CONGESTION: &str = "bbr";
 /// The system's names are shorter than 16 bytes.
