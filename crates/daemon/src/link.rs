@@ -463,7 +463,7 @@ impl Runs {
         let (tell, told) = bounded::<()>(1);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                let why = self.write_all(carrier, end, &is_done, &told);
+                let why = self.write_all(carrier, end, &is_done, &told).err().unwrap_or_default();
                 // Nobody waits for it when this side ended first.
                 let _ = writes.send(why);
             });
@@ -481,41 +481,46 @@ impl Runs {
         })
     }
 
-    /// Writes what the replica has for the peer, the membership whenever it has changed, and signs of life; why it stopped.
+    /// Writes what the replica has for the peer, the membership whenever it has changed, and signs of life until it is `done`; or
+    /// why it stopped before.
     fn write_all(
         &self,
         carrier: &Carrier,
         end: &LinkEnd,
         done: &Receiver<()>,
         told: &Receiver<()>,
-    ) -> String {
+    ) -> Result<(), String> {
         let ticks = crossbeam_channel::tick(ALIVE_EVERY);
         let mut known: Option<Arc<Vec<u8>>> = None;
         loop {
-            // Before anything else: what follows is judged by it.
-            if let Some(document) = self.members.document_bytes(self.target.volume_number())
-                && !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &document))
-            {
-                let body = [&[CONTROL_MEMBERS], &document[..]].concat();
-                known = Some(document);
-                if let Err(e) = carrier.send(Frame::Control(body)) {
-                    return e.to_string();
-                }
-            }
+            self.tell_members(carrier, &mut known)?;
             let frame = select! {
                 recv(end.outgoing()) -> said => match said {
-                    Ok(FromLink::Message(outgoing)) => Frame::Message(outgoing.into_message()),
-                    Ok(FromLink::Refused(e)) => return e.what,
-                    Err(_) => return "the volume has stopped here".into(),
+                    Ok(FromLink::Message(outgoing)) => {
+                        // It is judged by the membership, and may follow from one that came while it was waited for.
+                        self.tell_members(carrier, &mut known)?;
+                        Frame::Message(outgoing.into_message())
+                    }
+                    Ok(FromLink::Refused(e)) => return Err(e.what),
+                    Err(_) => return Err("the volume has stopped here".into()),
                 },
                 recv(ticks) -> _ => Frame::Control(Vec::new()),
                 recv(told) -> _ => continue,
-                recv(done) -> _ => return String::new(),
+                recv(done) -> _ => return Ok(()),
             };
-            if let Err(e) = carrier.send(frame) {
-                return e.to_string();
-            }
+            carrier.send(frame).map_err(|e| e.to_string())?;
         }
+    }
+
+    /// Sends the membership if `known` is not the newest.
+    fn tell_members(&self, carrier: &Carrier, known: &mut Option<Arc<Vec<u8>>>) -> Result<(), String> {
+        let Some(document) = self.members.document_bytes(self.target.volume_number()) else { return Ok(()) };
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &document)) {
+            return Ok(());
+        }
+        let body = [&[CONTROL_MEMBERS], &document[..]].concat();
+        *known = Some(document);
+        carrier.send(Frame::Control(body)).map_err(|e| e.to_string())
     }
 
     /// What the other node says beside its replica; why the link ends.

@@ -255,3 +255,21 @@ fn nothing_beyond_a_cut_comes_from_anybody() {
     self::receipt(&end, 2);
     assert!(scene.knows(THIRD) <= 3);
 }
+
+/// It may have been merged, and be on the disk, before a person was asked.
+#[test]
+fn what_others_did_since_this_replica_was_cut_is_not_taken() {
+    let scene = Scene::new(true);
+    let end = scene.connect(LIAR);
+    end.give(batch(1, vec![file(LIAR, 1, "before")], &[(LIAR, 1)]));
+    receipt(&end, 1);
+    let mut view = (*scene.trust.view()).clone();
+    view.cuts.insert(scene.replica.status().replica.unwrap(), 0);
+    scene.trust.set(Arc::new(view));
+    end.give(batch(2, vec![file(LIAR, 2, "since")], &[(LIAR, 2)]));
+    let until = std::time::Instant::now() + PATIENCE;
+    while end.outgoing().recv_deadline(until).is_ok() {}
+    let ended = scene.replica.status().ended.expect("the replica has ended").unwrap_err();
+    assert!(ended.what.contains("was failed over"), "{ended:?}");
+    assert!(scene.base.path().join("site/since").symlink_metadata().is_err());
+}

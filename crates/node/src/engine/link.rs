@@ -323,6 +323,7 @@ impl Engine {
         link.send_blocked_at = None;
         let refuses = link.queue.as_ref().is_some_and(|queue| queue.bytes() > OUT_BYTES_MAX);
         self.links.met = true;
+        self.heed_cut()?;
         let result = match refuses {
             true => Err(Fail::Peer("it asks and asks, and takes nothing of what it is answered".into())),
             false => self.handle_message(id, message),

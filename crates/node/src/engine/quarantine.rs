@@ -92,9 +92,8 @@ impl Engine {
         let mut tx = Tx::open(&*snapshot, self.env())?;
         let me = tx.me();
         if let Some(cut) = cuts.get(&me) {
-            let beyond = self.beyond(&mut tx, &cuts)?.len();
             if !set_aside {
-                return Err(deposed(beyond, tx.knowledge()?.get(&me).map_or(0, |k| k.n), *cut));
+                return Err(self.deposed(&mut tx, &cuts, *cut)?);
             }
             if !self.scanned {
                 return self.put_aside_beyond(&cuts);
@@ -116,6 +115,22 @@ impl Engine {
         }
         tx.put(Table::Settings, SETTING_CUTS.to_vec(), Some(kept));
         self.commit(tx)
+    }
+
+    /// While it runs, before anything is taken from a peer: a membership goes ahead of all that others did since, and none of that
+    /// touches the tree of a replica that was cut before a person says so.
+    pub(super) fn heed_cut(&self) -> Result<(), Fail> {
+        let Some(service) = &self.service else { return Ok(()) };
+        let view = service.trust.view();
+        if self.setting_aside || view.cuts.is_empty() {
+            return Ok(());
+        }
+        let snapshot = self.store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        match view.cuts.get(&tx.me()) {
+            Some(cut) => Err(self.deposed(&mut tx, &view.cuts, *cut)?),
+            None => Ok(()),
+        }
     }
 
     /// The tree has been looked at, and what was seen is recorded.
@@ -143,6 +158,28 @@ impl Engine {
             format!("{all} {what} beyond a Cut set aside, {moved} files moved: driftless quarantine list"),
         );
         Err(Fail::Succeeded(format!("{all} {what} beyond a Cut set aside (driftless quarantine list)")))
+    }
+
+    /// Why this replica, whose changes count up to `cut`, does not go on.
+    fn deposed(&self, tx: &mut Tx<'_>, cuts: &Cuts, cut: u64) -> Result<Fail, Fail> {
+        let last = tx.knowledge()?.get(&tx.me()).map_or(0, |known| known.n);
+        let what = match self.beyond(tx, cuts)?.len() {
+            0 => {
+                "this site was failed over, or removed: its changes count up to the last one that others have"
+                    .into()
+            }
+            n => format!(
+                "this site was failed over, or removed, after its change {cut}; it made {} more, to {n} entries that \
+                 others do not have",
+                last.saturating_sub(cut)
+            ),
+        };
+        Ok(Fail::Refused {
+            what,
+            advice: "driftless rejoin VOLUME sets aside what was changed after that (driftless quarantine list shows it, and \
+                     can apply it again) and goes on from what the others have"
+                .into(),
+        })
     }
 
     /// Entries whose states have a change beyond a Cut.
@@ -266,22 +303,4 @@ impl Engine {
 
 fn digest(cuts: &Cuts) -> Vec<u8> {
     cuts.iter().flat_map(|(replica, n)| [replica.0.to_be_bytes(), n.to_be_bytes()].concat()).collect()
-}
-
-fn deposed(beyond: usize, last: u64, cut: u64) -> Fail {
-    let what = match beyond {
-        0 => "this site was failed over, or removed: its changes count up to the last one that others have"
-            .into(),
-        n => format!(
-            "this site was failed over, or removed, after its change {cut}; it made {} more, to {n} entries that \
-             others do not have",
-            last.saturating_sub(cut)
-        ),
-    };
-    Fail::Refused {
-        what,
-        advice: "driftless rejoin VOLUME sets aside what was changed after that (driftless quarantine list shows it, and \
-                 can apply it again) and goes on from what the others have"
-            .into(),
-    }
 }
