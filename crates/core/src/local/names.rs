@@ -289,13 +289,17 @@ pub(super) fn set_at(
     let there = stamp_at(tx, parent, to.1)?;
     let mut version = claim.version;
     let dot = change_with(tx, claim.entry, |tx, e, dot| {
-        let mut stamp = tx.stamp_above(e.stamp_max().max(there));
-        if tx.env != settle::NOBODY {
-            stamp = tx.stamp_above(stamp); // above one that was settled elsewhere, also if the clock is behind
-        }
+        let above_all = tx.stamp_above(e.stamp_max().max(there));
+        let (stamp, named) = match e.link(claim.link) {
+            // Above one that was settled elsewhere, also if the clock is behind.
+            _ if tx.env != settle::NOBODY => (tx.stamp_above(above_all), tx.stamp_above(above_all)),
+            // That somebody gave it attributes makes its name no later.
+            Some(l) => (above_all, tx.stamp_above(l.at.stamp)),
+            None => (above_all, above_all),
+        };
         let content = content_in(tx, e, node, claim);
         let holds = if mutant!(NameHoldsNothing) { Dot::default() } else { version };
-        let at = At { stamp, dot, parent, name: to.1.clone(), holds };
+        let at = At { stamp: named, dot, parent, name: to.1.clone(), holds };
         match e.link_mut(claim.link) {
             Some(l) => l.at = at,
             None => insert_link(e, Link { id: claim.link, at, gone: VersionVector::new() }),

@@ -452,3 +452,10 @@ fn a_copy_whose_first_names_are_taken_keeps_its_name_when_one_of_these_goes() {
                   0 mv y~0 y; 2 savetmp y~0 20; 1 write y 22; all; 1 rm y~0";
     trace(3, script, "y=22 y~:symlink y~=14");
 }
+
+#[test]
+fn a_name_that_nobody_gave_is_no_later_for_attributes_that_somebody_gave() {
+    let script = "0 create y 2; 1 symlink y 5; all; 0 chmod y~0 384; 1 mv y~0 y; 0 rm y; 0 rm y~0";
+    let rules = Rules { skews_ns: vec![53_998_309_504, 36_677_480_231], ..World::mesh(2).rules };
+    trace_in(rules, script, "y:symlink");
+}
