@@ -216,9 +216,8 @@ pub fn rmdir(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<()> {
 }
 
 /// False if a symbolic link or special file stands at a name, and the states that came meanwhile have forgotten what it was: it
-/// was changed elsewhere, and perhaps removed. It cannot be recorded under another name then: it goes from this one,
-/// and is new where it is.
-pub fn is_content_known(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<bool> {
+/// was changed elsewhere, and perhaps removed.
+fn is_content_known(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<bool> {
     let Some(place) = tx.place(at.0, at.1)? else { return Ok(true) };
     if matches!(tx.node_must(&place.node)?.kind, Kind::File | Kind::Dir) {
         return Ok(true);
@@ -231,7 +230,24 @@ pub fn is_content_known(tx: &mut Tx<'_>, at: Spot<'_>) -> Result<bool> {
     Ok(true)
 }
 
-/// An inode has moved from one name to another, over whatever was materialised there.
+/// To be called before an inode is recorded under another name, or one more: if the states have forgotten what a symbolic link
+/// or special file holds, it goes from all its names, which are returned, and is new where it is.
+pub fn forget_unknown(tx: &mut Tx<'_>, node: &NodeKey) -> Result<Vec<(NodeKey, Name)>> {
+    let names = tx.node_must(node)?.names.clone();
+    let mut known = true;
+    for (dir, name) in &names {
+        known &= is_content_known(tx, (dir, name))?;
+    }
+    if known {
+        return Ok(Vec::new());
+    }
+    for (dir, name) in &names {
+        unlink(tx, (dir, name))?;
+    }
+    Ok(names)
+}
+
+/// An inode has moved from one name to another, over whatever was materialised there. What it holds is known ([`forget_unknown`]).
 ///
 /// `shipped_n` is the greatest feed position that was ever sent to any peer: a file that never left
 /// this replica and is renamed over a known one is a save by temporary file, so a data write to the known entry.
@@ -253,7 +269,7 @@ pub fn rename(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, shipped_n: u64) -> 
     }
 }
 
-/// A known leaf inode has another name, at a free name.
+/// A known leaf inode, whose content is known ([`forget_unknown`]), has another name, at a free name.
 pub fn link(tx: &mut Tx<'_>, node: &NodeKey, to: Spot<'_>) -> Result<()> {
     remove(tx, to)?;
     settle::names_of_inode(tx, node)?;

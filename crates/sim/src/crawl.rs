@@ -167,11 +167,11 @@ impl Crawl<'_> {
         {
             remove_recorded(tx, dir, name)?;
         }
+        if !local::forget_unknown(tx, key)?.is_empty() {
+            // The next pass finds it.
+            return Ok(());
+        }
         match self.left_name(tx, key)? {
-            Some((from_dir, from)) if !local::is_content_known(tx, (&from_dir, &from))? => {
-                // The next pass finds it.
-                local::unlink(tx, (&from_dir, &from))
-            }
             Some((from_dir, from)) => {
                 let shipped_n = if tx.place(dir, name)?.is_some() { self.shipped_n } else { u64::MAX };
                 local::rename(tx, (&from_dir, &from), (dir, name), shipped_n)

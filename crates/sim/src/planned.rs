@@ -256,10 +256,12 @@ fn record_parked_before(
     Ok(())
 }
 
-/// True if what was to be moved has gone for sure: what a later step put or made stands where it was. If it is not where it
+/// True if what was to be moved or removed has gone for sure: what a later step put or made stands where it was. If it is not where it
 /// went, a user has removed it there, or a later step has moved it on.
 fn is_overtaken(tx: &mut Tx<'_>, disk: &Disk, open: &OpenPlan, k: usize, step: &Step) -> TxResult<bool> {
-    let (Step::Move { from, .. } | Step::Park { from, .. }) = step else { return Ok(false) };
+    let (Step::Move { from, .. } | Step::Park { from, .. } | Step::Remove { at: from, .. }) = step else {
+        return Ok(false);
+    };
     let Some(there) = ino(disk, &from.dir).ok().and_then(|dir| disk.get(dir, &from.name)) else {
         return Ok(false);
     };

@@ -685,14 +685,18 @@ impl Site {
         let shipped_n = self.shipped_n;
         let looked = self.disk.looked(ino);
         self.translate(|tx| {
-            if local::is_content_known(tx, (&from_key, &name))? {
+            let mut names = local::forget_unknown(tx, &looked.key)?;
+            if names.is_empty() {
                 return local::rename(tx, (&from_key, &name), (&to_key, &to_name), shipped_n);
             }
-            local::unlink(tx, (&from_key, &name))?;
             match tx.place(&to_key, &to_name)? {
-                Some(_) => local::replace(tx, (&to_key, &to_name), &looked),
-                None => local::create(tx, (&to_key, &to_name), &looked, Origin::User),
+                Some(_) => local::replace(tx, (&to_key, &to_name), &looked)?,
+                None => local::create(tx, (&to_key, &to_name), &looked, Origin::User)?,
             }
+            names.retain(|spot| {
+                *spot != (from_key.clone(), name.clone()) && *spot != (to_key.clone(), to_name.clone())
+            });
+            names.into_iter().try_for_each(|(dir, name)| local::link(tx, &looked.key, (&dir, &name)))
         });
         Some(())
     }
@@ -704,7 +708,17 @@ impl Site {
             return None;
         }
         self.disk.put(to_dir, &to_name, ino);
-        self.translate(|tx| local::link(tx, &Disk::key(ino), (&Disk::key(to_dir), &to_name)));
+        let (key, looked) = (Disk::key(ino), self.disk.looked(ino));
+        self.translate(|tx| {
+            let mut names = local::forget_unknown(tx, &key)?.into_iter();
+            if let Some((dir, name)) = names.next() {
+                local::create(tx, (&dir, &name), &looked, Origin::User)?;
+            }
+            for (dir, name) in names {
+                local::link(tx, &key, (&dir, &name))?;
+            }
+            local::link(tx, &key, (&Disk::key(to_dir), &to_name))
+        });
         Some(())
     }
 

@@ -623,9 +623,10 @@ impl World {
             for file in &files {
                 self.namers.entry(*file).or_default().insert(site.me);
             }
-            // Times of directories have later numbers than the name.
-            let claims = place.iter().flat_map(|p| &p.claims).filter(|c| c.name_dot.replica == site.me);
-            let named = claims.map(|c| (site.me, c.name_dot.n)).max().unwrap_or(at);
+            // Times of directories have later numbers than the name, or than what was written over the file that has it.
+            let dots = place.iter().flat_map(|p| &p.claims).flat_map(|c| [c.name_dot, c.version]);
+            let named =
+                dots.filter(|dot| dot.replica == site.me).map(|dot| (site.me, dot.n)).max().unwrap_or(at);
             let token = self.tokens.entry(content.identity()).or_default();
             token.named.push(named);
             token.files.extend(files);

@@ -79,11 +79,12 @@ pub(super) fn names_of_inode(tx: &mut Tx<'_>, key: &NodeKey) -> Result<()> {
     Ok(())
 }
 
-/// Settles the names of an inode under which it shows an extra sibling of its entry.
+/// Settles the names of an inode under which it shows an extra sibling of its entry. One of which the states have forgotten what
+/// it holds stays: somebody else has changed it, and this disk will show that.
 pub(super) fn extra_names(tx: &mut Tx<'_>, key: &NodeKey) -> Result<()> {
     for (dir, name) in tx.node_must(key)?.names.clone() {
         let place = super::must_place(tx, (&dir, &name))?;
-        if !names::is_whole(tx, &place)? {
+        if !names::is_whole(tx, &place)? && super::is_content_known(tx, (&dir, &name))? {
             own_name(tx, (&dir, &name))?;
         }
     }

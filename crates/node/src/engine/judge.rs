@@ -217,11 +217,21 @@ impl Engine {
         }
         let from = self.left_name(tx, &node.names, &seen.key)?;
         if let Some(from) = &from
-            && (self.may_be_restored(tx, from, to, seen)?
-                || !local::is_content_known(tx, (&from.0, &from.1))?)
+            && self.may_be_restored(tx, from, to, seen)?
         {
             local::unlink(tx, (&from.0, &from.1))?;
             pass.taken.push((to.0.clone(), to.1.clone(), seen.clone()));
+            return Ok(());
+        }
+        let forgotten = local::forget_unknown(tx, &seen.key)?;
+        if !forgotten.is_empty() {
+            let has_left = |spot: &(NodeKey, Name)| from.as_ref() == Some(spot);
+            let spots =
+                forgotten.into_iter().filter(|spot| !has_left(spot)).chain([(to.0.clone(), to.1.clone())]);
+            pass.taken.extend(spots.map(|(dir, name)| {
+                let seen = Seen { name: name.clone(), ..seen.clone() };
+                (dir, name, seen)
+            }));
             return Ok(());
         }
         self.clear_dir_at(tx, pass, to)?;

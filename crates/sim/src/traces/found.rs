@@ -459,3 +459,26 @@ fn a_name_that_nobody_gave_is_no_later_for_attributes_that_somebody_gave() {
     let rules = Rules { skews_ns: vec![53_998_309_504, 36_677_480_231], ..World::mesh(2).rules };
     trace_in(rules, script, "y:symlink");
 }
+
+#[test]
+fn a_link_that_the_states_have_forgotten_takes_attributes_and_names() {
+    let start = "1 symlink x 2; 0 mkdir x; sync 1 0; sync 0 1; 0 rmdir x; 0 symlink c 6; show 0; show 1; 0 mv c x; sync 0 1;";
+    trace(2, &format!("{start} 1 chmod x~0 389"), "x:symlink");
+    trace(2, &format!("{start} 1 ln x~0 z"), "x:symlink x~:symlink z:symlink");
+    trace(2, &format!("{start} 1 mv x~0 z"), "x:symlink z:symlink");
+}
+
+#[test]
+fn what_a_plan_removed_before_a_kill_is_gone_where_the_plan_put_something() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir b/c; 0 mkdir c; sync 0 1; show 1; 0 mv c b/c/a; send 0 1 3; 1 mv b c/a; \
+                  0 symlink c 6; send 0 1 4; deliver 1; show 1; crash 1 7; 0 rm c";
+    let rules = Rules { skews_ns: vec![39_251_306_362, 77_136_655_688], ..crashing(2) };
+    trace_in(rules, script, "a/ a/a/ a/a/c/");
+}
+
+#[test]
+fn who_saw_what_was_saved_over_a_file_may_remove_it_before_he_knows_the_times_of_directories() {
+    let script = "0 mkdir d; sync 0 1; show 1; 1 mv d y; 1 symlink y/x 7; 0 mkdir y; 1 mv y/x x; 1 savetmp x 9; sync 1 0; \
+                  show 0; 0 create y/y 10; 0 mv y/y x; send 0 1 3; deliver 0; show 1; 1 rm x";
+    trace_in(Rules { epochs: vec![2, 2], ..World::mesh(2).rules }, script, "y/");
+}
