@@ -16,7 +16,7 @@ use crate::rate::{Rate, RateLimit, Traffic};
 use crate::wire::{Frame, FrameReader, FrameWriter, PIECE_PART_LEN_MAX, WireError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use driftless_core::Entry;
-use driftless_core::link::{Batch, Message, Piece};
+use driftless_core::link::{Batch, Message, PROTOCOL_STREAM, Piece};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -158,7 +158,11 @@ impl Carrier {
             Compress::Lz4 if version < LZ4_SINCE => Compress::Zstd,
             other => other,
         };
-        let writer = FrameWriter::new(BufWriter::with_capacity(BUFFER_LEN, paced), compress)?;
+        let buffered = BufWriter::with_capacity(BUFFER_LEN, paced);
+        let writer = match version {
+            PROTOCOL_STREAM.. => FrameWriter::going_on(buffered, compress)?,
+            _ => FrameWriter::new(buffered, compress)?,
+        };
         let budget = Arc::new(Budget::default());
         let (to_consumer, incoming) = unbounded();
         let (writer_out, reader_out, reader_budget) = (out.clone(), out.clone(), budget.clone());

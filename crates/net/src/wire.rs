@@ -7,6 +7,7 @@
 //! payload  as it is                                 flag 1 not set
 //!          raw length u32 | one zstd frame          flag 1 set
 //!          raw length u32 | one LZ4 block           flag 2 set (from protocol 2 on)
+//!          raw length u32 | more of the zstd stream flag 4 set (from protocol 4 on)
 //! ```
 //!
 //! Numbers of fixed width are big-endian; the rest is the core's codec. A payload (a piece's head) that has
@@ -15,7 +16,7 @@
 
 mod message;
 
-use crate::compress::{Compress, Packer, Probe, Unpacker, unpack_lz4};
+use crate::compress::{Compress, Packer, Packing, Probe, Unpacker};
 use driftless_core::codec::{Decoder, Malformed};
 use driftless_core::link::{Message, Piece};
 use std::io::{self, ErrorKind, Read, Write};
@@ -82,8 +83,8 @@ pub enum WireError {
 
 /// Length, type and flags.
 const HEADER_LEN: usize = 6;
-const FLAG_ZSTD: u8 = 1;
-const FLAG_LZ4: u8 = 2;
+/// The flag of each way to pack a payload; one frame has at most one.
+const PACKINGS: [(u8, Packing); 3] = [(1, Packing::Zstd), (2, Packing::Lz4), (4, Packing::Stream)];
 /// Memory for a body is taken in steps of this as its bytes come in: a length alone costs nothing.
 const READ_STEP_LEN: usize = 256 << 10;
 
@@ -207,10 +208,19 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: Write> FrameWriter<W> {
-    /// On top of `inner`, which should be buffered. Payloads are compressed where it pays.
+    /// On top of `inner`, which should be buffered. Payloads are compressed where it pays, each by itself.
     pub fn new(inner: W, compress: Compress) -> io::Result<Self> {
+        Self::with_packer(inner, Packer::new(compress, false)?)
+    }
+
+    /// The same, but zstd goes on from payload to payload, for a reader of all frames that knows this (from protocol 4 on).
+    pub fn going_on(inner: W, compress: Compress) -> io::Result<Self> {
+        Self::with_packer(inner, Packer::new(compress, true)?)
+    }
+
+    fn with_packer(inner: W, packer: Packer) -> io::Result<Self> {
         let (pieces, others) = (Probe::default(), Probe::default());
-        Ok(Self { inner, memory: Vec::new(), packer: Packer::new(compress)?, pieces, others })
+        Ok(Self { inner, memory: Vec::new(), packer, pieces, others })
     }
 
     /// Writes a frame; it may stay in `inner`'s buffer until [`FrameWriter::flush`]. Frames beyond their bounds are
@@ -249,11 +259,10 @@ impl<W: Write> FrameWriter<W> {
             return Err(WireError::TooLong { frame: t.name(), len: len as u64, max: t.len_max() });
         }
         let probe = if t == Type::Piece { &mut self.pieces } else { &mut self.others };
-        let flag = if self.packer.how() == Compress::Lz4 { FLAG_LZ4 } else { FLAG_ZSTD };
         let packed = self.packer.pack(payload, probe)?;
         let mut start = Vec::with_capacity(HEADER_LEN + head.len() + 4);
         let (flags, extra, payload) = match packed {
-            Some(packed) => (flag, Some(payload.len() as u32), packed),
+            Some((packed, packing)) => (flag(packing), Some(payload.len() as u32), packed),
             None => (0, None, payload),
         };
         let len = head.len() + extra.map_or(0, |_| 4) + payload.len();
@@ -266,6 +275,10 @@ impl<W: Write> FrameWriter<W> {
         self.inner.write_all(&start)?;
         Ok(self.inner.write_all(payload)?)
     }
+}
+
+fn flag(packing: Packing) -> u8 {
+    PACKINGS.iter().find(|(_, p)| *p == packing).map_or(0, |(flag, _)| *flag)
 }
 
 /// Memory to be used again, if it is not too much to be kept.
@@ -304,7 +317,8 @@ impl<R: Read> FrameReader<R> {
         }
         let [a, b, c, d, code, flags] = header;
         let t = Type::from_code(code).ok_or(WireError::UnknownType(code))?;
-        if !matches!(flags, 0 | FLAG_ZSTD | FLAG_LZ4) {
+        let packing = PACKINGS.iter().find(|(flag, _)| *flag == flags).map(|(_, packing)| *packing);
+        if packing.is_none() && flags != 0 {
             return Err(WireError::UnknownFlags { frame: t.name(), flags });
         }
         let len = check_len(t, u32::from_be_bytes([a, b, c, d]))?;
@@ -313,8 +327,8 @@ impl<R: Read> FrameReader<R> {
         let head_len = if t == Type::Piece { head.len() + 1 } else { 0 };
         let memory = std::mem::take(&mut self.memory);
         let mut payload = self.read_into(memory, t, len - head_len)?;
-        if flags != 0 {
-            let unpacked = self.unpack(t, flags, &payload)?;
+        if let Some(packing) = packing {
+            let unpacked = self.unpack(t, packing, &payload)?;
             self.memory = kept(std::mem::replace(&mut payload, unpacked));
         }
         let decoded = match t {
@@ -323,7 +337,7 @@ impl<R: Read> FrameReader<R> {
             Type::Piece => message::decode_piece(&head, payload).map(Frame::Message),
             _ => {
                 let message = message::decode(t, &payload);
-                if flags == 0 {
+                if packing.is_none() {
                     self.memory = kept(payload);
                 }
                 message.map(Frame::Message)
@@ -373,7 +387,7 @@ impl<R: Read> FrameReader<R> {
         Ok(bytes)
     }
 
-    fn unpack(&mut self, t: Type, flag: u8, payload: &[u8]) -> Result<Vec<u8>, WireError> {
+    fn unpack(&mut self, t: Type, packing: Packing, payload: &[u8]) -> Result<Vec<u8>, WireError> {
         let Some((raw_len, packed)) = payload.split_first_chunk::<4>() else {
             return Err(WireError::Damaged {
                 frame: t.name(),
@@ -381,10 +395,7 @@ impl<R: Read> FrameReader<R> {
             });
         };
         let raw_len = check_len(t, u32::from_be_bytes(*raw_len))?;
-        let unpacked = match flag {
-            FLAG_LZ4 => unpack_lz4(packed, raw_len),
-            _ => self.unpacker.unpack(packed, raw_len),
-        };
+        let unpacked = self.unpacker.unpack(packing, packed, raw_len);
         unpacked.map_err(|source| WireError::Compressed { frame: t.name(), source })
     }
 }

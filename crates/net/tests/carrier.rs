@@ -77,7 +77,7 @@ fn collect(c: &Carrier, len: usize) -> Vec<u8> {
 #[test]
 fn frames_go_both_ways_in_order_and_close_in_good_order() {
     let (a, b) = pair(CarrierOptions::default());
-    assert_eq!((a.version(), b.version()), (3, 3));
+    assert_eq!((a.version(), b.version()), (4, 4));
     for i in 0..2000 {
         a.send(heartbeat(i)).unwrap();
     }
@@ -211,7 +211,7 @@ fn garbage_after_the_greeting_breaks_the_connection() {
     }
     let mut greeting = [0; 14];
     b.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"driftless 1 3\n");
+    assert_eq!(&greeting, b"driftless 1 4\n");
 }
 
 #[test]
@@ -239,4 +239,18 @@ fn the_rate_limit_holds_and_lets_small_messages_through() {
     assert!(seconds > expected * 0.85, "{seconds} s instead of {expected}");
     assert!(seconds < expected * 4.0, "{seconds} s instead of {expected}");
     assert!(beat_after.unwrap() < len / 2, "the heartbeat came after {beat_after:?} bytes");
+}
+
+/// A peer of version 3 knows nothing of a stream.
+#[test]
+fn only_who_knows_of_it_gets_one_compressed_stream() {
+    for (greeting, flags) in [(b"driftless 1 3\n", 1), (b"driftless 1 4\n", 4)] {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        b.write_all(greeting).unwrap();
+        let a = start(a, CarrierOptions::default());
+        a.send(Frame::Control(vec![7; 1000])).unwrap();
+        let mut begin = [0; 14 + 6];
+        b.read_exact(&mut begin).unwrap();
+        assert_eq!(begin[19], flags);
+    }
 }

@@ -14,9 +14,11 @@ use crate::tx::{Known, Result, Tx, dec};
 /// Least protocol version spoken.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Greatest protocol version spoken.
-pub const PROTOCOL_MAX: u16 = PROTOCOL_RECIPES;
+pub const PROTOCOL_MAX: u16 = PROTOCOL_STREAM;
 /// The first protocol version with recipes.
 pub const PROTOCOL_RECIPES: u16 = 3;
+/// The first one whose frames may be compressed as one stream.
+pub const PROTOCOL_STREAM: u16 = 4;
 
 /// What a hello says beside what the index knows.
 #[derive(Clone, PartialEq, Eq, Debug)]
