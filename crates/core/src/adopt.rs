@@ -34,7 +34,7 @@ pub enum Adopted {
     /// Another name of an inode that was taken before; the tree has no such name: it has now. After a lost index
     /// nothing was recorded.
     LinkOnlyHere,
-    /// This very name of this very version was removed elsewhere, or the directory was, while we had no index: bound to the
+    /// This very name of this very version was removed elsewhere, or the version, or the directory, while we had no index: bound to the
     /// removed entry, to be removed by its plan. Only after a lost index.
     RemovedElsewhere,
 }
@@ -210,19 +210,26 @@ impl Adoption {
 
 impl Removed {
     fn note(&mut self, e: &Entry) {
-        for link in e.links.iter().filter(|l| !l.present()) {
-            let at = (link.at.parent, link.at.name.clone());
+        for link in &e.links {
+            let at = || (link.at.parent, link.at.name.clone());
             if e.kind.is_dir() {
-                self.dirs.insert(at, e.id);
+                if !link.present() {
+                    self.dirs.insert(at(), e.id);
+                }
                 continue;
             }
-            let leaves = self.leaves.entry(at).or_default();
-            leaves.extend(e.data.iter().map(|v| RemovedLeaf {
-                claim: Claim { entry: e.id, link: link.id, name_dot: link.at.dot, version: v.dot },
-                kind: e.kind,
-                identity: v.content.identity(),
-                mtime: v.content.mtime(),
-            }));
+            // One of several versions may have been removed, and the name have stayed for the others.
+            let gone = e.data.iter().filter(|v| !link.present() || !e.counts(v));
+            let mut gone = gone.peekable();
+            if gone.peek().is_some() {
+                let leaves = self.leaves.entry(at()).or_default();
+                leaves.extend(gone.map(|v| RemovedLeaf {
+                    claim: Claim { entry: e.id, link: link.id, name_dot: link.at.dot, version: v.dot },
+                    kind: e.kind,
+                    identity: v.content.identity(),
+                    mtime: v.content.mtime(),
+                }));
+            }
         }
     }
 

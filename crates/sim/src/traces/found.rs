@@ -482,3 +482,10 @@ fn who_saw_what_was_saved_over_a_file_may_remove_it_before_he_knows_the_times_of
                   show 0; 0 create y/y 10; 0 mv y/y x; send 0 1 3; deliver 0; show 1; 1 rm x";
     trace_in(Rules { epochs: vec![2, 2], ..World::mesh(2).rules }, script, "y/");
 }
+
+#[test]
+fn one_of_several_versions_that_was_removed_elsewhere_is_not_new_after_a_lost_index() {
+    let script = "0 mkdir a; 0 create a/x 4; sync 0 2; show 2; 2 save a/x 5; send 2 0 2; 0 write a/x 7; 2 savetmp a/x 8; deliver 0; \
+                  sync 0 2; show 2; 0 rm a/x; forget 2";
+    trace(3, script, "a/ a/x=8 a/x~=5");
+}
