@@ -133,8 +133,9 @@ impl World {
                 let known = token.touched.iter().all(|(r, n)| seen.surely.get(*r) >= *n);
                 known && self.sites.iter().any(|s| s.me == seen.by && !s.blind)
             };
-            // It was made once, and again in the count for the loss.
-            if token.born <= 2 && !token.replaced && token.dropped.iter().any(causal) {
+            // It was made once, and again in the count for the loss. What was taken out of several versions is in no state any
+            // more that could tell what it was.
+            if token.born <= 2 && !token.replaced && !token.chosen && token.dropped.iter().any(causal) {
                 return Err(format!("{path:?} is new at {i} after a lost index, but was removed elsewhere"));
             }
         }

@@ -489,3 +489,10 @@ fn one_of_several_versions_that_was_removed_elsewhere_is_not_new_after_a_lost_in
                   sync 0 2; show 2; 0 rm a/x; forget 2";
     trace(3, script, "a/ a/x=8 a/x~=5");
 }
+
+#[test]
+fn what_was_taken_out_of_several_versions_may_be_put_aside_after_a_lost_index() {
+    let script = "0 create y 3; sync 0 4; sync 4 3; show 3; show 4; 4 write y 5; 3 write y 10; forget 2; sync 2 0; show 0; \
+                  0 rm y~0; show 2; forget 2";
+    trace(5, script, "recovered/ recovered/y~0=5 y=10");
+}
