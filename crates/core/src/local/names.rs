@@ -8,6 +8,7 @@ use crate::meta::Content;
 use crate::mutant::mutant;
 use crate::tree;
 use crate::vv::VersionVector;
+use smallvec::SmallVec;
 
 /// The greatest stamp in the entries shown at a name: a new claim to it must be above (model finding G1).
 pub(super) fn stamp_at(tx: &mut Tx<'_>, parent: EntryId, name: &Name) -> Result<Stamp> {
@@ -261,19 +262,30 @@ pub(super) fn retitle(
 }
 
 /// True if the inode at a place stands for its whole entry: it has its real name or several names, or shows the
-/// entry's only version. If somebody removed them all, what this disk shows tells which was one of several: the name of
-/// the entry, which may have been moved elsewhere meanwhile, is not for a sibling to take.
+/// entry's only version, or one of several by a name that shows no other. If somebody removed them all, what this disk shows
+/// tells which was one of several: the name of the entry, which may have been moved elsewhere meanwhile, is not for a sibling to
+/// take.
 pub(super) fn is_whole(tx: &mut Tx<'_>, place: &Place) -> Result<bool> {
     if place.conflict_of.is_none() || tx.node_must(&place.node)?.names.len() > 1 {
         return Ok(true);
     }
     let Some(owner) = place.claims.first() else { return Ok(true) };
     let row = tx.entry_must(owner.entry)?;
-    if row.entry.counting().next().is_some() {
-        return Ok(row.entry.counting().all(|v| v.dot == owner.version));
+    let counting: SmallVec<[Dot; 2]> = row.entry.counting().map(|v| v.dot).collect();
+    if !counting.contains(&owner.version) && !counting.is_empty() {
+        return Ok(false);
     }
-    let other = |c: &Claim| c.entry == owner.entry && c.version != owner.version;
-    Ok(!records::places_of(tx, owner.entry)?.iter().any(|(_, _, p)| p.claims.iter().any(other)))
+    if counting.len() == 1 {
+        return Ok(true);
+    }
+    let places = records::places_of(tx, owner.entry)?;
+    let is_other = |c: &&Claim| c.entry == owner.entry && c.version != owner.version;
+    let mut others = places.iter().flat_map(|(_, _, p)| &p.claims).filter(is_other).peekable();
+    Ok(match counting.is_empty() {
+        true => others.peek().is_none(),
+        // All are shown by one of its names. If that is another, this one is nothing but a name.
+        false => others.peek().is_some() && others.all(|c| c.link != owner.link),
+    })
 }
 
 /// Puts the name `claim.link` at `to`. Versions that count no more are dropped; if none is left, or if

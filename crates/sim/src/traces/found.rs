@@ -496,3 +496,18 @@ fn what_was_taken_out_of_several_versions_may_be_put_aside_after_a_lost_index() 
                   0 rm y~0; show 2; forget 2";
     trace(5, script, "recovered/ recovered/y~0=5 y=10");
 }
+
+#[test]
+fn a_second_name_that_looks_like_a_copy_is_a_name() {
+    let script = "blind 3; 3 create x 20; 3 mkdir a; 3 create a/x 22; 0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; 0 mkdir c; \
+                  0 create x 2; 0 create a/x 20; sync 0 1; sync 1 2; join 3; show 1; 0 mv b/c b/b; show 2; 2 mv a/b a/c; sync 3 2; \
+                  2 mv x a/x; 1 mv a c/b; sync 2 3; show 3; 3 mv b a/c/a; 1 mv c/b c/c; 1 mv c b/c; sync 3 0; 0 mv b/b c/a; \
+                  1 ln b/c/c/x b/c/a; sync 0 1; show 1; 1 rmdir c/a";
+    let rules = Rules {
+        edges: vec![(0, 1), (1, 2), (0, 3), (2, 3)],
+        relay_delay_ms: 2000,
+        batch_entries: 1,
+        ..World::mesh(4).rules
+    };
+    trace_in(rules, script, "c/ c/a~=20 c/c/ c/c/c/ c/c/c/a/ c/c/x=2 c/c/x~=22 c/c/x~=20");
+}
