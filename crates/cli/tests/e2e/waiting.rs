@@ -129,6 +129,26 @@ impl Drop for Flagged {
     }
 }
 
+/// What a run before it could not do is planned as all else, and no further try of it is waited for.
+#[test]
+fn a_dry_run_ends_while_something_waits() {
+    let pair = Pair::new();
+    put(&pair.a, "fixed", "1");
+    pair.once(&[]);
+    if !flag(&pair.b.join("fixed"), IFlags::IMMUTABLE, true) {
+        return;
+    }
+    let flagged = Flagged(vec![(pair.b.join("fixed"), IFlags::IMMUTABLE)]);
+    put(&pair.a, "fixed", "2");
+    assert_eq!(pair.sync(&["--once"]).code, 3);
+    let plan = pair.sync(&["--dry-run", "--json"]);
+    assert_eq!(plan.code, 0, "{plan:#?}");
+    assert!(plan.events("step").iter().any(|step| step["path"]["text"] == "fixed"), "{plan:#?}");
+    drop(flagged);
+    pair.once(&[]);
+    pair.assert_same();
+}
+
 #[test]
 fn flagged_targets_wait_alone_and_arrive_when_the_flag_goes() {
     let pair = Pair::new();

@@ -1159,6 +1159,8 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
+        // A dry run tries nothing.
+        let tried = self.shared.dry_run || self.waiting.all_tried();
         (self.service.is_some() || self.links.peers().next().is_some())
             && self.scanned
             && self.crawled
@@ -1175,7 +1177,7 @@ impl Engine {
             && self.later.is_empty()
             && self.elsewhere.is_empty()
             && !self.want_crawl
-            && self.waiting.all_tried()
+            && tried
             && !self.rollback.is_waiting()
     }
 
