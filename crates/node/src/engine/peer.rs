@@ -102,12 +102,10 @@ impl Engine {
                     self.take_volume_id(hello.volume, me, hello.replica)?;
                 }
                 let tuning = self.links.get(id).map(|link| link.tuning).unwrap_or_default();
+                // How full and how old batches get is tuned below.
                 let limits = SendLimits {
-                    batch_bytes: tuning.container_bytes,
-                    age_limit_ms: tuning.container_age_ms,
                     window: pace::LIGHT_WINDOW,
                     batch_entries: ENTRIES_PER_BATCH,
-                    first_batch_bytes: tuning.container_bytes.min(1 << 20),
                     // When batches leave beside others is decided by their pace.
                     fill_rows: 1,
                     relay_delay_ms: if self.service.is_some() { RELAY_DELAY_MS } else { 0 },
