@@ -7,7 +7,6 @@ Run as root with the benchmark harness on the path, and DRIFTLESS_BIN and ENGINE
         python3 bench/beside_large.py --wan "--delay-ms 50 --loss 0.1 --rate-mbit 200" --dir TMPFS/run
 """
 
-import argparse
 import json
 import os
 import random
@@ -15,8 +14,7 @@ import time
 
 import bench
 import data
-import net
-import peers
+import more
 
 
 def one_write(c, name, body):
@@ -67,25 +65,18 @@ def measure(c, o):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = more.options(__doc__)
     ap.add_argument("--wan", default="--delay-ms 50 --loss 0.1 --rate-mbit 200", help="options of the emulated line")
     ap.add_argument("--gib", type=float, default=1, help="length of the large file")
     ap.add_argument("--n", type=int, default=20, help="writes in each case")
-    ap.add_argument("--cc", help="congestion control (default: the machine's)")
-    ap.add_argument("--dir", required=True, help="where the trees live while they are measured")
     o = ap.parse_args()
-    # What the harness's own options would be.
-    o.ssh_cipher, o.seed, o.keep, o.limit_s = None, 1, False, 600
     bench.NETS["line"] = o.wan.split()
-    net.ensure_wan()
-    os.makedirs(o.dir, exist_ok=True)
-    c = bench.Ctx(peers.ALL["engine"], 1, "line", o)
+    more.prepare(o)
+    c = more.context(o, "line")
     try:
         measure(c, o)
     finally:
-        if getattr(c.peer, "nodes", None):
-            c.peer.stop()
-        c.close()
+        more.end(c)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What the benchmark harness has no scenario for, between the same two network namespaces without delay:
+"""What the benchmark harness has no scenario for, between the same two network namespaces, without delay but for `tcp`:
 
+    tcp      what one TCP connection needs for the bytes of s1 over the WAN line, between two processes that do nothing else
     tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else
     wide     a change in a directory of many entries, against one in a directory of 1,000
     backlog  files that appeared while the other site was down, against a first copy of the same kind
@@ -9,7 +10,7 @@
 Run as root with the harness on the path, and DRIFTLESS_BIN and ENGINE_ADAPTER as for it:
 
     PYTHONPATH=HARNESS DRIFTLESS_BIN=target/release/driftless ENGINE_ADAPTER=bench/adapter.py \\
-        python3 bench/more.py --dir TMPFS/run tls wide backlog writers
+        python3 bench/more.py --dir TMPFS/run tcp tls wide backlog writers
 """
 
 import argparse
@@ -58,6 +59,29 @@ while left > 0:
 conn.recv(1)
 print(time.monotonic() - begun)
 """
+TCP_SERVER = r"""
+import socket, sys
+with socket.create_server((sys.argv[1], 7500)) as listener:
+    print("listening", flush=True)
+    conn, buffer = listener.accept()[0], bytearray(1 << 18)
+    while conn.recv_into(buffer): pass
+    conn.sendall(b"!")
+"""
+TCP_CLIENT = r"""
+import socket, sys, time
+conn = socket.socket()
+conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[3].encode())
+begun = time.monotonic()
+conn.connect((sys.argv[1], 7500))
+left, buffer = int(sys.argv[2]), memoryview(bytes(1 << 18))
+while left > 0:
+    n = min(left, len(buffer))
+    conn.sendall(buffer[:n])
+    left -= n
+conn.shutdown(socket.SHUT_WR)
+conn.recv(1)
+print(time.monotonic() - begun)
+"""
 # Writes files of 4 KiB by the plainest calls there are, and says how long that took.
 WRITER = r"""
 import os, sys, time
@@ -74,8 +98,23 @@ print(time.monotonic() - begun)
 """
 
 
-def context(o):
-    return bench.Ctx(peers.ALL["engine"], 1, "lan", o)
+def options(doc):
+    """Those that the harness wants of who uses it; `prepare` adds the rest."""
+    ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--cc", help="congestion control (default: the machine's)")
+    ap.add_argument("--dir", required=True, help="where the trees live while they are measured")
+    return ap
+
+
+def prepare(o):
+    # What the harness's own options would be.
+    o.ssh_cipher, o.seed, o.keep, o.limit_s = None, 1, False, 1800
+    net.ensure_wan()
+    os.makedirs(o.dir, exist_ok=True)
+
+
+def context(o, line="lan"):
+    return bench.Ctx(peers.ALL["engine"], 1, line, o)
 
 
 def end(c):
@@ -94,6 +133,22 @@ def first_copy(o, make):
         return c.res["seconds"], c.res["cpu_s"]
     finally:
         end(c)
+
+
+def tcp(o):
+    size, took, wire = 218_000_000, [], []
+    for _ in range(o.runs):
+        c = context(o, "wan")
+        try:
+            server = c.b.start([sys.executable, "-c", TCP_SERVER, IP["b"]], stdout=subprocess.PIPE, text=True)
+            server.stdout.readline()
+            before = c.wan.bytes()[0]
+            client = c.a.start([sys.executable, "-c", TCP_CLIENT, IP["b"], str(size), o.cc or "bbr"], stdout=subprocess.PIPE, text=True)
+            took.append(round(float(client.communicate(timeout=600)[0]), 2))
+            wire.append(round((c.wan.bytes()[0] - before) / 1e6, 1))
+        finally:
+            c.close()
+    return {"bytes": size, "s": took, "wire_mb": wire}
 
 
 def tls(o):
@@ -216,18 +271,13 @@ def writers(o):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", nargs="+", choices=["tls", "wide", "backlog", "writers"])
-    ap.add_argument("--runs", type=int, default=5, help="of tls and writers; medians of these count")
+    ap = options(__doc__)
+    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "backlog", "writers"])
+    ap.add_argument("--runs", type=int, default=5, help="of tcp, tls and writers; medians of these count")
     ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
     ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")
-    ap.add_argument("--cc", help="congestion control (default: the machine's)")
-    ap.add_argument("--dir", required=True, help="where the trees live while they are measured")
     o = ap.parse_args()
-    # What the harness's own options would be.
-    o.ssh_cipher, o.seed, o.keep, o.limit_s = None, 1, False, 1800
-    net.ensure_wan()
-    os.makedirs(o.dir, exist_ok=True)
+    prepare(o)
     for what in o.what:
         print(json.dumps({what: globals()[what](o)}), flush=True)
 
