@@ -256,8 +256,8 @@ fn record_parked_before(
     Ok(())
 }
 
-/// True if what was to be moved or removed has gone for sure: what a later step put or made stands where it was. If it is not where it
-/// went, a user has removed it there, or a later step has moved it on.
+/// True if what was to be moved or removed has gone for sure: what a later step put or made, or moved to where something was removed, stands where it
+/// was. If it is not where it went, a user has removed it there, or a later step has moved it on.
 fn is_overtaken(tx: &mut Tx<'_>, disk: &Disk, open: &OpenPlan, k: usize, step: &Step) -> TxResult<bool> {
     let (Step::Move { from, .. } | Step::Park { from, .. } | Step::Remove { at: from, .. }) = step else {
         return Ok(false);
@@ -270,6 +270,9 @@ fn is_overtaken(tx: &mut Tx<'_>, disk: &Disk, open: &OpenPlan, k: usize, step: &
     let stands_there = |(later, made): (&Step, &Option<Outcome>)| match later {
         Step::Put { at, .. } => at == from && made.as_ref().is_some_and(|made| made.node == key),
         Step::MakeDir { at, .. } => at == from && is_new_dir,
+        Step::Move { to, node, .. } | Step::Unpark { to, node, .. } => {
+            to == from && *node == key && matches!(step, Step::Remove { .. })
+        }
         _ => false,
     };
     Ok(open.steps.iter().zip(&open.staged).skip(k + 1).any(stands_there))

@@ -83,6 +83,25 @@ fn what_a_user_moves_after_a_crash_is_what_was_shown() {
     assert_eq!(texts(&pair.a), BTreeMap::from(expected));
 }
 
+/// A directory takes the name of one that is empty, and a file the name that it leaves: what a user writes to that file before the next start is its
+/// next version.
+#[test]
+fn what_is_written_where_a_directory_had_left_for_an_empty_one_when_the_run_ended() {
+    let pair = Pair::new();
+    for dir in ["empty", "above/dir"] {
+        fs::create_dir_all(pair.a.join(dir)).unwrap();
+    }
+    pair.once(&[]);
+    fs::rename(pair.a.join("above/dir"), pair.a.join("empty")).unwrap();
+    put(&pair.a, "above/dir", "new");
+    let ended = run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", "moves-done:1"));
+    assert!(ended.err.contains("crash point"), "{ended:#?}");
+    put(&pair.b, "above/dir", "written");
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(texts(&pair.a), BTreeMap::from([("above/dir".to_owned(), "written".to_owned())]));
+}
+
 /// Each of two directories goes below the other, with new ones between them that take the names the others leave: all that is
 /// moved out of the way is found again, whatever was recorded of it.
 #[test]

@@ -71,6 +71,8 @@ struct Run {
     sources: BTreeSet<NodeKey>,
     /// Directories that came out of where a filter hid them.
     coming: Vec<EntryId>,
+    /// What the plan moves, by where to; only of plans that are done again.
+    arriving: HashMap<At, NodeKey>,
 }
 
 impl Engine {
@@ -113,7 +115,11 @@ impl Engine {
             lacking: Vec::new(),
             sources: BTreeSet::new(),
             coming: Vec::new(),
+            arriving: HashMap::new(),
         };
+        if self.redoing {
+            run.arriving.extend(plan.steps.iter().filter_map(arrival));
+        }
         if let Some((text, held)) = held {
             let why = (Reason::MassRemoval, text);
             run.failed.extend(held.into_iter().map(|id| (id, why.clone())));
@@ -546,7 +552,7 @@ impl Engine {
                 run.limbo.extend(limbo);
                 Done::Yes(None)
             }
-            (Err(e), Some(at)) => self.not_removed(&removal.dir, at, e, run),
+            (Err(e), Some(at)) => self.not_removed(&removal.dir, at, &removal.victim, e, run),
             (Err(e), None) => return Err(Fail::Bug(e.to_string())),
         };
         let node = removal.victim.node;
@@ -554,9 +560,24 @@ impl Engine {
     }
 
     /// What is not there any more is removed.
-    fn not_removed(&mut self, dir: &DirFd, at: &At, e: ApplyError, run: &mut Run) -> Done {
+    fn not_removed(
+        &mut self,
+        dir: &DirFd,
+        at: &At,
+        victim: &plan::Victim,
+        e: ApplyError,
+        run: &mut Run,
+    ) -> Done {
         match dir.look(&at.name) {
             Ok(None) => Done::Yes(None),
+            // The last process removed the directory, and moved there what stands there now.
+            Ok(Some(seen))
+                if victim.kind.is_dir()
+                    && run.arriving.get(at) == Some(&seen.key)
+                    && !matches!(self.volume.locate(&victim.node), Located::At(_)) =>
+            {
+                Done::Yes(None)
+            }
             _ => self.refused(at, e, run),
         }
     }
@@ -709,7 +730,7 @@ impl Engine {
                         run.limbo.extend(limbo);
                         Ok(Done::Yes(None))
                     }
-                    Err(e) => Ok(self.not_removed(&fd, at, e, run)),
+                    Err(e) => Ok(self.not_removed(&fd, at, victim, e, run)),
                 }
             }
             Step::SetAttrs { path, node, kind, attrs, content, .. } => {
@@ -1071,6 +1092,14 @@ fn is_removal(step: &Step) -> bool {
 }
 
 /// The place that a step takes an inode from.
+/// Where a step moves an inode.
+fn arrival(step: &Step) -> Option<(At, NodeKey)> {
+    match step {
+        Step::Move { to, node, .. } | Step::Unpark { to, node, .. } => Some((to.clone(), node.clone())),
+        _ => None,
+    }
+}
+
 fn source_place(step: &Step) -> Option<&At> {
     match step {
         Step::Link { from, .. } | Step::Move { from, .. } | Step::Park { from, .. } => Some(from),

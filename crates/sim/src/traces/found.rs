@@ -511,3 +511,10 @@ fn a_second_name_that_looks_like_a_copy_is_a_name() {
     };
     trace_in(rules, script, "c/ c/a~=20 c/c/ c/c/c/ c/c/c/a/ c/c/x=2 c/c/x~=22 c/c/x~=20");
 }
+
+#[test]
+fn what_is_written_where_a_directory_had_left_for_an_empty_one_before_a_kill_is_the_next_version() {
+    let script = "0 mkdir a; 0 mkdir b; 0 mkdir a/b; 0 mkdir b/c; sync 0 1; show 1; 1 mv b/c a/b; 1 create b/c 5; sync 1 0; show 0; \
+                  0 write b/c 8; crash 0 4";
+    trace_in(Rules { epochs: vec![2, 2], ..crashing(2) }, script, "a/ a/b/ b/ b/c=8");
+}
