@@ -22,6 +22,7 @@ mod error;
 #[cfg(test)]
 mod fallbacks;
 pub mod fault;
+mod hash;
 mod key;
 mod limbo;
 mod listing;
