@@ -57,7 +57,7 @@ pub(crate) struct LinkSettingsArgs {
     /// How old the oldest change in it gets while the link is busy [default: 30s]
     #[arg(long, value_name = "AGE|none")]
     container_age: Option<String>,
-    /// zstd, lz4 or none [default: zstd]
+    /// auto (zstd, but not over lines of more than 2 Gbit/s), zstd, lz4 or none [default: auto]
     #[arg(long, value_name = "HOW")]
     compress: Option<String>,
 }

@@ -22,7 +22,7 @@
 //! bwlimit_schedule = "Mon-Fri 08:00,5M 19:00,off"
 //! container_size = "8MiB"
 //! container_age = "30s"
-//! compress = "zstd"
+//! compress = "auto"
 //! ```
 
 use crate::log::Format;

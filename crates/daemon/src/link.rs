@@ -430,8 +430,14 @@ impl Runs {
     fn serve(&self, open: Open) -> Over {
         let Open { reader, writer, stop, from, key } = open;
         let (tuning, compress) = *lock(&self.how.cut);
-        let options =
-            CarrierOptions { rate: self.how.rate.clone(), compress, traffic: self.how.traffic.clone() };
+        // Without it the line counts as slow.
+        let gauge = writer.gauge().ok();
+        let options = CarrierOptions {
+            rate: self.how.rate.clone(),
+            compress,
+            gauge,
+            traffic: self.how.traffic.clone(),
+        };
         let started = Carrier::start(reader, writer, options);
         self.going_first.store(false, Ordering::SeqCst);
         let carrier = match started {

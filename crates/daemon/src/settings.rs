@@ -65,7 +65,7 @@ pub struct LinkSettings {
     /// How old the oldest change in it gets while the link is busy: `30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_age: Option<String>,
-    /// `zstd`, `lz4` or `none`.
+    /// `auto`, `zstd`, `lz4` or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compress: Option<String>,
 }
@@ -271,10 +271,11 @@ impl LinkSettings {
             tuning.container_age_ms = ms;
         }
         let compress = match self.compress.as_deref() {
-            None | Some("zstd") => Compress::Zstd,
+            None | Some("auto") => Compress::Auto,
+            Some("zstd") => Compress::Zstd,
             Some("lz4") => Compress::Lz4,
             Some(NONE) => Compress::None,
-            Some(other) => return Err(format!("compress: '{other}' is none of zstd, lz4, none")),
+            Some(other) => return Err(format!("compress: '{other}' is none of auto, zstd, lz4, none")),
         };
         Ok(LinkRules { bwlimit, schedule, tuning, compress })
     }

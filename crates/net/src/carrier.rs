@@ -12,6 +12,7 @@
 
 use crate::compress::Compress;
 use crate::greeting::{GreetingError, greet, read_greeting};
+use crate::line::{Gauge, Line};
 use crate::rate::{Rate, RateLimit, Traffic};
 use crate::wire::{Frame, FrameReader, FrameWriter, PIECE_PART_LEN_MAX, WireError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -45,6 +46,8 @@ pub struct CarrierOptions {
     pub rate: Rate,
     /// How payloads are compressed where it pays.
     pub compress: Compress,
+    /// Tells how fast the line is, for [`Compress::Auto`]; without it every line counts as slow.
+    pub gauge: Option<Gauge>,
     /// Where bytes are counted: frames as they are written and read.
     pub traffic: Traffic,
 }
@@ -169,9 +172,11 @@ impl Carrier {
         std::thread::Builder::new()
             .name("carrier-read".into())
             .spawn(move || read_all(frames, &to_consumer, &reader_budget, &reader_out))?;
+        // Only what is compressed by the way asks what the line is like.
+        let line = Line::new(options.gauge.filter(|_| compress == Compress::Auto));
         let (writer_alive, writer_ended) = bounded::<()>(0);
         std::thread::Builder::new().name("carrier-write".into()).spawn(move || {
-            write_all(writer, &writer_out, &options.rate);
+            write_all(writer, &writer_out, &options.rate, line);
             drop(writer_alive);
         })?;
         Ok(Carrier { out, incoming, writer_ended, budget, version })
@@ -427,13 +432,18 @@ impl OutState {
     }
 }
 
-fn write_all<W: Write>(mut w: FrameWriter<W>, out: &Outbox, rate: &Rate) {
-    if let Err(e) = write_until_closed(&mut w, out, rate) {
+fn write_all<W: Write>(mut w: FrameWriter<W>, out: &Outbox, rate: &Rate, line: Line) {
+    if let Err(e) = write_until_closed(&mut w, out, rate, line) {
         out.break_off(&e.to_string());
     }
 }
 
-fn write_until_closed<W: Write>(w: &mut FrameWriter<W>, out: &Outbox, rate: &Rate) -> Result<(), WireError> {
+fn write_until_closed<W: Write>(
+    w: &mut FrameWriter<W>,
+    out: &Outbox,
+    rate: &Rate,
+    mut line: Line,
+) -> Result<(), WireError> {
     loop {
         let job = match out.take(false) {
             Some(job) => job,
@@ -446,9 +456,14 @@ fn write_until_closed<W: Write>(w: &mut FrameWriter<W>, out: &Outbox, rate: &Rat
             }
         };
         match job {
-            Job::Frame(frame) => w.write(&frame)?,
+            Job::Frame(frame) => {
+                // A limit is a slow line.
+                w.pause_compression(rate.get().is_none() && line.is_fast(size_of_frame(&frame)));
+                w.write(&frame)?;
+            }
             Job::Part { piece, at } => {
                 let end = piece.bytes.len().min(at + part_len(rate.get()));
+                w.pause_compression(rate.get().is_none() && line.is_fast(end - at));
                 w.write_piece(&piece, at..end)?;
                 if end < piece.bytes.len() {
                     out.put_back(piece, end);

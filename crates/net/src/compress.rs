@@ -45,8 +45,10 @@ pub enum Compress {
     /// Quickly. Where the other end does not know it (before protocol 2), zstd.
     Lz4,
     /// Well.
-    #[default]
     Zstd,
+    /// Well, unless the line is so fast that it would only cost time.
+    #[default]
+    Auto,
 }
 
 /// What a stream of payloads of one sort was like so far.
@@ -97,6 +99,7 @@ pub(crate) enum Packing {
 /// Compresses payloads of one connection.
 pub(crate) struct Packer {
     how: Compress,
+    paused: bool,
     zstd: Compressor<'static>,
     /// It takes memory with the first payload that goes into it.
     stream: Option<Encoder<'static>>,
@@ -106,13 +109,19 @@ pub(crate) struct Packer {
 impl Packer {
     /// `goes_on`: zstd is one stream for the whole connection, whose other end must know that (from protocol 4 on).
     pub(crate) fn new(how: Compress, goes_on: bool) -> io::Result<Packer> {
-        let stream = if goes_on && how == Compress::Zstd { Some(stream()?) } else { None };
-        Ok(Packer { how, zstd: Compressor::new(LEVEL)?, stream, out: Vec::new() })
+        let zstd = matches!(how, Compress::Zstd | Compress::Auto);
+        let stream = if goes_on && zstd { Some(stream()?) } else { None };
+        Ok(Packer { how, paused: false, zstd: Compressor::new(LEVEL)?, stream, out: Vec::new() })
+    }
+
+    /// What follows goes as it is, or is compressed again.
+    pub(crate) fn pause(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     /// The compressed form of `raw`, if that is worth it. It must reach the other end then: what follows may go on from it.
     pub(crate) fn pack(&mut self, raw: &[u8], probe: &mut Probe) -> io::Result<Option<(&[u8], Packing)>> {
-        if self.how == Compress::None || !probe.should_try(raw.len()) {
+        if self.how == Compress::None || self.paused || !probe.should_try(raw.len()) {
             return Ok(None);
         }
         if self.stream.is_some() {

@@ -12,8 +12,10 @@ mod carrier;
 mod compress;
 mod greeting;
 pub mod identity;
+mod line;
 mod rate;
 pub mod ssh;
+mod sys;
 pub mod tls;
 pub mod wire;
 
@@ -23,5 +25,6 @@ pub use carrier::{
 };
 pub use compress::Compress;
 pub use greeting::GreetingError;
+pub use line::Gauge;
 pub use rate::{Rate, RateLimit, Traffic};
 pub use wire::{Frame, WireError};

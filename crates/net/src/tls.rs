@@ -8,6 +8,7 @@
 //! writing do not wait for each other.
 
 use crate::identity::{Identity, PublicKey};
+use crate::line::Gauge;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -361,6 +362,14 @@ pub struct TlsWriter {
 }
 
 impl TlsWriter {
+    /// Tells how fast the line is that this writes to.
+    ///
+    /// # Errors
+    /// If the system gives no second descriptor.
+    pub fn gauge(&self) -> io::Result<Gauge> {
+        Ok(Gauge::new(self.socket.try_clone()?))
+    }
+
     fn send(&mut self) -> io::Result<()> {
         {
             let mut conn = lock(&self.conn);

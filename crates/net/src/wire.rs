@@ -248,6 +248,11 @@ impl<W: Write> FrameWriter<W> {
         self.write_body(Type::Piece, &head, bytes)
     }
 
+    /// Whether what follows goes as it is although it could be made shorter.
+    pub fn pause_compression(&mut self, paused: bool) {
+        self.packer.pause(paused);
+    }
+
     /// Passes everything on.
     pub fn flush(&mut self) -> Result<(), WireError> {
         Ok(self.inner.flush()?)
