@@ -5,7 +5,8 @@
     tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else
     wide     a change in a directory of many entries, against one in a directory of 1,000
     backlog  files that appeared while the other site was down, against a first copy of the same kind
-    writers  a program that writes files, with and without the nodes, in turn
+    writers  a program that writes files: alone, while somebody hears of it and does nothing, and with the nodes, in turn
+    growth   a first copy of many files of 256 bytes, against one of 100,000, both also by rsync; takes an hour with 2,000,000 on a disk
 
 Run as root with the harness on the path, and DRIFTLESS_BIN and ENGINE_ADAPTER as for it:
 
@@ -21,6 +22,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 import bench
@@ -95,6 +97,21 @@ for d in range(n // 100):
         os.write(fd, body)
         os.close(fd)
 print(time.monotonic() - begun)
+"""
+# Asks the system for the same events of a file system as a node, and throws them away.
+LISTENER = r"""
+import ctypes, os, select, sys
+FAN_NONBLOCK, FAN_UNLIMITED_QUEUE, FAN_REPORT_DFID_NAME_TARGET, FAN_MARK_ADD_FILESYSTEM = 0x2, 0x10, 0x1E00, 0x101
+# created, deleted, closed after writing, attributes, renamed; of directories too
+MASK = 0x100 | 0x200 | 0x8 | 0x4 | 0x10000000 | 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
+group = libc.fanotify_init(FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_REPORT_DFID_NAME_TARGET, 0)
+if group < 0 or libc.fanotify_mark(group, FAN_MARK_ADD_FILESYSTEM, ctypes.c_uint64(MASK), -100, sys.argv[1].encode()) < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+print("listening", flush=True)
+while True:
+    select.select([group], [], [])
+    os.read(group, 1 << 18)
 """
 
 
@@ -244,38 +261,119 @@ def backlog(o):
 
 def writers(o):
     files = 40_000
-    took = {"without": [], "with": []}
+    took = {"without": [], "listener": [], "with": []}
     for run in range(o.runs):
         c = context(o)
+        # Two sites have a file system each. On one of both, the other site's watcher would hear the program as well.
+        own = lambda: subprocess.run(["mount", "-t", "tmpfs", "tmpfs", c.bdir], check=True)
         try:
+            own()
             data.small_files(c.adir + "/kept", 1000, 4096, 10, o.seed)
-            for which in ("without", "with") if run % 2 else ("with", "without"):
-                root = c.adir + "/app" if which == "with" else c.run + "/app"
+            for which in ("without", "listener", "with") if run % 2 else ("with", "listener", "without"):
+                root = c.adir + "/app" if which == "with" else f"{c.run}/{which}"
                 if which == "with":
                     c.seeded()
+                if which == "listener":
+                    listener = c.a.start([sys.executable, "-c", LISTENER, c.run], stdout=subprocess.PIPE, text=True)
+                    if not listener.stdout.readline():
+                        raise RuntimeError("the system gives no events of a file system")
                 os.mkdir(root)
                 p = subprocess.run([sys.executable, "-c", WRITER, root, str(files)], check=True, capture_output=True, text=True)
-                took[which].append(float(p.stdout))
+                took[which].append(round(float(p.stdout), 3))
+                if which == "listener":
+                    c.a.end(listener)
                 if which == "with":
                     c.wait()
                     d = verify.compare(c.adir, c.bdir)
                     if not verify.equal(d):
                         raise RuntimeError(f"the trees differ: {d}")
                     c.peer.stop()
-                    shutil.rmtree(c.bdir)
-                    os.mkdir(c.bdir)
+                    subprocess.run(["umount", c.bdir], check=True)
+                    own()
         finally:
+            subprocess.run(["umount", c.bdir])
             end(c)
-    a, b = statistics.median(took["without"]), statistics.median(took["with"])
-    return {"files": files, "without_s": took["without"], "with_s": took["with"], "speed": round(a / b, 2)}
+    without, listener, both = (statistics.median(took[which]) for which in took)
+    return {
+        "files": files, "without_s": took["without"], "listener_s": took["listener"], "with_s": took["with"],
+        "speed": round(without / both, 2), "speed_with_listener": round(without / listener, 2),
+    }
+
+
+class Tenths(threading.Thread):
+    """Processor time of both sites for each tenth of the files, by the inodes that appear; nobody else may make any there."""
+
+    def __init__(self, c, files):
+        super().__init__(daemon=True)
+        self.c, self.step, self.on, self.us = c, files / 10, True, []
+
+    def inodes(self):
+        v = os.statvfs(self.c.run)
+        return v.f_files - v.f_ffree
+
+    def run(self):
+        cpu = lambda: self.c.a.cpu() + self.c.b.cpu()
+        first, seen, spent = self.inodes(), 0, cpu()
+        while self.on:
+            time.sleep(0.1)
+            new = self.inodes() - first
+            if new - seen >= self.step:
+                now = cpu()
+                self.us.append(round((now - spent) * 1e6 / (new - seen), 1))
+                seen, spent = new, now
+
+
+def growth(o):
+    """The trees are compared by names, sizes and times, and strictly in a hundredth of the directories."""
+    out = {}
+    for files in (100_000, o.growth):
+        kept = o.dir + "/growth"
+        dirs = data.small_files(kept, files, 256, files // 400, o.seed) and files // 400
+        for who in ("rsync", "engine"):
+            c = bench.Ctx(peers.ALL[who], 1, "lan", o)
+            try:
+                os.rmdir(c.adir)
+                os.rename(kept, c.adir)
+                c.prepare()
+                c.flush()
+                done = c.done()
+                # As in the harness: the start of who goes on counts, that of sshd does not.
+                if not c.peer.continuous:
+                    c.start()
+                c.mark()
+                tenths = Tenths(c, files)
+                tenths.start()
+                if c.peer.continuous:
+                    c.start()
+                t = c.wait(done)
+                c.took(t)
+                c.account()
+                tenths.on = False
+                tenths.join()
+                for d in range(0, dirs, 100):
+                    diffs = verify.compare(f"{c.adir}/d{d:04}", f"{c.bdir}/d{d:04}")
+                    if not verify.equal(diffs):
+                        raise RuntimeError(f"the trees differ in d{d:04}: {diffs}")
+                out.setdefault(who, {})[str(files)] = {
+                    "s": c.res["seconds"], "cpu_s": c.res["cpu_s"], "rss_mb": c.res["rss_mb"], "us_a_file": round(c.res["seconds"] * 1e6 / files, 1),
+                    "cpu_us_a_file": round(c.res["cpu_s"] * 1e6 / files, 1), "cpu_us_a_file_by_tenths": tenths.us,
+                }
+                print(json.dumps({who: out[who]}), file=sys.stderr, flush=True)
+            finally:
+                if os.path.isdir(c.adir):
+                    os.rename(c.adir, kept)
+                end(c)
+        shutil.rmtree(kept)
+    return out
 
 
 def main():
     ap = options(__doc__)
-    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "backlog", "writers"])
+    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "backlog", "writers", "growth"])
     ap.add_argument("--runs", type=int, default=5, help="of tcp, tls and writers; medians of these count")
     ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
     ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")
+    ap.add_argument("--growth", type=int, default=2_000_000, help="files of the largest first copy")
     o = ap.parse_args()
     prepare(o)
     for what in o.what:
