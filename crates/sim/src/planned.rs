@@ -8,7 +8,9 @@ use driftless_core::plan::{
     At, Outcome, Plan, PlanOptions, Step, Victim, Wait, coming_dirs, lacking_below, plan_entry, record,
 };
 use driftless_core::tx::{Result as TxResult, Tx};
-use driftless_core::{Attrs, Bind, Content, Digest, EntryId, Kind, Name, Node, NodeKey, Wanted, tree};
+use driftless_core::{
+    Attrs, Bind, Content, Digest, EntryId, Fingerprint, Kind, Name, Node, NodeKey, Wanted, tree,
+};
 use std::collections::{BTreeSet, HashMap};
 
 /// Directories in each other are not more.
@@ -230,10 +232,25 @@ pub fn recover(site: &mut Site) -> Result<Vec<Digest>, String> {
             }
             concerned.into_iter().for_each(|id| tx.add_pending(id));
         }
+        forget_ghosts(tx, &disk)?;
         restore_dir_times(tx, &mut disk)
     });
     site.disk = disk;
     Ok(adrift)
+}
+
+/// What is recorded as out of the way and does not exist any more had been put back, and a user removed or replaced it there.
+fn forget_ghosts(tx: &mut Tx<'_>, disk: &Disk) -> TxResult<()> {
+    let Some(dir) = NodeKey::new(Plan::PARKED) else { return Ok(()) };
+    for (name, place) in tx.places_in(&dir, None, usize::MAX)? {
+        if disk.inodes.contains_key(&Disk::ino(&place.node)) {
+            continue;
+        }
+        let kind = tx.node_must(&place.node)?.kind;
+        let victim = Victim { node: place.node, kind, fingerprint: Fingerprint::default() };
+        record(tx, &Step::Remove { at: At { dir: dir.clone(), name }, victim }, None)?;
+    }
+    Ok(())
 }
 
 /// What a step took from out of the way had been taken there, though nothing shows it any more: the directory it was
