@@ -521,6 +521,7 @@ fn what_is_written_where_a_directory_had_left_for_an_empty_one_before_a_kill_is_
 
 #[test]
 fn what_was_put_back_before_a_kill_and_replaced_by_a_user_is_not_out_of_the_way() {
-    let script = "0 mkdir d; 0 create x 2; sync 0 1; show 1; 0 mv x d/x; 0 mv d x; sync 0 1; show 1; stop 1; 1 savetmp x/x 9";
-    trace_in(crashing(2), script, "x/ x/x=9 x/x~=2");
+    let script = "0 mkdir d; 0 create x 2; sync 0 1; sync 1 2; show 1; show 2; 1 mv x d/x; 1 mv d x; crash 1 5; sync 1 2; show 2; \
+                  stop 2; 2 savetmp x/x 9";
+    trace_in(crashing(3), script, "d/ x/ x/x=9 x/x~=2");
 }
