@@ -338,8 +338,8 @@ fn done_as(
             intent::recover(if placed { Sight::Nothing } else { Sight::Ours }, target, replaces, placed)
         }
         (Operation::Move, Some(from)) => {
-            // What is at a name that nothing was exchanged with came there by a later step.
-            let source = if target == Sight::Ours && !replaces { Sight::Nothing } else { sight(from) };
+            // It moved at once: what is at the name it left came there later, by another step or a user.
+            let source = if target == Sight::Ours { Sight::Nothing } else { sight(from) };
             intent::recover(source, target, replaces, false)
         }
         (Operation::MakeDir, _) => {

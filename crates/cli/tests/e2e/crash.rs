@@ -102,6 +102,24 @@ fn what_is_written_where_a_directory_had_left_for_an_empty_one_when_the_run_ende
     assert_eq!(texts(&pair.a), BTreeMap::from([("above/dir".to_owned(), "written".to_owned())]));
 }
 
+/// A file takes the name of another, and a user makes a new one by the name that it left before the next start: nobody renamed the first one here, and
+/// its removal elsewhere holds.
+#[test]
+fn what_a_user_makes_where_a_file_had_left_for_another_when_the_run_ended() {
+    let pair = Pair::new();
+    put(&pair.a, "d/x", "replaced");
+    put(&pair.a, "d/y", "moved");
+    pair.once(&[]);
+    fs::rename(pair.a.join("d/y"), pair.a.join("d/x")).unwrap();
+    let ended = run(pair.sync_command(&["--once"]).env("DRIFTLESS_CRASH_AT", "moves-done:1"));
+    assert!(ended.err.contains("crash point"), "{ended:#?}");
+    put(&pair.b, "d/y", "new");
+    fs::remove_file(pair.a.join("d/x")).unwrap();
+    pair.once(&[]);
+    pair.assert_same();
+    assert_eq!(texts(&pair.a), BTreeMap::from([("d/y".to_owned(), "new".to_owned())]));
+}
+
 /// Each of two directories goes below the other, with new ones between them that take the names the others leave: all that is
 /// moved out of the way is found again, whatever was recorded of it.
 #[test]

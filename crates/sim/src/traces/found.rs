@@ -525,3 +525,9 @@ fn what_was_put_back_before_a_kill_and_replaced_by_a_user_is_not_out_of_the_way(
                   stop 2; 2 savetmp x/x 9";
     trace_in(crashing(3), script, "d/ x/ x/x=9 x/x~=2");
 }
+
+#[test]
+fn what_a_user_makes_where_a_file_had_left_for_another_before_a_kill_is_no_rename_of_his() {
+    let script = "0 create x 2; 0 create y 3; sync 0 1; show 1; 0 mv y x; sync 0 1; show 1; 0 rm x; 1 create y 6; crash 1 6";
+    trace_in(crashing(2), script, "y=6");
+}
