@@ -22,7 +22,6 @@ mod error;
 #[cfg(test)]
 mod fallbacks;
 pub mod fault;
-mod hash;
 mod key;
 mod limbo;
 mod listing;

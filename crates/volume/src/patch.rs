@@ -3,8 +3,7 @@
 //! Everything here may run on any thread, several parts of a file at once.
 
 use crate::error::{Context, VolumeError};
-use crate::hash::hash_fd;
-use crate::read::{ReadHandle, next_data};
+use crate::read::{ReadHandle, hash_fd, next_data};
 use crate::stage::write_sparse;
 use driftless_core::Digest;
 use driftless_core::recipe::{Copy, Cut, Item};

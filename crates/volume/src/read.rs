@@ -9,7 +9,6 @@ use crate::busy::gone_or;
 use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
 use crate::fault;
-use crate::hash::hash_fd;
 use crate::key;
 use crate::stat::{self, CName, Look};
 use crate::sys::Writers;
@@ -23,6 +22,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// A dirty page is written out by the kernel within 30 s, and the writer looks every 5 s; four times that is
 /// generous. Files changed longer ago need no flush before they are read.
 const FLUSH_AGE_NS: u64 = 120_000_000_000;
+/// Contents are read in pieces of this size.
+const READ_PIECE_LEN: usize = 256 << 10;
+/// Zeroes that stand for holes.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What reading an entry gave.
 #[derive(Debug)]
@@ -226,6 +229,37 @@ pub(crate) fn read_whole(
     }
     let sparse = look.stat.stx_blocks.saturating_mul(512) < size;
     Ok(hash_fd(fd.as_fd(), size, sparse)?.map(|digest| (digest, None)))
+}
+
+/// The digest of the first `size` bytes; `None` if the file is shorter. Holes of `sparse` files are not read.
+pub(crate) fn hash_fd(fd: BorrowedFd<'_>, size: u64, sparse: bool) -> Result<Option<Digest>, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = Vec::with_capacity(READ_PIECE_LEN);
+    let mut at = 0;
+    while at < size {
+        let data = if sparse { next_data(fd, at, size)? } else { at..size };
+        hash_zeroes(&mut hasher, data.start - at);
+        at = data.start;
+        while at < data.end {
+            buffer.clear();
+            let got = rustix::io::retry_on_intr(|| rustix::io::pread(fd, spare_capacity(&mut buffer), at))?;
+            if got == 0 {
+                return Ok(None);
+            }
+            let wanted = usize::try_from(data.end - at).unwrap_or(got).min(got);
+            hasher.update(&buffer[..wanted]);
+            at += wanted as u64;
+        }
+    }
+    Ok(Some(Digest(*hasher.finalize().as_bytes())))
+}
+
+fn hash_zeroes(hasher: &mut blake3::Hasher, mut len: u64) {
+    while len > 0 {
+        let piece = len.min(ZEROES.len() as u64);
+        hasher.update(&ZEROES[..piece as usize]);
+        len -= piece;
+    }
 }
 
 /// The next range with data at or after `at`; `size..size` if there is none. File systems that don't know holes
