@@ -1091,8 +1091,7 @@ fn is_removal(step: &Step) -> bool {
     matches!(step, Step::Remove { at, .. } if !Plan::is_parked_dir(&at.dir))
 }
 
-/// The place that a step takes an inode from.
-/// Where a step moves an inode.
+/// Where a step moves an inode, and which.
 fn arrival(step: &Step) -> Option<(At, NodeKey)> {
     match step {
         Step::Move { to, node, .. } | Step::Unpark { to, node, .. } => Some((to.clone(), node.clone())),
@@ -1100,6 +1099,7 @@ fn arrival(step: &Step) -> Option<(At, NodeKey)> {
     }
 }
 
+/// The place that a step takes an inode from.
 fn source_place(step: &Step) -> Option<&At> {
     match step {
         Step::Link { from, .. } | Step::Move { from, .. } | Step::Park { from, .. } => Some(from),
