@@ -3,7 +3,7 @@
 use driftless_testkit::{CompareOptions, compare};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -219,6 +219,29 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Waits until it has said that both ends agree, and that nothing waits any more of what it said does.
+    pub(crate) fn wait_settled(&mut self) {
+        while !self.is_settled() {
+            self.wait_for_row(|_| true);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let mut waiting = BTreeSet::new();
+        let mut in_sync = false;
+        for event in &self.seen {
+            let entry = || (event["side"].to_string(), event["path"].to_string());
+            match event["event"].as_str() {
+                Some("waiting") => _ = waiting.insert(entry()),
+                Some("resolved") => _ = waiting.remove(&entry()),
+                Some("in_sync") => in_sync = true,
+                Some("syncing") => in_sync = false,
+                _ => {}
+            }
+        }
+        in_sync && waiting.is_empty()
     }
 
     /// True if an event of this name comes within [`PATIENCE`].

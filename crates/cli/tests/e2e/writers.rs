@@ -216,8 +216,8 @@ fn hundreds_go_at_once_but_not_what_is_written_to() {
     });
     pair.wait_same("what was written");
     assert_eq!(read(&pair.a, "kept"), "gone");
-    // What waited may be tried once more after both are the same.
-    running.wait_for("in_sync");
+    // What waited may be tried once more after both are the same, and both agreed while it waited.
+    running.wait_settled();
     assert_eq!(running.stop().1, 0);
     for root in [&pair.a, &pair.b] {
         assert_eq!(left_private(root), Vec::<PathBuf>::new());
