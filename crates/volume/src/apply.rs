@@ -12,6 +12,7 @@ use crate::crash::{self, Point};
 use crate::directory::Directory;
 use crate::dirfd::DirFd;
 use crate::error::{ApplyError, Context, Reason, VolumeError};
+use crate::fault;
 use crate::limbo::{LIMBO_PART, Limbo};
 use crate::stage::{PrivateName, StageId, Staged};
 use crate::stat::{self, CName, Look, only_mtime};
@@ -34,8 +35,10 @@ pub struct Placed {
     pub key: NodeKey,
     /// Its fingerprint right before.
     pub before: Fingerprint,
-    /// Its fingerprint now.
+    /// Its fingerprint now; that before if it was changed meanwhile.
     pub fingerprint: Fingerprint,
+    /// True if somebody changed it between the two looks. What was heard of that may name where it was before.
+    pub changed: bool,
     /// Where the victim waits, if there was one (and it was no directory).
     pub limbo: Option<Limbo>,
 }
@@ -112,18 +115,7 @@ impl Directory {
         };
         let moved = Moved { key: &staged.key, ours: Some(&staged.fingerprint) };
         let limbo = self.take_over(from, moved, dir, name, victim, staged.id)?;
-        let fingerprint = self.fingerprint_after(dir, name, &staged.fingerprint);
-        Ok(Placed { key: staged.key.clone(), before: staged.fingerprint, fingerprint, limbo })
-    }
-
-    /// The fingerprint of what was just moved to `name`. Its new ctime counts only if size and mtime are those it had:
-    /// else somebody has written already, or taken it away, and must be seen to have.
-    fn fingerprint_after(&self, dir: &DirFd, name: &Name, before: &Fingerprint) -> Fingerprint {
-        stat::stat_name(dir, CName::new(name).get())
-            .map(|stat| stat::fingerprint_of(&stat))
-            .ok()
-            .filter(|now| (now.size, now.mtime) == (before.size, before.mtime))
-            .unwrap_or(*before)
+        Ok(self.moved(&staged.key, &staged.fingerprint, dir, name, limbo))
     }
 
     /// Removes a name: a leaf into limbo, an empty directory for good (then there is no limbo).
@@ -204,6 +196,7 @@ impl Directory {
         id: StageId,
     ) -> Result<Placed, ApplyError> {
         let look = self.look_expected(from_dir, from_name, key)?;
+        fault::before_move();
         refuse_fixed("move", from_name, &look)?;
         let cname = CName::new(from_name);
         let from = Spot::in_volume(from_dir, cname.get());
@@ -213,6 +206,8 @@ impl Directory {
         Ok(self.moved(key, &look.fingerprint(), to_dir, to_name, limbo))
     }
 
+    /// What was just moved to `name`. Its new ctime counts only if size and mtime are those it had: else somebody has
+    /// written already, or taken it away, and must be seen to have.
     fn moved(
         &self,
         key: &NodeKey,
@@ -221,8 +216,10 @@ impl Directory {
         name: &Name,
         limbo: Option<Limbo>,
     ) -> Placed {
-        let fingerprint = self.fingerprint_after(dir, name, before);
-        Placed { key: key.clone(), before: *before, fingerprint, limbo }
+        let now = stat::stat_name(dir, CName::new(name).get()).map(|stat| stat::fingerprint_of(&stat));
+        let same = now.ok().filter(|now| (now.size, now.mtime) == (before.size, before.mtime));
+        let (fingerprint, changed) = (same.unwrap_or(*before), same.is_none());
+        Placed { key: key.clone(), before: *before, fingerprint, changed, limbo }
     }
 
     fn look_expected(&self, dir: &DirFd, name: &Name, key: &NodeKey) -> Result<Look, ApplyError> {

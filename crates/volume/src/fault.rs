@@ -51,6 +51,32 @@ pub(crate) fn users_within() -> bool {
     false
 }
 
+/// What somebody does.
+#[cfg(feature = "faults")]
+pub type Deed = Box<dyn FnOnce() + Send>;
+
+#[cfg(feature = "faults")]
+static BEFORE_MOVE: Mutex<Option<Deed>> = Mutex::new(None);
+
+/// What a user does between the last look at the next inode that is moved within a volume and its move.
+#[cfg(feature = "faults")]
+pub fn do_before_move(deed: Deed) {
+    *BEFORE_MOVE.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(deed);
+}
+
+/// Called between the last look at an inode and its move.
+#[cfg(feature = "faults")]
+pub(crate) fn before_move() {
+    let deed = BEFORE_MOVE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    if let Some(deed) = deed {
+        deed();
+    }
+}
+
+/// Called between the last look at an inode and its move.
+#[cfg(not(feature = "faults"))]
+pub(crate) fn before_move() {}
+
 #[cfg(feature = "faults")]
 static BAD_FILES: Mutex<Vec<(u64, Bad)>> = Mutex::new(Vec::new());
 

@@ -763,12 +763,11 @@ impl Engine {
         run.limbo.extend(p.limbo);
         let node = tx.node_must(&p.key)?;
         let given = node.given.clone();
-        let fingerprint = if p.before == node.fingerprint {
-            p.fingerprint
-        } else {
+        let as_recorded = p.before == node.fingerprint;
+        let fingerprint = if as_recorded { p.fingerprint } else { node.fingerprint };
+        if !as_recorded || p.changed {
             run.relook.push(to.clone());
-            node.fingerprint
-        };
+        }
         Ok(Done::Yes(Some(Outcome { node: p.key, fingerprint, given })))
     }
 

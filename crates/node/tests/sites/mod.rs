@@ -27,9 +27,14 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    /// So many empty directories.
+    /// So many empty directories. Users of them are in this process.
     pub(crate) fn new(n: usize) -> Sites {
         driftless_volume::fault::users_within_this_process();
+        Sites::with_users_elsewhere(n)
+    }
+
+    /// So many empty directories. What this process does there is not heard, unless another of its tests asked for that.
+    pub(crate) fn with_users_elsewhere(n: usize) -> Sites {
         let base = tempfile::tempdir().unwrap();
         let roots: Vec<PathBuf> = (0..n).map(|i| base.path().join(format!("site{i}"))).collect();
         roots.iter().for_each(|root| fs::create_dir(root).unwrap());
