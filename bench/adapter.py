@@ -63,7 +63,7 @@ class Driftless(Base):
             self._say("b", "volume", "add", "data", self.bdir, "--from", "a", *unasked)
 
     def wait_synced(self, done=None):
-        return self.poll(self._idle, done, 0.05)
+        return self.poll(self._idle, done, 0.01)
 
     def stop(self):
         self._end()

@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 /// Bytes per second beyond which a line is fast: above what any line of 2 gigabit gets.
 const FAST_BYTES_PER_S: u64 = 256_000_000;
+/// Who answers within this is in the same place: until such a line shows how fast it is, it counts as fast. What leaves before that is little for
+/// a line of a gigabit, and who compresses nothing needs no memory for it.
+const NEAR_RTT_US: u32 = 1000;
 /// Bytes written between two looks: a look is one call of the system.
 const LOOK_BYTES: usize = 1 << 20;
 
@@ -40,7 +43,8 @@ pub(crate) struct Line {
 impl Line {
     /// Without a gauge a line counts as slow.
     pub(crate) fn new(gauge: Option<Gauge>) -> Line {
-        Line { gauge, speed: Speed::default(), unlooked_bytes: 0 }
+        let first = gauge.as_ref().and_then(|gauge| sys::tcp_info(&gauge.0).ok());
+        Line { gauge, speed: first.map(Speed::at_first).unwrap_or_default(), unlooked_bytes: 0 }
     }
 
     /// After `bytes` more have been written: is it fast?
@@ -69,6 +73,10 @@ struct Speed {
 }
 
 impl Speed {
+    fn at_first(info: TcpInfo) -> Speed {
+        Speed { fast: info.least_rtt_us <= NEAR_RTT_US, ..Speed::default() }
+    }
+
     fn note(&mut self, info: TcpInfo) {
         let busy_us = info.busy_us.saturating_sub(self.seen_us.0);
         let window_full_us = info.window_full_us.saturating_sub(self.seen_us.1);
@@ -87,7 +95,7 @@ mod tests {
     use super::*;
 
     fn info(delivery_bytes_per_s: u64, app_limited: bool, busy_us: u64, window_full_us: u64) -> TcpInfo {
-        TcpInfo { delivery_bytes_per_s, app_limited, busy_us, window_full_us }
+        TcpInfo { delivery_bytes_per_s, app_limited, least_rtt_us: u32::MAX, busy_us, window_full_us }
     }
 
     #[test]
@@ -106,6 +114,17 @@ mod tests {
         assert!(!speed.fast, "now it is the line");
         speed.note(info(50_000_000, false, 9000, 3500));
         assert!(!speed.fast);
+    }
+
+    #[test]
+    fn who_is_near_is_fast_until_the_line_shows() {
+        let first = |least_rtt_us| Speed::at_first(TcpInfo { least_rtt_us, ..info(0, true, 0, 0) });
+        assert!(!first(20_000).fast);
+        assert!(!first(u32::MAX).fast, "nothing is known");
+        let mut near = first(200);
+        assert!(near.fast);
+        near.note(info(110_000_000, false, 10_000, 0));
+        assert!(!near.fast, "a gigabit");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 const INFO_LEN: usize = 184;
 /// Where it says in its lowest bit that [`DELIVERY_RATE_AT`] is of a time in which there was too little to send.
 const APP_LIMITED_AT: usize = 7;
+/// Microseconds of the shortest round trip so far; all ones if there was none.
+const LEAST_RTT_AT: usize = 148;
 /// Bytes per second, of the last flight that was acknowledged.
 const DELIVERY_RATE_AT: usize = 160;
 /// Microseconds so far in which anything was on its way.
@@ -21,6 +23,7 @@ const WINDOW_FULL_AT: usize = 176;
 pub(crate) struct TcpInfo {
     pub(crate) delivery_bytes_per_s: u64,
     pub(crate) app_limited: bool,
+    pub(crate) least_rtt_us: u32,
     pub(crate) busy_us: u64,
     pub(crate) window_full_us: u64,
 }
@@ -54,6 +57,7 @@ pub(crate) fn tcp_info(socket: &TcpStream) -> io::Result<TcpInfo> {
     Ok(TcpInfo {
         delivery_bytes_per_s: number(DELIVERY_RATE_AT),
         app_limited: bytes[APP_LIMITED_AT] & 1 == 1,
+        least_rtt_us: bytes[LEAST_RTT_AT..].first_chunk().map_or(u32::MAX, |b| u32::from_ne_bytes(*b)),
         busy_us: number(BUSY_AT),
         window_full_us: number(WINDOW_FULL_AT),
     })
@@ -81,6 +85,7 @@ mod tests {
         assert!(info.delivery_bytes_per_s > 1 << 20, "{info:?}");
         assert!(info.busy_us >= first.busy_us && info.busy_us < 3_600_000_000, "{info:?}");
         assert!(info.window_full_us <= info.busy_us, "{info:?}");
+        assert!(first.least_rtt_us > 0 && first.least_rtt_us < 60_000_000, "{first:?}");
         drop(out);
         assert_eq!(reader.join().unwrap(), 8 << 20);
     }

@@ -32,6 +32,7 @@
 //! - [`suspect`]: judging what a power cut left; [`verify`]: what a sync that failed may have lost.
 //! - [`waiting`], [`waiters`], [`causes`]: what could not be done yet, and trying again; [`skip`]: or not.
 //! - [`trash`]: keeping what was replaced or removed.
+//! - [`unscanned`]: what is heard before the tree has been crawled.
 //! - [`nowhere`]: versions that nobody holds who could be asked.
 //! - [`routine`]: crawls that nothing asks for.
 //! - [`copies`]: what was read of files that never settle, for peers to fetch.
@@ -76,6 +77,7 @@ mod stager;
 mod successor;
 mod suspect;
 mod trash;
+mod unscanned;
 mod verify;
 mod waiters;
 mod waiting;
@@ -112,12 +114,15 @@ use open_files::OpenFiles;
 use recover::Left;
 use rollback::Rollback;
 use routine::Routine;
+use seal::Sealed;
 use stager::{Early, Ready, StageIds, Stager};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use suspect::{BeforeRows, LastMoments};
+use unscanned::Unscanned;
 use verify::FailedSyncs;
 use waiters::Waiters;
 
@@ -142,8 +147,8 @@ const HINTS_MAX: usize = 200_000;
 const DIRS_OPEN_MAX: usize = 256;
 /// Entries remembered to be planned when the crawl is over; beyond it the feed is read again from there.
 const QUEUE_MAX: usize = 16_384;
-/// A quiet time after which what was written is sealed by a sync and limbo is emptied: as long as [`SEAL_SHARE`] seals took the last
-/// time, within these bounds. Peers wait for it, since what is not sealed is not held; a disk that syncs slowly is not to be
+/// A quiet time after which what was written is sealed by a sync and limbo is emptied: as long as [`SEAL_SHARE`] seals would take,
+/// within these bounds. Peers wait for it, since what is not sealed is not held; a disk that syncs slowly is not to be
 /// kept busy by that.
 const SEAL_AFTER_MIN: Duration = Duration::from_millis(10);
 const SEAL_AFTER_MAX: Duration = Duration::from_millis(300);
@@ -341,6 +346,7 @@ pub(crate) struct Engine {
 
     // what is to be done
     hints: BTreeSet<(NodeKey, Name)>,
+    unscanned: Unscanned,
     stager: Option<Stager>,
     staging: usize,
     batches: VecDeque<Ready>,
@@ -379,8 +385,8 @@ pub(crate) struct Engine {
     index_full: bool,
     /// After a seal that failed: not before this.
     seal_not_before: Instant,
-    /// How long the sync of the last seal took.
-    seal_took: Duration,
+    /// The last seal: how long the next one may take.
+    sealed: Sealed,
     drifted: BTreeSet<Vec<u8>>,
     settling: HashMap<Vec<u8>, u32>,
     hasher: Hasher,
@@ -710,6 +716,7 @@ impl Engine {
     fn take_hints(&mut self, hints: Vec<Hint>) {
         for h in hints {
             match h {
+                Hint::Look { dir, name } if !self.scanned => self.unscanned.hear(dir, name),
                 Hint::Look { dir, name } => {
                     self.hints.insert((dir, name));
                 }
@@ -722,8 +729,9 @@ impl Engine {
                 }
             }
         }
-        if self.hints.len() > HINTS_MAX {
+        if self.hints.len() + self.unscanned.len() > HINTS_MAX {
             self.hints.clear();
+            self.unscanned = Unscanned::default();
             self.want_crawl = true;
         }
     }
@@ -742,6 +750,9 @@ impl Engine {
         if !self.batches.is_empty() {
             self.merge_batches()?;
             return Ok(true);
+        }
+        if self.scanned {
+            self.unscanned.take(&mut self.hints, &mut self.lists);
         }
         if self.scanned && self.has_hints() && self.judge_hints()? {
             return Ok(true);

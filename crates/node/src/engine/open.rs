@@ -13,9 +13,11 @@ use super::nowhere::{self, AcceptCommand, Nowhere};
 use super::open_files::OpenFiles;
 use super::recover::Left;
 use super::routine::Routine;
+use super::seal::Sealed;
 use super::stager::{StageIds, Stager};
 use super::successor;
 use super::suspect::BeforeRows;
+use super::unscanned::Unscanned;
 use super::waiters::Waiters;
 use super::{Engine, Fail, FromEngine, JoinSeen, Status, ToEngine, dirs_open_max, random_u64, wall_ns};
 use crate::api::{Counts, Level, Phase, Shared, Side};
@@ -201,6 +203,7 @@ impl Engine {
             becoming: Default::default(),
             heads: Default::default(),
             hints: BTreeSet::new(),
+            unscanned: Unscanned::default(),
             stager,
             staging: 0,
             batches: VecDeque::new(),
@@ -234,7 +237,7 @@ impl Engine {
             nowhere: Nowhere::default(),
             index_full: false,
             seal_not_before: now,
-            seal_took: std::time::Duration::ZERO,
+            sealed: Sealed::default(),
             drifted: BTreeSet::new(),
             settling: HashMap::new(),
             deltas: Deltas::new(),

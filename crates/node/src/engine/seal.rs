@@ -21,6 +21,17 @@ const SEAL_AT_LATEST_AFTER: Duration = Duration::from_secs(30);
 /// A seal that failed is tried again after this.
 const SEAL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
+/// What the last seal was.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sealed {
+    /// The feed's head then.
+    pub(super) head: u64,
+    /// States recorded since the seal before it.
+    states: u64,
+    /// How long it took until all was durable.
+    took: Duration,
+}
+
 impl Engine {
     pub(super) fn env(&self) -> Env {
         Env { now_ns: wall_ns(), epoch: 0 }
@@ -114,13 +125,20 @@ impl Engine {
     pub(super) fn seal_due(&self) -> Option<Instant> {
         if self.needs_seal() {
             let quiet = match self.staging {
-                0 => (self.seal_took * SEAL_SHARE).clamp(SEAL_AFTER_MIN, SEAL_AFTER_MAX),
+                0 => (self.next_seal_takes() * SEAL_SHARE).clamp(SEAL_AFTER_MIN, SEAL_AFTER_MAX),
                 // What is on its way here is sealed with what is here.
                 _ => SEAL_AFTER_MAX,
             };
             return Some((self.last_work + quiet).max(self.seal_not_before));
         }
         [self.limbos.next_look(), self.records_due()].into_iter().flatten().min()
+    }
+
+    /// About how long a seal would take now: as the last one, or less if less was done since than before it.
+    fn next_seal_takes(&self) -> Duration {
+        let Sealed { head, states, took } = self.sealed;
+        let done = self.head.saturating_sub(head).max(1);
+        if done < states { took.mul_f64(done as f64 / states as f64) } else { took }
     }
 
     /// When records of what users did have to be covered by a sync, if nothing else asks for one before.
@@ -187,7 +205,8 @@ impl Engine {
         self.verify_unsealed(covered)?;
         // Their records are durable before what could redo or undo them goes.
         self.harden()?;
-        self.seal_took = begun.elapsed();
+        let states = self.head.saturating_sub(self.sealed.head);
+        self.sealed = Sealed { head: self.head, states, took: begun.elapsed() };
         crash::at(Point::SealHardened);
         // What is in limbo is no part of it.
         self.tell_sealed()?;
