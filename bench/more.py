@@ -4,6 +4,7 @@
     tcp      what one TCP connection needs for the bytes of s1 over the WAN line, between two processes that do nothing else
     tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else
     wide     a change in a directory of many entries, against one in a directory of 1,000
+    rename   of a directory with 50,000 files, until it is there and until both sites say that it is held on disk: the harness walks the tree in between
     backlog  files that appeared while the other site was down, against a first copy of the same kind
     writers  a program that writes files: alone, while somebody hears of it and does nothing, and with the nodes, in turn
     growth   a first copy of many files of 256 bytes, against one of 100,000, both also by rsync; with 2,000,000 on a disk and --keep this takes twenty minutes
@@ -11,7 +12,7 @@
 Run as root with the harness on the path, and DRIFTLESS_BIN and ENGINE_ADAPTER as for it:
 
     PYTHONPATH=HARNESS DRIFTLESS_BIN=target/release/driftless ENGINE_ADAPTER=bench/adapter.py \\
-        python3 bench/more.py --dir TMPFS/run tcp tls wide backlog writers
+        python3 bench/more.py --dir TMPFS/run tcp tls wide rename backlog writers
 """
 
 import argparse
@@ -224,6 +225,40 @@ def wide(o):
     return out
 
 
+def rename(o):
+    c = context(o)
+    try:
+        data.small_files(c.adir + "/old", 50_000, 4096, 500, o.seed)
+        c.seeded()
+        there, held, wire, cpu = [], [], [], []
+        names = ["old", "new"]
+        for _ in range(o.runs):
+            time.sleep(2)
+            c.mark()
+            begun = time.monotonic()
+            os.rename(f"{c.adir}/{names[0]}", f"{c.adir}/{names[1]}")
+            while os.path.exists(f"{c.bdir}/{names[0]}") or not os.path.exists(f"{c.bdir}/{names[1]}"):
+                if time.monotonic() > begun + 60:
+                    raise TimeoutError("a rename did not arrive within 60 s")
+                time.sleep(0.001)
+            there.append((time.monotonic() - begun) * 1e3)
+            # What is there has been sent, so that the other site's receipt is waited for from then on.
+            while not c.peer._idle():
+                time.sleep(0.001)
+            held.append((time.monotonic() - begun) * 1e3)
+            c.account()
+            wire.append(c.res["wire"])
+            cpu.append(c.res["cpu_s"] * 1e3)
+            names.reverse()
+        c.check()
+        if not c.res["equal"]:
+            raise RuntimeError(f"the trees differ: {c.res['diffs']}")
+        shown = lambda values: [round(v, 1) for v in values]
+        return {"there_ms": shown(there), "held_ms": shown(held), "median_held_ms": round(statistics.median(held), 1), "wire_bytes": wire, "cpu_ms": shown(cpu)}
+    finally:
+        end(c)
+
+
 def backlog(o):
     files, per_dir = o.backlog, 100
     seconds, _ = first_copy(o, lambda c: data.small_files(c.adir, 50_000, 4096, 500, o.seed))
@@ -373,8 +408,8 @@ def growth(o):
 
 def main():
     ap = options(__doc__)
-    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "backlog", "writers", "growth"])
-    ap.add_argument("--runs", type=int, default=5, help="of tcp, tls and writers; medians of these count")
+    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "rename", "backlog", "writers", "growth"])
+    ap.add_argument("--runs", type=int, default=5, help="of tcp, tls, rename and writers; medians of these count")
     ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
     ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")
     ap.add_argument("--growth", type=int, default=2_000_000, help="files of the largest first copy")
