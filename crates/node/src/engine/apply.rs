@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Entries planned and applied as one batch: bounds the memory of a plan and the work lost by a crash.
-pub(super) const ENTRIES_PER_PLAN: usize = 4096;
+pub(super) const ENTRIES_PER_PLAN: usize = 2048;
 
 /// So many files are removed on another core: fewer are gone before that has begun.
 const REMOVALS_ASIDE_MIN: usize = 64;
