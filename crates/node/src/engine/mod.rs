@@ -120,7 +120,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
 use suspect::{BeforeRows, LastMoments};
 use unscanned::Unscanned;
 use verify::FailedSyncs;
@@ -489,6 +488,7 @@ impl Engine {
             tx.put(Table::Settings, open::SETTING_SCANNED.to_vec(), Some(vec![1]));
         }
         self.head = tx.head();
+        self.sealed.head = self.head;
         for (w, mut n) in needs::list(&mut tx, None, usize::MAX)? {
             // A new process tries everything at once: whatever it was may be gone.
             if !n.is_skipped() {
