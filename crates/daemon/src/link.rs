@@ -6,7 +6,7 @@
 //! would not have made it if that one were well.
 
 use crate::log;
-use crate::members::{Membership, NotLearnt};
+use crate::members::Membership;
 use crate::preface::{self, Request, Response};
 use crate::settings::LinkRules;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
@@ -535,15 +535,8 @@ impl Runs {
             // A sign of life.
             None => Ok(()),
             Some((&CONTROL_MEMBERS, document)) => {
-                match self.members.learn(self.target.volume_number(), document) {
-                    Err(e @ (NotLearnt::Refused(_) | NotLearnt::NoHeir)) => Err(e.to_string()),
-                    // It is sent again with the next connection.
-                    Err(NotLearnt::Io(e)) => {
-                        self.log(Level::Error, &format!("the membership cannot be written down: {e}"));
-                        Ok(())
-                    }
-                    Ok(()) => Ok(()),
-                }
+                // What comes after it goes by it: without it nothing more is taken. It is sent again with the next connection.
+                self.members.learn(self.target.volume_number(), document).map_err(|e| e.to_string())
             }
             // Of a later version.
             Some(_) => Ok(()),

@@ -163,7 +163,7 @@ pub(crate) enum NotLearnt {
     Refused(#[from] NotMerged),
     #[error("its key has not taken the place of a member's")]
     NoHeir,
-    #[error("the membership cannot be written down: {0}")]
+    #[error("the membership cannot be written down in the node's state, mend that: {0}")]
     Io(#[from] io::Error),
 }
 

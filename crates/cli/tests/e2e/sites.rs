@@ -292,6 +292,38 @@ fn a_mass_removal_is_approved() {
     assert!(!bergen.dir.join("d").exists());
 }
 
+/// Who cannot write down who belongs to a volume takes nothing that comes after that, says so, and goes on when it can.
+#[test]
+fn a_membership_that_cannot_be_written_down() {
+    let base = TempDir::new().unwrap();
+    let (oslo, bergen) = (Site::new(base.path(), "oslo"), Site::new(base.path(), "bergen"));
+    let tromso = Site::new(base.path(), "tromso");
+    oslo.ok(&["volume", "add", "data", oslo.dir.to_str().unwrap()]);
+    let join = |site: &Site| {
+        let token = oslo.ok(&["site", "invite", "--for", "data"]);
+        site.ok(&["site", "join", &token, "--dir", &format!("data={}", site.dir.display())]);
+    };
+    put(&oslo.dir, "first", "brings the membership with it");
+    join(&bergen);
+    wait_same(&[&oslo, &bergen]);
+    let members = bergen.base.join("state/members");
+    let document = fs::read_dir(members).unwrap().next().unwrap().unwrap().path();
+    // What is to become the document is written beside it first.
+    let in_the_way = document.with_extension("new");
+    fs::create_dir(&in_the_way).unwrap();
+    join(&tromso);
+    put(&tromso.dir, "f", "of a member that bergen does not know");
+    wait_same(&[&oslo, &tromso]);
+    wait_until("bergen to say why", || match bergen.link("oslo")["last_error"].as_str() {
+        Some(why) if why.contains("cannot be written down") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(!bergen.dir.join("f").exists());
+    fs::remove_dir(&in_the_way).unwrap();
+    wait_same(&[&oslo, &bergen, &tromso]);
+    bergen.wait_link("oslo", "in-sync");
+}
+
 /// Whoever has no key that is known, or no invitation that is good, gets nothing; and that is in the log.
 #[test]
 fn strangers_get_nothing() {
