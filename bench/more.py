@@ -7,13 +7,14 @@
     rename   of a directory with 50,000 files, until it is there and until both sites say that it is held on disk: the harness walks the tree in between
     backlog  files that appeared while the other site was down, against a first copy of the same kind: made in all directories in turn, and one
              directory after the other
+    loss     s8 over the WAN, on the harness's line and on one that loses nothing: what of its 99th percentile are packets sent again
     writers  a program that writes files: alone, while somebody hears of it and does nothing, and with the nodes, in turn
     growth   a first copy of many files of 256 bytes, against one of 100,000, both also by rsync; with 2,000,000 on a disk and --keep this takes twenty minutes
 
 Run as root with the harness on the path, and DRIFTLESS_BIN and ENGINE_ADAPTER as for it:
 
     PYTHONPATH=HARNESS DRIFTLESS_BIN=target/release/driftless ENGINE_ADAPTER=bench/adapter.py \\
-        python3 bench/more.py --dir TMPFS/run tcp tls wide rename backlog writers
+        python3 bench/more.py --dir TMPFS/run tcp tls wide rename backlog loss writers
 """
 
 import argparse
@@ -314,6 +315,20 @@ def drained(o, make):
         end(c)
 
 
+def loss(o):
+    line, out = bench.NETS["wan"], {}
+    for share in (line[line.index("--loss") + 1], "0"):
+        bench.NETS["wan"] = [share if before == "--loss" else word for before, word in zip(["", *line], line)]
+        c = context(o, "wan")
+        try:
+            bench.s8(c)
+            out[f"{share} %"] = {key: c.res[f"lat_{key}"] for key in ("p50_ms", "p99_ms", "min_ms")}
+        finally:
+            end(c)
+    bench.NETS["wan"] = line
+    return out
+
+
 def writers(o):
     files = 40_000
     took = {"without": [], "listener": [], "with": []}
@@ -427,7 +442,7 @@ def growth(o):
 
 def main():
     ap = options(__doc__)
-    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "rename", "backlog", "writers", "growth"])
+    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "rename", "backlog", "loss", "writers", "growth"])
     ap.add_argument("--runs", type=int, default=5, help="of tcp, tls, rename and writers; medians of these count")
     ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
     ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")

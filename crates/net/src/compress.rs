@@ -37,6 +37,9 @@ const GROWTH_LEN_MIN: usize = 64 << 10;
 /// LZ4 makes at most 255 bytes of one, so who says more lies, and memory is taken for no more.
 const LZ4_RATIO_MAX: usize = 256;
 
+/// Holes are looked for in blocks of this length, that of most file systems.
+const HOLE_LEN: usize = 4096;
+
 /// How payloads are made shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Compress {
@@ -46,7 +49,7 @@ pub enum Compress {
     Lz4,
     /// Well.
     Zstd,
-    /// Well, unless the line is so fast that it would only cost time.
+    /// Well, unless the line is so fast that it would only cost time. Holes are not sent over such a line either.
     #[default]
     Auto,
 }
@@ -79,6 +82,16 @@ impl Probe {
             self.skip = SKIPPED;
         }
     }
+}
+
+/// True if at least half of the blocks are zeros, as the holes of a sparse file are read. Other blocks are told by their first bytes.
+fn is_mostly_holes(raw: &[u8]) -> bool {
+    // Bytes are taken together so that the compiler can do many at once.
+    let is_zero =
+        |block: &&[u8]| block.chunks(64).all(|bytes| bytes.iter().fold(0, |all, byte| all | byte) == 0);
+    let blocks = raw.chunks_exact(HOLE_LEN);
+    let count = blocks.len();
+    count > 0 && 2 * blocks.filter(is_zero).count() >= count
 }
 
 fn shrank(compressed: usize, raw: usize) -> bool {
@@ -121,6 +134,9 @@ impl Packer {
 
     /// The compressed form of `raw`, if that is worth it. It must reach the other end then: what follows may go on from it.
     pub(crate) fn pack(&mut self, raw: &[u8], probe: &mut Probe) -> io::Result<Option<(&[u8], Packing)>> {
+        if self.paused && self.how != Compress::None && is_mostly_holes(raw) {
+            return self.pack_holes(raw);
+        }
         if self.how == Compress::None || self.paused || !probe.should_try(raw.len()) {
             return Ok(None);
         }
@@ -133,6 +149,13 @@ impl Packer {
             pays = shrank(self.run(raw)?, raw.len());
         }
         probe.note(pays);
+        let packing = if self.how == Compress::Lz4 { Packing::Lz4 } else { Packing::Zstd };
+        Ok(pays.then_some((&self.out[..], packing)))
+    }
+
+    /// What is paused for a fast line is not paused for what costs next to nothing. By itself: the stream needs its window.
+    fn pack_holes(&mut self, raw: &[u8]) -> io::Result<Option<(&[u8], Packing)>> {
+        let pays = shrank(self.run(raw)?, raw.len());
         let packing = if self.how == Compress::Lz4 { Packing::Lz4 } else { Packing::Zstd };
         Ok(pays.then_some((&self.out[..], packing)))
     }
@@ -293,6 +316,37 @@ mod tests {
             assert_eq!(u.unpack(Packing::Zstd, packed, raw.len()).unwrap(), raw);
         }
         assert_eq!(p.pack(&[0; LEN_MIN - 1], &mut probe).unwrap(), None);
+    }
+
+    /// Over a line for which nothing is compressed the holes of a sparse file do not travel either.
+    #[test]
+    fn holes_are_not_sent_while_paused() {
+        let (mut p, mut u, mut probe) =
+            (Packer::new(Compress::Auto, true).unwrap(), Unpacker::new().unwrap(), Probe::default());
+        let text: Vec<u8> =
+            b"what is written twice is shorter ".iter().cycle().take(100_000).copied().collect();
+        p.pause(true);
+        for half in [noise(128 << 10), vec![0; 128 << 10], vec![]] {
+            let raw = [vec![0; 128 << 10], half].concat();
+            let (packed, packing) = p.pack(&raw, &mut probe).unwrap().unwrap();
+            assert!(packed.len() <= raw.len() / 2 + 1024, "{}", packed.len());
+            assert_eq!(packing, Packing::Zstd);
+            assert_eq!(u.unpack(packing, packed, raw.len()).unwrap(), raw);
+            // The stream goes on past it.
+            p.pause(false);
+            let (packed, packing) = p.pack(&text, &mut probe).unwrap().unwrap();
+            assert_eq!(packing, Packing::Stream);
+            assert_eq!(u.unpack(packing, packed, text.len()).unwrap(), text);
+            p.pause(true);
+        }
+        let mut beyond_half = noise(260 << 10);
+        beyond_half[..128 << 10].fill(0);
+        for raw in [&text[..], &noise(256 << 10), &beyond_half, &[0; HOLE_LEN - 1]] {
+            assert_eq!(p.pack(raw, &mut probe).unwrap(), None);
+        }
+        let mut none = Packer::new(Compress::None, true).unwrap();
+        none.pause(true);
+        assert_eq!(none.pack(&[0; 1 << 18], &mut probe).unwrap(), None);
     }
 
     #[test]
