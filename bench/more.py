@@ -2,12 +2,12 @@
 """What the benchmark harness has no scenario for, between the same two network namespaces, without delay but for `tcp`:
 
     tcp      what one TCP connection needs for the bytes of s1 over the WAN line, between two processes that do nothing else
-    tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else
+    tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else, and where one writes it to a file
     wide     a change in a directory of many entries, against one in a directory of 1,000
     rename   of a directory with 50,000 files, until it is there and until both sites say that it is held on disk: the harness walks the tree in between
     backlog  files that appeared while the other site was down, against a first copy of the same kind: made in all directories in turn, and one
              directory after the other
-    loss     s8 over the WAN, on the harness's line and on one that loses nothing: what of its 99th percentile are packets sent again
+    loss     s8 over the WAN, on the harness's line and on one that loses nothing, each with two congestion controls
     writers  a program that writes files: alone, while somebody hears of it and does nothing, and with the nodes, in turn
     growth   a first copy of many files of 256 bytes, against one of 100,000, both also by rsync; with 2,000,000 on a disk and --keep this takes twenty minutes
 
@@ -43,11 +43,13 @@ tls.load_cert_chain(sys.argv[1], sys.argv[2])
 with socket.create_server((sys.argv[3], 7500)) as listener:
     print("listening", flush=True)
     conn = tls.wrap_socket(listener.accept()[0], server_side=True)
-    buffer, got, want = bytearray(1 << 18), 0, int(sys.argv[4])
+    buffer, got, want = memoryview(bytearray(1 << 18)), 0, int(sys.argv[4])
+    file = open(sys.argv[5], "wb", buffering=0) if len(sys.argv) > 5 else None
     while got < want:
         n = conn.recv_into(buffer)
         if n == 0: break
         got += n
+        if file: file.write(buffer[:n])
     conn.sendall(b"!")
 """
 CLIENT = r"""
@@ -156,6 +158,13 @@ def first_copy(o, make):
         end(c)
 
 
+def warm(c, make):
+    """Makes what is copied, and takes memory for the copy before: from a host that gives it on first use it comes at a sixth of the speed."""
+    make(c.adir)
+    make(c.run + "/warm")
+    shutil.rmtree(c.run + "/warm")
+
+
 def tcp(o):
     size, took, wire = 218_000_000, [], []
     for _ in range(o.runs):
@@ -174,22 +183,28 @@ def tcp(o):
 
 def tls(o):
     size = 2 << 30
-    plain, file = [], []
-    for _ in range(o.runs):
+    plain, written, file = [], [], []
+
+    def moved(to_file):
         c = context(o)
         try:
             key, cert = c.run + "/key.pem", c.run + "/cert.pem"
             ask = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
             subprocess.run([*ask, "-keyout", key, "-out", cert], check=True, stderr=subprocess.DEVNULL)
-            server = c.b.start([sys.executable, "-c", SERVER, cert, key, IP["b"], str(size)], stdout=subprocess.PIPE, text=True)
+            to = [c.bdir + "/big"] if to_file else []
+            server = c.b.start([sys.executable, "-c", SERVER, cert, key, IP["b"], str(size), *to], stdout=subprocess.PIPE, text=True)
             server.stdout.readline()
             client = c.a.start([sys.executable, "-c", CLIENT, IP["b"], str(size)], stdout=subprocess.PIPE, text=True)
-            plain.append(float(client.communicate(timeout=300)[0]))
+            return round(float(client.communicate(timeout=300)[0]), 2)
         finally:
             c.close()
-        file.append(first_copy(o, lambda c: data.large_file(c.adir + "/big", size, o.seed))[0])
-    a, b = statistics.median(plain), statistics.median(file)
-    return {"plain_s": plain, "file_s": file, "share_of_plain": round(a / b, 2)}
+
+    for _ in range(o.runs):
+        plain.append(moved(False))
+        written.append(moved(True))
+        file.append(round(first_copy(o, lambda c: warm(c, lambda dir: data.large_file(dir + "/big", size, o.seed)))[0], 2))
+    a, w, b = (statistics.median(took) for took in (plain, written, file))
+    return {"plain_s": plain, "written_s": written, "file_s": file, "share_of_plain": round(a / b, 2), "share_of_written": round(w / b, 2)}
 
 
 def wide(o):
@@ -317,14 +332,17 @@ def drained(o, make):
 
 def loss(o):
     line, out = bench.NETS["wan"], {}
-    for share in (line[line.index("--loss") + 1], "0"):
-        bench.NETS["wan"] = [share if before == "--loss" else word for before, word in zip(["", *line], line)]
+    share = line[line.index("--loss") + 1]
+    for lost, congestion in ((share, "bbr"), ("0", "bbr"), (share, "cubic"), ("0", "cubic")):
+        bench.NETS["wan"] = [lost if before == "--loss" else word for before, word in zip(["", *line], line)]
+        os.environ["DRIFTLESS_CONGESTION"] = congestion
         c = context(o, "wan")
         try:
             bench.s8(c)
-            out[f"{share} %"] = {key: c.res[f"lat_{key}"] for key in ("p50_ms", "p99_ms", "min_ms")}
+            out[f"{lost} %, {congestion}"] = {key: c.res[f"lat_{key}"] for key in ("p50_ms", "p99_ms", "min_ms")}
         finally:
             end(c)
+    del os.environ["DRIFTLESS_CONGESTION"]
     bench.NETS["wan"] = line
     return out
 
