@@ -142,6 +142,12 @@ const LOOKS_PER_COMMIT: usize = 1024;
 const REMOVALS_OFFERED: usize = 256;
 /// Hints kept while they cannot be judged; beyond it the tree is crawled instead.
 const HINTS_MAX: usize = 200_000;
+/// After all that was heard of has been looked at, what is heard next waits for so many times as long as that took: a stream of changes
+/// is recorded and sent in groups, as each has its commits at both sites, and who makes it has processors left. A lone change
+/// comes later than that.
+const JUDGE_PAUSE_SHARE: u32 = 4;
+/// But never for longer.
+const JUDGE_PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Directories kept open while a plan is done: saves walking the path again for each file of a directory.
 const DIRS_OPEN_MAX: usize = 256;
 /// Entries remembered to be planned when the crawl is over; beyond it the feed is read again from there.
@@ -345,6 +351,8 @@ pub(crate) struct Engine {
 
     // what is to be done
     hints: BTreeSet<(NodeKey, Name)>,
+    /// See [`JUDGE_PAUSE_SHARE`].
+    judge_not_before: Instant,
     unscanned: Unscanned,
     stager: Option<Stager>,
     staging: usize,
@@ -649,6 +657,9 @@ impl Engine {
     fn next_deadline(&self) -> Instant {
         let now = Instant::now();
         let mut at = self.last_beat + HEARTBEAT_EVERY;
+        if self.scanned && self.has_hints() {
+            at = at.min(self.judge_not_before);
+        }
         if let Some(seal) = self.seal_due() {
             at = at.min(seal);
         }
@@ -754,7 +765,11 @@ impl Engine {
         if self.scanned {
             self.unscanned.take(&mut self.hints, &mut self.lists);
         }
-        if self.scanned && self.has_hints() && self.judge_hints()? {
+        if self.scanned
+            && self.has_hints()
+            && self.judge_not_before <= Instant::now()
+            && self.judge_hints()?
+        {
             return Ok(true);
         }
         let mut worked = self.pump_send()?;
@@ -830,6 +845,7 @@ impl Engine {
     /// False if none was about anything of ours: a mark on the file system tells of strangers' files as well, and who
     /// works beside the tree must not keep this from being quiet.
     fn judge_hints(&mut self) -> Result<bool, Fail> {
+        let begun = Instant::now();
         let mut pass = Pass::of_names();
         let snapshot = self.store.snapshot()?;
         let mut tx = Tx::open(&*snapshot, self.env())?;
@@ -866,6 +882,10 @@ impl Engine {
             return Ok(false);
         }
         self.run_small_pass(tx, pass)?;
+        if self.hints.is_empty() {
+            let now = Instant::now();
+            self.judge_not_before = now + ((now - begun) * JUDGE_PAUSE_SHARE).min(JUDGE_PAUSE_MAX);
+        }
         // What was in the way has been looked at: the plans that met it may fit now.
         for id in std::mem::take(&mut self.after_looks) {
             let tries = self.waiting.get(&Waiter::Entry(id)).map_or(0, |n| n.tries);

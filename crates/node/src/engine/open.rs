@@ -203,6 +203,7 @@ impl Engine {
             becoming: Default::default(),
             heads: Default::default(),
             hints: BTreeSet::new(),
+            judge_not_before: now,
             unscanned: Unscanned::default(),
             stager,
             staging: 0,
