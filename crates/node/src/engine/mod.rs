@@ -657,7 +657,7 @@ impl Engine {
     fn next_deadline(&self) -> Instant {
         let now = Instant::now();
         let mut at = self.last_beat + HEARTBEAT_EVERY;
-        if self.scanned && self.has_hints() {
+        if self.scanned && self.has_hints() && self.is_met() {
             at = at.min(self.judge_not_before);
         }
         if let Some(seal) = self.seal_due() {
@@ -751,8 +751,8 @@ impl Engine {
 
     fn work(&mut self) -> Result<bool, Fail> {
         self.seal_if_overdue()?;
-        if self.service.is_none() && !self.links.met {
-            return Ok(false); // nobody has been introduced yet
+        if !self.is_met() {
+            return Ok(false);
         }
         if self.index_is_full()? {
             return Ok(false);
@@ -794,6 +794,11 @@ impl Engine {
         worked |= self.seal_if_quiet()?;
         worked |= self.crawl_if_due();
         Ok(worked)
+    }
+
+    /// False until somebody has been introduced, which a run between two trees begins with.
+    fn is_met(&self) -> bool {
+        self.service.is_some() || self.links.met
     }
 
     fn plan_some(&mut self) -> Result<bool, Fail> {
