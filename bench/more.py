@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the benchmark harness has no scenario for, between the same two network namespaces, without delay but for `tcp`:
+"""What the benchmark harness has no scenario for, between the same two network namespaces, without delay but for `tcp` and `loss`:
 
     tcp      what one TCP connection needs for the bytes of s1 over the WAN line, between two processes that do nothing else
     tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else, and where one writes it to a file

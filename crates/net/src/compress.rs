@@ -149,15 +149,18 @@ impl Packer {
             pays = shrank(self.run(raw)?, raw.len());
         }
         probe.note(pays);
-        let packing = if self.how == Compress::Lz4 { Packing::Lz4 } else { Packing::Zstd };
-        Ok(pays.then_some((&self.out[..], packing)))
+        Ok(pays.then_some((&self.out[..], self.packing())))
+    }
+
+    /// How what is packed by itself is packed.
+    fn packing(&self) -> Packing {
+        if self.how == Compress::Lz4 { Packing::Lz4 } else { Packing::Zstd }
     }
 
     /// What is paused for a fast line is not paused for what costs next to nothing. By itself: the stream needs its window.
     fn pack_holes(&mut self, raw: &[u8]) -> io::Result<Option<(&[u8], Packing)>> {
         let pays = shrank(self.run(raw)?, raw.len());
-        let packing = if self.how == Compress::Lz4 { Packing::Lz4 } else { Packing::Zstd };
-        Ok(pays.then_some((&self.out[..], packing)))
+        Ok(pays.then_some((&self.out[..], self.packing())))
     }
 
     /// The same where zstd goes on. What did not shrink there is sent as it came out: it is part of the stream now.
