@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use driftless_core::codec::{Encoder, ReplicaTable};
 use driftless_core::entry::{At, Entry, Link, Version};
 use driftless_core::link::{SendLimits, Sender};
-use driftless_core::recipe::Cut;
+use driftless_core::recipe::{ChunkHash, Cut};
 use driftless_core::rows::{MemStore, Store};
 use driftless_core::tx::{Env, Tx};
 use driftless_core::{
@@ -145,8 +145,8 @@ fn chunking(c: &mut Criterion) {
     let mut group = c.benchmark_group("chunking");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     for size in [1u64 << 20, 1 << 30, 1 << 40] {
-        let cut = Cut::of_size(size);
-        group.bench_function(format!("average {} KiB", (1u64 << cut.number()) >> 10), |b| {
+        let cut = Cut::of_size(size, ChunkHash::Xxh3);
+        group.bench_function(format!("average {} KiB", cut.average() >> 10), |b| {
             b.iter(|| cut.chunks(black_box(&bytes), true, |item| _ = black_box(item)));
         });
     }

@@ -5,13 +5,15 @@
 //! cut side by side, and no list has more than some thousand chunks. Within a part the cuts follow from the content
 //! (`FastCDC`), so that what was moved by an insertion is found again one chunk behind the start of the part.
 //!
-//! A chunk is known by 16 bytes of its BLAKE3. That is enough to find it; what was put together is compared
-//! with the digest of the whole version before anybody sees it.
+//! A chunk is known by 16 bytes, of its XXH3, or of its BLAKE3 where the other end knows no other. That is enough to find it: what
+//! was put together is compared with the digest of the whole version before anybody sees it, so who makes two chunks that are known by the same
+//! bytes makes his own file be fetched as a whole.
 
 use crate::codec::{Decoded, Decoder, Encoder};
 use fastcdc::v2020::FastCDC;
 use std::collections::HashMap;
 use std::ops::Range;
+use twox_hash::XxHash3_128;
 
 /// Bytes of a file that one recipe is about at most. A part costs about one chunk of what was only moved.
 pub const PART_LEN: u64 = 64 << 20;
@@ -29,28 +31,51 @@ const LONGEST: usize = 4;
 /// What an item takes at least when it is encoded.
 const ITEM_LEN_MIN: usize = 1 + Chunk::LEN;
 
+/// What the bytes are that a chunk is known by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChunkHash {
+    /// The first of its BLAKE3.
+    Blake3,
+    /// Its XXH3 of 128 bits, with seed 0, most significant byte first: a tenth of the work.
+    Xxh3,
+}
+
+/// In the number of a cut: chunks are known by their XXH3.
+const XXH3_FLAG: u8 = 32;
+
 /// How files are cut: both ends must do it alike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cut {
     average_log2: u8,
+    hash: ChunkHash,
 }
 
 impl Cut {
     /// How a file of `size` bytes is cut.
-    pub fn of_size(size: u64) -> Cut {
+    pub fn of_size(size: u64, hash: ChunkHash) -> Cut {
         let average = (size / CHUNKS_WANTED).max(1);
         let log2 = 63 - average.leading_zeros() as u8;
-        Cut { average_log2: log2.clamp(*AVERAGE_LOG2.start(), *AVERAGE_LOG2.end()) }
+        Cut { average_log2: log2.clamp(*AVERAGE_LOG2.start(), *AVERAGE_LOG2.end()), hash }
     }
 
     /// The cut with this number; `None` if there is none.
     pub fn from_number(n: u8) -> Option<Cut> {
-        AVERAGE_LOG2.contains(&n).then_some(Cut { average_log2: n })
+        let hash = if n & XXH3_FLAG == 0 { ChunkHash::Blake3 } else { ChunkHash::Xxh3 };
+        let average_log2 = n & !XXH3_FLAG;
+        AVERAGE_LOG2.contains(&average_log2).then_some(Cut { average_log2, hash })
     }
 
-    /// Its number: the average length is that power of two.
+    /// Its number.
     pub fn number(self) -> u8 {
-        self.average_log2
+        match self.hash {
+            ChunkHash::Blake3 => self.average_log2,
+            ChunkHash::Xxh3 => self.average_log2 | XXH3_FLAG,
+        }
+    }
+
+    /// Average length of a chunk in bytes.
+    pub fn average(self) -> usize {
+        1 << self.average_log2
     }
 
     /// Length of the longest chunk in bytes.
@@ -61,7 +86,7 @@ impl Cut {
     /// Gives the chunks of `bytes`, which begin where the one before ended, to `each`; returns how many bytes these are. What
     /// is left may be the beginning of a longer chunk, unless `last`.
     pub fn chunks(self, bytes: &[u8], last: bool, mut each: impl FnMut(Item)) -> usize {
-        let average = 1usize << self.average_log2;
+        let average = self.average();
         // Nothing is cut in the first half of the average: that is skipped unread, and the chunks are more alike in length.
         let cuts = FastCDC::new(bytes, average / 2, average, self.longest());
         let mut at = 0;
@@ -70,7 +95,7 @@ impl Cut {
             if !last && end == bytes.len() && chunk.length < self.longest() {
                 break;
             }
-            each(Item::of(&bytes[chunk.offset..end]));
+            each(Item::of(&bytes[chunk.offset..end], self.hash));
             at = end;
         }
         at
@@ -97,9 +122,12 @@ pub struct Item {
 
 impl Item {
     /// The chunk with these bytes, at most 4 GiB.
-    fn of(bytes: &[u8]) -> Item {
+    fn of(bytes: &[u8], hash: ChunkHash) -> Item {
         let mut chunk = [0; Chunk::LEN];
-        chunk.copy_from_slice(&blake3::hash(bytes).as_bytes()[..Chunk::LEN]);
+        match hash {
+            ChunkHash::Blake3 => chunk.copy_from_slice(&blake3::hash(bytes).as_bytes()[..Chunk::LEN]),
+            ChunkHash::Xxh3 => chunk = XxHash3_128::oneshot(bytes).to_be_bytes(),
+        }
         Item { len: bytes.len() as u32, chunk: Chunk(chunk) }
     }
 }

@@ -104,15 +104,15 @@ mod tests {
     fn a_greeting_is_read_to_its_end_and_no_further() {
         let mut line = Vec::new();
         greet(&mut line).unwrap();
-        assert_eq!(line, b"driftless 1 4\n");
+        assert_eq!(line, b"driftless 1 5\n");
         line.extend_from_slice(b"rest");
         let mut r = &line[..];
-        assert_eq!(read_greeting(&mut r).unwrap(), 4);
+        assert_eq!(read_greeting(&mut r).unwrap(), 5);
         assert_eq!(r, b"rest");
         for chunk in 1..20 {
-            assert_eq!(read(&line, chunk).unwrap(), 4);
+            assert_eq!(read(&line, chunk).unwrap(), 5);
         }
-        assert_eq!(read(b"driftless 1 9\n", 99).unwrap(), 4);
+        assert_eq!(read(b"driftless 1 9\n", 99).unwrap(), 5);
         assert_eq!(read(b"driftless 1 1\n", 99).unwrap(), 1, "an older one");
     }
 

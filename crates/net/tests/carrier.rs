@@ -77,7 +77,7 @@ fn collect(c: &Carrier, len: usize) -> Vec<u8> {
 #[test]
 fn frames_go_both_ways_in_order_and_close_in_good_order() {
     let (a, b) = pair(CarrierOptions::default());
-    assert_eq!((a.version(), b.version()), (4, 4));
+    assert_eq!((a.version(), b.version()), (5, 5));
     for i in 0..2000 {
         a.send(heartbeat(i)).unwrap();
     }
@@ -211,7 +211,7 @@ fn garbage_after_the_greeting_breaks_the_connection() {
     }
     let mut greeting = [0; 14];
     b.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"driftless 1 4\n");
+    assert_eq!(&greeting, b"driftless 1 5\n");
 }
 
 #[test]

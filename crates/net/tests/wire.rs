@@ -9,7 +9,7 @@ use driftless_core::link::{
 };
 use driftless_core::membership::Signature;
 use driftless_core::meta::{Attrs, Content, Digest, Time};
-use driftless_core::recipe::{Chunk, Cut, Item, PART_LEN, Recipe};
+use driftless_core::recipe::{Chunk, ChunkHash, Cut, Item, PART_LEN, Recipe};
 use driftless_core::tx::{Knowledge, Known};
 use driftless_core::{Dot, EntryId, Kind, LinkId, Name, ReplicaId, Stamp, VersionVector};
 use driftless_net::wire::{FrameReader, FrameWriter};
@@ -556,7 +556,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
 fn samples_of_version_3() -> Vec<(&'static str, Frame)> {
     let (r1, r2) = (ReplicaId(0x1111_2222_3333_4444), ReplicaId(0x5555_6666_7777_8888));
     let (entry, version) = (EntryId(Dot::new(r1, 300)), Dot::new(r2, 7));
-    let (digest, cut, offset) = (Digest([0xab; 32]), Cut::of_size(0), PART_LEN);
+    let (digest, cut, offset) = (Digest([0xab; 32]), Cut::of_size(0, ChunkHash::Blake3), PART_LEN);
     let item = |n, len| Item { len, chunk: Chunk([n; Chunk::LEN]) };
     let recipe = Recipe::new(vec![item(0x11, 300), item(0x22, 7)]).unwrap();
     vec![
@@ -579,6 +579,16 @@ fn frames_of_version_1_are_as_they_were() {
 #[test]
 fn frames_of_version_3_are_as_they_were() {
     as_they_were(include_str!("fixtures/frames-v3.hex"), &samples_of_version_3());
+}
+
+/// What version 5 has added: chunks that are known by their XXH3.
+#[test]
+fn frames_of_version_5_are_as_they_were() {
+    let mut samples = samples_of_version_3();
+    samples.truncate(1);
+    let [(_, Frame::Message(Message::RecipeWant(want)))] = &mut samples[..] else { panic!("a want") };
+    want.cut = Cut::of_size(1 << 30, ChunkHash::Xxh3);
+    as_they_were(include_str!("fixtures/frames-v5.hex"), &samples);
 }
 
 /// What version 4 has added: frames of one connection, compressed as one stream. They are read one after the other.

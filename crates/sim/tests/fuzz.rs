@@ -29,7 +29,8 @@ fn frames() {
     let fixture = concat!(
         include_str!("../../net/tests/fixtures/frames-v1.hex"),
         include_str!("../../net/tests/fixtures/frames-v3.hex"),
-        include_str!("../../net/tests/fixtures/frames-v4.hex")
+        include_str!("../../net/tests/fixtures/frames-v4.hex"),
+        include_str!("../../net/tests/fixtures/frames-v5.hex")
     );
     let hex = |l: &&str| l.len().is_multiple_of(2) && l.bytes().all(|b| b.is_ascii_hexdigit()) && l.len() > 8;
     let words: Vec<&str> = fixture.split_whitespace().filter(hex).collect();

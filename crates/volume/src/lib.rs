@@ -51,7 +51,7 @@ pub use limbo::Limbo;
 pub use listing::Listing;
 pub use patch::Patch;
 pub use quarantine::{Quarantine, QuarantineBatch};
-pub use read::{HashOutcome, Hashed, ReadHandle, open_source};
+pub use read::{DigestSoFar, HashOutcome, Hashed, ReadHandle, open_source};
 pub use stage::{SYNC_SINGLY_MAX, StageId, Staged, StagedWriter};
 pub use staged_dir::StagedDir;
 pub use stat::MountId;

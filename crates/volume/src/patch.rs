@@ -3,17 +3,16 @@
 //! Everything here may run on any thread, several parts of a file at once.
 
 use crate::error::{Context, VolumeError};
-use crate::read::{ReadHandle, hash_fd, next_data};
+use crate::read::{DigestSoFar, ReadHandle, data_from};
 use crate::stage::write_sparse;
-use driftless_core::Digest;
 use driftless_core::recipe::{Copy, Cut, Item};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Files are read and copied in pieces of about this size: longer than any chunk but those of the largest files.
-const PIECE_LEN: usize = 1 << 20;
+/// Files are read and copied in pieces of about this size, which stay in a processor's cache: longer than any chunk but those of large files.
+const PIECE_LEN: usize = 256 << 10;
 
 /// A staged file that others write to as well.
 #[derive(Debug)]
@@ -49,13 +48,13 @@ impl Patch {
         Ok(())
     }
 
-    /// The digest of its first `size` bytes. Zeroes at the end need not have been written; `None` if it becomes shorter
-    /// meanwhile.
+    /// Reads on for a digest, up to `end`. Zeroes at the end of the file need not have been written; false if it becomes
+    /// shorter meanwhile.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn digest(&self, size: u64) -> Result<Option<Digest>, VolumeError> {
-        hash_fd(self.fd.as_fd(), size, true).doing("read", b"a staged file")
+    pub fn digest(&self, so_far: &mut DigestSoFar, end: u64) -> Result<bool, VolumeError> {
+        so_far.go_on(self.fd.as_fd(), end, true).doing("read", b"a staged file")
     }
 
     /// As [`ReadHandle::cut`].
@@ -84,7 +83,7 @@ fn cut_part(
     mut each: impl FnMut(u64, Item),
 ) -> Result<bool, Errno> {
     // A part that was never written has nothing that would be looked for.
-    if next_data(fd, part.start, part.end)?.is_empty() {
+    if data_from(fd, part.start, part.end)? == part.end {
         return Ok(true);
     }
     let mut buffer: Vec<u8> = Vec::with_capacity(PIECE_LEN + cut.longest());
@@ -126,7 +125,8 @@ fn fill(fd: BorrowedFd<'_>, mut at: u64, buffer: &mut Vec<u8>) -> Result<(), Err
 mod tests {
     use super::*;
     use crate::read::open_source;
-    use driftless_core::recipe::Recipe;
+    use driftless_core::Digest;
+    use driftless_core::recipe::{ChunkHash, Recipe};
 
     fn noise(len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
@@ -140,7 +140,7 @@ mod tests {
         let path = dir.path().join("f");
         let bytes = noise(3 * PIECE_LEN + 12_345);
         std::fs::write(&path, &bytes).unwrap();
-        let (file, cut) = (open_source(&path).unwrap(), Cut::of_size(0));
+        let (file, cut) = (open_source(&path).unwrap(), Cut::of_size(0, ChunkHash::Xxh3));
         let part = 1000..bytes.len() as u64 - 1000;
         let (mut items, mut next) = (Vec::new(), part.start);
         let whole = file.cut(part.clone(), cut, |at, item| {
@@ -154,6 +154,48 @@ mod tests {
         assert_eq!(items, expected);
         assert_eq!(Recipe::new(items).unwrap().bytes(), part.end - part.start);
         assert!(!file.cut(0..bytes.len() as u64 * 2, cut, |_, _| {}).unwrap(), "it is shorter");
+    }
+
+    #[test]
+    fn a_digest_goes_over_holes_and_zeroes_as_over_bytes() {
+        use crate::read::hash_fd;
+        use std::os::unix::fs::FileExt;
+        const KIB: usize = 1024;
+        let dir = tempfile::tempdir().unwrap();
+        let size = 4096 * KIB;
+        // What is written of a file of zeroes: its beginning, its middle, its end, all but a hole, nothing.
+        let written: [&[Range<usize>]; 7] = [
+            &[0..1],
+            &[1000 * KIB..1500 * KIB, 3000 * KIB..3000 * KIB + 1],
+            &[size - 1..size],
+            &[0..1024 * KIB, 3000 * KIB..size],
+            &[0..256 * KIB],
+            &[0..size],
+            &[],
+        ];
+        for (i, ranges) in written.into_iter().enumerate() {
+            for fill in [noise(size), vec![0; size]] {
+                let path = dir.path().join("f");
+                let file = std::fs::File::create(&path).unwrap();
+                let mut expected = vec![0; size];
+                for r in ranges {
+                    file.write_all_at(&fill[r.clone()], r.start as u64).unwrap();
+                    expected[r.clone()].copy_from_slice(&fill[r.clone()]);
+                }
+                // The last of it need not have been written.
+                let file = std::fs::File::open(&path).unwrap();
+                let mut so_far = DigestSoFar::default();
+                for end in [0, 999, 300 * KIB, 2000 * KIB, size] {
+                    assert!(so_far.go_on(file.as_fd(), end as u64, true).unwrap());
+                    assert_eq!(so_far.end(), end as u64);
+                    assert_eq!(so_far.digest(), Digest::of(&expected[..end]), "file {i} up to {end}");
+                }
+                let written_to = ranges.last().map_or(0, |r| r.end);
+                let whole = hash_fd(file.as_fd(), size as u64, false).unwrap();
+                assert_eq!(whole.is_some(), written_to == size, "file {i}");
+                assert!(whole.is_none_or(|digest| digest == Digest::of(&expected)));
+            }
+        }
     }
 
     #[test]
@@ -172,8 +214,13 @@ mod tests {
         let mut expected = vec![0];
         expected.extend_from_slice(&bytes[3..]);
         assert_eq!(std::fs::read(&to).unwrap(), expected);
-        assert_eq!(patch.digest(len + 1).unwrap(), Some(Digest::of(&expected)));
+        let mut so_far = DigestSoFar::default();
+        for end in [0, 1, len / 2, len / 2, len + 1] {
+            assert!(patch.digest(&mut so_far, end).unwrap());
+            assert_eq!((so_far.end(), so_far.digest()), (end, Digest::of(&expected[..end as usize])));
+        }
         expected.push(0);
-        assert_eq!(patch.digest(len + 2).unwrap(), Some(Digest::of(&expected)), "zeroes at the end");
+        assert!(patch.digest(&mut so_far, len + 2).unwrap(), "zeroes at the end");
+        assert_eq!(so_far.digest(), Digest::of(&expected));
     }
 }

@@ -10,6 +10,7 @@ use crate::dirfd::{DirFd, Seen};
 use crate::error::{Context, Reason, VolumeError};
 use crate::fault;
 use crate::key;
+use crate::stage::is_zero;
 use crate::stat::{self, CName, Look};
 use crate::sys::Writers;
 use driftless_core::local::Looked;
@@ -233,25 +234,49 @@ pub(crate) fn read_whole(
 
 /// The digest of the first `size` bytes; `None` if the file is shorter. Holes of `sparse` files are not read.
 pub(crate) fn hash_fd(fd: BorrowedFd<'_>, size: u64, sparse: bool) -> Result<Option<Digest>, Errno> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = Vec::with_capacity(READ_PIECE_LEN);
-    let mut at = 0;
-    while at < size {
-        let data = if sparse { next_data(fd, at, size)? } else { at..size };
-        hash_zeroes(&mut hasher, data.start - at);
-        at = data.start;
-        while at < data.end {
-            buffer.clear();
-            let got = rustix::io::retry_on_intr(|| rustix::io::pread(fd, spare_capacity(&mut buffer), at))?;
-            if got == 0 {
-                return Ok(None);
-            }
-            let wanted = usize::try_from(data.end - at).unwrap_or(got).min(got);
-            hasher.update(&buffer[..wanted]);
-            at += wanted as u64;
-        }
+    let mut so_far = DigestSoFar::default();
+    Ok(so_far.go_on(fd, size, sparse)?.then(|| so_far.digest()))
+}
+
+/// The digest of the beginning of a file that is read bit by bit.
+#[derive(Clone, Debug, Default)]
+pub struct DigestSoFar {
+    hasher: blake3::Hasher,
+    at: u64,
+}
+
+impl DigestSoFar {
+    /// How far it goes.
+    pub fn end(&self) -> u64 {
+        self.at
     }
-    Ok(Some(Digest(*hasher.finalize().as_bytes())))
+
+    /// The digest of the bytes up to there.
+    pub fn digest(&self) -> Digest {
+        Digest(*self.hasher.finalize().as_bytes())
+    }
+
+    /// Reads on up to `end`; false if the file is shorter.
+    pub(crate) fn go_on(&mut self, fd: BorrowedFd<'_>, end: u64, sparse: bool) -> Result<bool, Errno> {
+        let mut buffer = Vec::with_capacity(READ_PIECE_LEN);
+        while self.at < end {
+            buffer.clear();
+            let read = || rustix::io::pread(fd, spare_capacity(&mut buffer), self.at);
+            let got = rustix::io::retry_on_intr(read)?;
+            let wanted = usize::try_from(end - self.at).unwrap_or(got).min(got);
+            self.hasher.update(&buffer[..wanted]);
+            self.at += wanted as u64;
+            // Holes are looked for where there seems to be one only: looking for the next one while there is none goes through all of the file.
+            let hole = sparse && (got == 0 || is_zero(&buffer[..wanted]));
+            let data = if hole { data_from(fd, self.at, end)? } else { self.at };
+            if got == 0 && data == self.at {
+                return Ok(false);
+            }
+            hash_zeroes(&mut self.hasher, data - self.at);
+            self.at = data;
+        }
+        Ok(true)
+    }
 }
 
 fn hash_zeroes(hasher: &mut blake3::Hasher, mut len: u64) {
@@ -262,15 +287,23 @@ fn hash_zeroes(hasher: &mut blake3::Hasher, mut len: u64) {
     }
 }
 
-/// The next range with data at or after `at`; `size..size` if there is none. File systems that don't know holes
-/// say that everything is data.
+/// Where the next data at or after `at` begins; `size` if there is none. File systems that don't know holes say that everything
+/// is data.
+pub(crate) fn data_from(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<u64, Errno> {
+    match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+        Ok(start) => Ok(start.clamp(at, size)),
+        Err(Errno::NXIO) => Ok(size),
+        Err(Errno::INVAL) => Ok(at),
+        Err(e) => Err(e),
+    }
+}
+
+/// The next range with data at or after `at`; `size..size` if there is none.
 pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<std::ops::Range<u64>, Errno> {
-    let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
-        Ok(start) => start.clamp(at, size),
-        Err(Errno::NXIO) => return Ok(size..size),
-        Err(Errno::INVAL) => return Ok(at..size),
-        Err(e) => return Err(e),
-    };
+    let start = data_from(fd, at, size)?;
+    if start == size {
+        return Ok(size..size);
+    }
     let end = rustix::fs::seek(fd, SeekFrom::Hole(start)).unwrap_or(size);
     Ok(start..end.clamp(start, size))
 }

@@ -765,7 +765,7 @@ fn data_runs(bytes: &[u8], offset: u64) -> Vec<std::ops::Range<usize>> {
     runs
 }
 
-fn is_zero(block: &[u8]) -> bool {
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     // Most blocks show it in their first bytes.
     block.first() == Some(&0) && block.iter().all(|b| *b == 0)
 }

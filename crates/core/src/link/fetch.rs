@@ -6,8 +6,8 @@
 //! small change does not wait behind a large transfer.
 //!
 //! Of a file that has much in common with one at hand the recipe is asked for first, part by part ([`crate::recipe`]). The caller
-//! compares it and says which ranges of the part are missing; what was compared first is asked for first, while the
-//! next parts are compared.
+//! compares it and says which ranges of the part are missing; these are asked for in the order of the file, while the
+//! next parts are compared. [`Fetcher::settled`] says how far nothing is missing any more: so far it can be read already.
 
 use super::message::{NotHere, Piece, RecipePart, RecipeWant, Want};
 use super::window::Window;
@@ -81,8 +81,8 @@ type Key = (EntryId, Dot);
 struct File {
     digest: Digest,
     large: bool,
-    /// To be asked for: disjoint, ascending.
-    missing: VecDeque<Range<u64>>,
+    /// To be asked for: start -> end, disjoint.
+    missing: BTreeMap<u64, u64>,
     /// Asked for and not here yet: by their start, disjoint.
     asked: BTreeMap<u64, Asked>,
     /// What is not known yet to be missing, if there is a recipe.
@@ -195,7 +195,7 @@ impl Fetcher {
             asked: BTreeMap::new(),
             comparing: BTreeMap::new(),
         });
-        let missing = if recipe.is_some() { VecDeque::new() } else { gaps(file.size, &file.have) };
+        let missing = if recipe.is_some() { BTreeMap::new() } else { gaps(file.size, &file.have) };
         if missing.is_empty() && recipe.is_none() {
             return false;
         }
@@ -264,7 +264,7 @@ impl Fetcher {
         }
         self.recipes_in_work -= 1;
         let was_queued = !file.missing.is_empty();
-        file.missing.extend(missing.iter().filter(|r| r.start < r.end).cloned());
+        file.missing.extend(missing.iter().filter(|r| r.start < r.end).map(|r| (r.start, r.end)));
         let (large, queued, complete) = (file.large, !file.missing.is_empty(), file.is_complete());
         if queued && !was_queued {
             self.queue(large).push_back(key);
@@ -309,13 +309,13 @@ impl Fetcher {
     /// Asks for the next missing range of the file at the front of its queue, up to `len_max` bytes of it.
     fn ask(&mut self, key: Key, len_max: u64, now_ms: u64) -> Option<Want> {
         let file = self.files.get_mut(&key)?;
-        let range = file.missing.pop_front()?;
-        let len = (range.end - range.start).min(len_max);
-        let end = range.start + len;
-        if end < range.end {
-            file.missing.push_front(end..range.end);
+        let (start, missing_end) = file.missing.pop_first()?;
+        let len = (missing_end - start).min(len_max);
+        let end = start + len;
+        if end < missing_end {
+            file.missing.insert(end, missing_end);
         }
-        file.asked.insert(range.start, Asked { end, at_ms: Some(now_ms) });
+        file.asked.insert(start, Asked { end, at_ms: Some(now_ms) });
         let (large, digest, done) = (file.large, file.digest, file.missing.is_empty());
         self.asked_bytes += len;
         self.asked_large_bytes += if large { len } else { 0 };
@@ -326,7 +326,7 @@ impl Fetcher {
         } else if !done {
             queue.push_front(key);
         }
-        Some(Want { entry: key.0, version: key.1, digest, offset: range.start, len })
+        Some(Want { entry: key.0, version: key.1, digest, offset: start, len })
     }
 
     /// Takes note of bytes that came. They count only if they were asked for; a range may come in
@@ -378,27 +378,18 @@ impl Fetcher {
         true
     }
 
-    /// A new connection: what was asked for on the old one is asked for again.
-    pub fn reset_connection(&mut self) {
-        self.asked_bytes = 0;
-        self.asked_large_bytes = 0;
-        self.window = Window::new(self.limits.window_bytes / 2);
-        for (key, file) in &mut self.files {
-            let queue = if file.large { &mut self.large } else { &mut self.small };
-            if file.missing.is_empty() {
-                queue.push_back(*key);
-            }
-            file.missing
-                .extend(std::mem::take(&mut file.asked).into_iter().map(|(start, asked)| start..asked.end));
-            file.missing.make_contiguous().sort_by_key(|r| r.start);
-            let Some(parts) = &mut file.recipe else { continue };
-            let asked = std::mem::take(&mut parts.asked);
-            self.recipes_in_work -= asked.len();
-            if !asked.is_empty() && parts.to_ask.is_empty() {
-                self.to_compare.push_back(*key);
-            }
-            parts.to_ask.extend(asked.into_iter().map(|(start, end)| start..end));
-        }
+    /// How far nothing of a file is missing any more, and nothing will be written: all before it can be read. `None` if it is not being
+    /// fetched.
+    pub fn settled(&self, entry: EntryId, version: Dot) -> Option<u64> {
+        let file = self.files.get(&(entry, version))?;
+        let parts = file.recipe.as_ref();
+        // Parts are asked for in the order of the file.
+        let to_ask = parts.and_then(|p| p.to_ask.front()).map(|r| r.start);
+        let of_parts = parts.into_iter().flat_map(|p| [&p.asked, &p.comparing]);
+        let firsts =
+            of_parts.chain([&file.missing]).filter_map(|m| m.first_key_value()).map(|(start, _)| *start);
+        let asked = file.asked.first_key_value().map(|(start, _)| *start);
+        firsts.chain(to_ask).chain(asked).min()
     }
 
     fn queue(&mut self, large: bool) -> &mut VecDeque<Key> {
@@ -412,19 +403,19 @@ impl Fetcher {
 }
 
 /// What of `0..size` is in none of `have`.
-fn gaps(size: u64, have: &[Range<u64>]) -> VecDeque<Range<u64>> {
+fn gaps(size: u64, have: &[Range<u64>]) -> BTreeMap<u64, u64> {
     let mut have: Vec<_> = have.iter().filter(|r| r.start < r.end).cloned().collect();
     have.sort_by_key(|r| r.start);
-    let mut out = VecDeque::new();
+    let mut out = BTreeMap::new();
     let mut at = 0;
     for r in have {
         if r.start.min(size) > at {
-            out.push_back(at..r.start.min(size));
+            out.insert(at, r.start.min(size));
         }
         at = at.max(r.end);
     }
     if at < size {
-        out.push_back(at..size);
+        out.insert(at, size);
     }
     out
 }
@@ -458,7 +449,7 @@ mod tests {
     fn gaps_are_what_is_not_there() {
         let of = |have: &[(u64, u64)]| {
             let have: Vec<_> = have.iter().map(|r| r.0..r.1).collect();
-            gaps(10, &have).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>()
+            gaps(10, &have).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(of(&[]), [(0, 10)]);
         assert_eq!(of(&[(5, 7), (0, 2), (6, 8)]), [(2, 5), (8, 10)]);
@@ -508,17 +499,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_asks_again_for_what_was_in_flight() {
+    fn what_is_here_is_not_asked_for() {
         let mut f = Fetcher::new(LIMITS);
         f.want(&FetchFile { have: vec![0..5, 5..10], ..file(1, 30) });
         let first = f.poll(0);
         assert_eq!(first.iter().map(|w| w.offset).collect::<Vec<_>>(), [10, 20]);
         assert_eq!(f.piece(&answer(&first[1]), 0), PieceVerdict::Write { complete: false });
-        f.reset_connection();
-        assert_eq!(f.asked_bytes(), 0);
-        let again = f.poll(0);
-        assert_eq!(again, first[..1]);
-        assert_eq!(f.piece(&answer(&again[0]), 0), PieceVerdict::Write { complete: true });
+        assert_eq!(f.piece(&answer(&first[0]), 0), PieceVerdict::Write { complete: true });
     }
 
     #[test]
@@ -553,10 +540,10 @@ mod tests {
 
     // ----- recipes
 
-    use crate::recipe::{Chunk, Item, PART_LEN, Recipe};
+    use crate::recipe::{Chunk, ChunkHash, Item, PART_LEN, Recipe};
 
     fn large(size: u64) -> FetchFile {
-        FetchFile { cut: Some(Cut::of_size(size)), ..file(1, size) }
+        FetchFile { cut: Some(Cut::of_size(size, ChunkHash::Xxh3)), ..file(1, size) }
     }
 
     fn limits() -> FetchLimits {
@@ -618,15 +605,45 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_settled_up_to_what_may_still_be_missing() {
+        let mut f = Fetcher::new(limits());
+        let file = large(4 * PART_LEN);
+        let settled = |f: &Fetcher| f.settled(file.entry, file.version);
+        assert_eq!(settled(&f), None);
+        f.want(&file);
+        let wants = f.poll_recipes();
+        assert_eq!(settled(&f), Some(0));
+        for w in &wants {
+            assert!(f.recipe(&part(w)));
+        }
+        // The second one is compared first, and bytes of both are missing.
+        let (in_second, in_first) = (PART_LEN + 9..PART_LEN + 10, 5..6);
+        assert!(!f.compared(file.entry, file.version, PART_LEN, std::slice::from_ref(&in_second)));
+        assert_eq!(settled(&f), Some(0), "of the first part nothing is known");
+        assert!(!f.compared(file.entry, file.version, 0, std::slice::from_ref(&in_first)));
+        assert_eq!(settled(&f), Some(5), "to be asked for");
+        let asked = f.poll(0);
+        assert_eq!(asked.iter().map(|w| w.offset).collect::<Vec<_>>(), [5, PART_LEN + 9]);
+        assert_eq!(settled(&f), Some(5), "asked for");
+        f.piece(&answer(&asked[0]), 0);
+        assert_eq!(settled(&f), Some(PART_LEN + 9));
+        f.piece(&answer(&asked[1]), 0);
+        assert_eq!(settled(&f), Some(2 * PART_LEN), "whose recipe is to be asked for");
+        let wants = f.poll_recipes();
+        assert_eq!(settled(&f), Some(2 * PART_LEN), "was asked for");
+        assert!(f.recipe(&part(&wants[0])));
+        assert_eq!(settled(&f), Some(2 * PART_LEN), "is being compared");
+        assert!(!f.compared(file.entry, file.version, 2 * PART_LEN, &[]));
+        assert_eq!(settled(&f), Some(3 * PART_LEN));
+    }
+
+    #[test]
     fn recipes_end_and_start_again_with_their_file() {
         let mut f = Fetcher::new(limits());
         let file = large(2 * PART_LEN);
         f.want(&file);
         let wants = f.poll_recipes();
         assert!(f.recipe(&part(&wants[1])));
-        f.reset_connection();
-        let again = f.poll_recipes();
-        assert_eq!(again, wants[..1], "what is being compared is not asked for again");
         assert!(f.cancel(file.entry, file.version));
         assert!(!f.compared(file.entry, file.version, PART_LEN, &[]), "nobody wants it any more");
         f.want(&file);

@@ -14,11 +14,13 @@ use crate::tx::{Known, Result, Tx, dec};
 /// Least protocol version spoken.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Greatest protocol version spoken.
-pub const PROTOCOL_MAX: u16 = PROTOCOL_STREAM;
+pub const PROTOCOL_MAX: u16 = PROTOCOL_XXH3;
 /// The first protocol version with recipes.
 pub const PROTOCOL_RECIPES: u16 = 3;
 /// The first one whose frames may be compressed as one stream.
 pub const PROTOCOL_STREAM: u16 = 4;
+/// The first one in which the chunks of recipes may be known by their XXH3.
+pub const PROTOCOL_XXH3: u16 = 5;
 
 /// What a hello says beside what the index knows.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -26,8 +26,8 @@ mod window;
 pub use fetch::{FetchFile, FetchLimits, Fetcher, PieceVerdict};
 pub use heads::{SignedHead, head_of, heads, heads_for, put_head};
 pub use hello::{
-    HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECIPES, PROTOCOL_STREAM, check_hello,
-    hello, tag_at,
+    HelloVerdict, OwnHello, PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECIPES, PROTOCOL_STREAM, PROTOCOL_XXH3,
+    check_hello, hello, tag_at,
 };
 pub use lag::Lag;
 pub use message::{

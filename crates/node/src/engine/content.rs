@@ -554,8 +554,9 @@ impl Engine {
         }
         match delta {
             Some(delta) if complete => self.verify_delta(delta)?,
-            _ if complete => self.fetched_all(key),
-            _ => {}
+            Some(delta) => self.digest_goes_on(delta)?,
+            None if complete => self.fetched_all(key),
+            None => {}
         }
         Ok(())
     }

@@ -3,8 +3,9 @@
 //! The version of an entry that is on this disk is the *base* of the one that is fetched. Both ends cut their files into
 //! chunks, on threads of their own and at the same time; what a recipe has in common with the base is copied, the rest is asked
 //! for by ranges as always. What an earlier attempt left in staging is cut as well: so a transfer goes on inside a file, whatever parts of
-//! it had come, without a list of them that would have to be kept in step with the disk. The digest of the whole is
-//! compared before the file is published; if it is another one, all of it is fetched.
+//! it had come, without a list of them that would have to be kept in step with the disk. The digest of the whole, for which
+//! it is read as far as nothing of it is missing any more, is compared before the file is published; if it is another one, all
+//! of it is fetched.
 //!
 //! Who is asked for a recipe and cannot give one now says so by an empty one, and is asked for the bytes.
 
@@ -12,20 +13,22 @@ use super::content::{Key, Lack};
 use super::link::LinkId;
 use super::{Engine, Fail};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use driftless_core::link::{Message, PROTOCOL_RECIPES, RecipePart, RecipeWant};
+use driftless_core::link::{Message, PROTOCOL_RECIPES, PROTOCOL_XXH3, RecipePart, RecipeWant};
 use driftless_core::meta::Digest;
-use driftless_core::recipe::{self, Cut, Known, PART_LEN, Recipe, Source};
+use driftless_core::recipe::{self, ChunkHash, Cut, Known, PART_LEN, Recipe, Source};
 use driftless_core::{Bind, EntryId, NodeKey, Tx, tree, tx};
-use driftless_volume::{Patch, ReadHandle, StagedWriter, VolumeError};
+use driftless_volume::{DigestSoFar, Patch, ReadHandle, StagedWriter, VolumeError};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Files from this length are compared with their base: a shorter one is sent in the time that asking for its recipe takes.
 const DELTA_LEN_MIN: u64 = 256 << 10;
 /// A base that is so much shorter than the file saves less than it costs.
 const BASE_SHARE_MIN: u64 = 8;
+/// So much of a file is read for its digest by one job while the rest of it comes: what takes no longer than copying a part, and is worth a job.
+const DIGEST_STEP: std::ops::RangeInclusive<u64> = 8 << 20..=2 * PART_LEN;
 /// Threads that cut, copy and compare.
 const THREADS_MAX: usize = 4;
 /// Recipes that one peer may wait for; it asks for four at once. More are answered at once, with empty ones.
@@ -43,6 +46,9 @@ pub(super) struct Transfer {
     /// What the files here have, once all of them is read.
     known: OnceLock<Known>,
     reading: Mutex<Reading>,
+    digest: Mutex<DigestSoFar>,
+    /// How far the jobs go that read for the digest.
+    digest_goal: AtomicU64,
     given_up: AtomicBool,
 }
 
@@ -65,6 +71,30 @@ impl Transfer {
     fn lock(&self) -> MutexGuard<'_, Reading> {
         // No code that can panic runs between the changes of one call.
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Up to where to read for the digest, if nothing before `settled` is missing any more and that is worth a job.
+    fn digest_step(&self, settled: u64) -> Option<u64> {
+        let goal = self.digest_goal.load(Ordering::Relaxed);
+        // One job at a time: another thread could only wait for it.
+        let idle = self.digest.try_lock().is_ok_and(|so_far| so_far.end() >= goal);
+        let next = settled.min(goal + DIGEST_STEP.end());
+        if !idle || next < goal + DIGEST_STEP.start() {
+            return None;
+        }
+        self.digest_goal.store(next, Ordering::Relaxed);
+        Some(next)
+    }
+
+    fn digest(&self) -> MutexGuard<'_, DigestSoFar> {
+        // A reader that panicked has ended its thread: what it left is as far as it says.
+        self.digest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest of the whole.
+    fn digest_of_all(&self) -> Result<Option<Digest>, VolumeError> {
+        let mut so_far = self.digest();
+        Ok(self.patch.digest(&mut so_far, self.size)?.then(|| so_far.digest()))
     }
 
     /// Reads a part of a file here; gives the recipes that can be compared now.
@@ -114,6 +144,7 @@ enum Job {
     Cut { link: LinkId, want: RecipeWant, file: Arc<ReadHandle> },
     Read { of: Arc<Transfer>, source: Source, part: Range<u64> },
     Compare { of: Arc<Transfer>, part: RecipePart },
+    Digest { of: Arc<Transfer>, end: u64 },
     Verify { of: Arc<Transfer> },
 }
 
@@ -123,6 +154,8 @@ pub(super) enum Done {
     Recipe(LinkId, RecipePart),
     /// A part was compared, and what is here of it copied: the rest is missing.
     Compared { of: Arc<Transfer>, offset: u64, missing: Result<Vec<Range<u64>>, VolumeError> },
+    /// A piece of a file was read for its digest; there may be more.
+    Digested { of: Arc<Transfer> },
     /// A file that is whole was read.
     Verified { of: Arc<Transfer>, digest: Result<Option<Digest>, VolumeError> },
 }
@@ -196,7 +229,7 @@ fn work(job: Job, done: &Sender<Done>) -> bool {
             let RecipeWant { entry, version, offset, .. } = want;
             done.send(Done::Recipe(link, RecipePart { entry, version, offset, recipe })).is_ok()
         }
-        Job::Read { of, .. } | Job::Compare { of, .. } | Job::Verify { of }
+        Job::Read { of, .. } | Job::Compare { of, .. } | Job::Digest { of, .. } | Job::Verify { of }
             if of.given_up.load(Ordering::Relaxed) =>
         {
             true
@@ -206,8 +239,13 @@ fn work(job: Job, done: &Sender<Done>) -> bool {
             ready.into_iter().all(|part| compare(of.clone(), part))
         }
         Job::Compare { of, part } => compare(of, part),
+        Job::Digest { of, end } => {
+            // What cannot be read now will be told by who verifies it.
+            _ = of.patch.digest(&mut of.digest(), end);
+            done.send(Done::Digested { of }).is_ok()
+        }
         Job::Verify { of } => {
-            let digest = of.patch.digest(of.size);
+            let digest = of.digest_of_all();
             done.send(Done::Verified { of, digest }).is_ok()
         }
     }
@@ -304,7 +342,8 @@ impl Engine {
         base: ReadHandle,
         writer: &StagedWriter,
     ) -> Option<(Arc<Transfer>, Cut)> {
-        let cut = Cut::of_size(size);
+        let knows = self.links.peer(from).is_some_and(|p| p.version >= PROTOCOL_XXH3);
+        let cut = Cut::of_size(size, if knows { ChunkHash::Xxh3 } else { ChunkHash::Blake3 });
         let transfer = Arc::new(Transfer {
             key,
             from,
@@ -314,6 +353,8 @@ impl Engine {
             patch: writer.share().ok()?,
             known: OnceLock::new(),
             reading: Mutex::default(),
+            digest: Mutex::default(),
+            digest_goal: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
         });
         let begun = writer.written_to().min(size);
@@ -331,7 +372,18 @@ impl Engine {
         Ok(())
     }
 
-    /// The last missing bytes of a file have come: it is read as a whole.
+    /// Has a file read for its digest as far as that can be.
+    pub(super) fn digest_goes_on(&mut self, of: Arc<Transfer>) -> Result<(), Fail> {
+        let (entry, version) = of.key;
+        let settled = self.links.fetcher_mut(of.from).and_then(|f| f.settled(entry, version));
+        let Some(end) = settled.and_then(|settled| of.digest_step(settled)) else { return Ok(()) };
+        match self.deltas.give(Job::Digest { of, end }) {
+            true => Ok(()),
+            false => Err(Fail::Bug("the threads that compare recipes are gone".into())),
+        }
+    }
+
+    /// The last missing bytes of a file have come: the rest of it is read.
     pub(super) fn verify_delta(&mut self, of: Arc<Transfer>) -> Result<(), Fail> {
         match self.deltas.give(Job::Verify { of }) {
             true => Ok(()),
@@ -357,8 +409,10 @@ impl Engine {
                 };
                 let fetcher = self.links.fetcher_mut(of.from);
                 let complete = fetcher.is_some_and(|f| f.compared(entry, version, offset, &missing));
-                if complete { self.verify_delta(of) } else { Ok(()) }
+                if complete { self.verify_delta(of) } else { self.digest_goes_on(of) }
             }
+            Done::Digested { of } if self.contents.is_delta(&of) => self.digest_goes_on(of),
+            Done::Digested { .. } => Ok(()),
             Done::Verified { of, digest } => {
                 if !self.contents.is_delta(&of) {
                     return Ok(());
