@@ -180,6 +180,10 @@ impl IntoIterator for Batch {
 pub trait Read: Send {
     /// The value at `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+    /// The values at `keys`, which ascend. Neighbours may be found faster than by [`Read::get`].
+    fn get_sorted(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        keys.iter().map(|key| self.get(table, key)).collect()
+    }
     /// At most `limit` rows with `from <= key` and `key < to` (`None` = to the end), in key order.
     fn scan(
         &self,

@@ -4,8 +4,9 @@ use crate::guard::guarded;
 use crate::row;
 use crate::store::{File, definition};
 use driftless_core::rows::{Read, Row, StoreError, Table};
-use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError, TableError};
+use redb::{AccessGuard, Range, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageError, TableError};
 use std::cell::OnceCell;
+use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -59,6 +60,17 @@ impl Read for Snapshot {
         })
     }
 
+    fn get_sorted(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.reading(table, vec![None; keys.len()], |rows| {
+            let mut found = Vec::with_capacity(keys.len());
+            let mut near = Near { table, rows, run: None, apart: 0 };
+            for key in keys {
+                found.push(near.get(key)?);
+            }
+            Ok(found)
+        })
+    }
+
     fn scan(
         &self,
         table: Table,
@@ -89,6 +101,71 @@ impl Read for Snapshot {
             }
             None => Ok(None),
         })
+    }
+}
+
+/// Rows that are looked at from one key to the next, if those are neighbours: a look-up of its own costs as much as several.
+const NEAR_MAX: usize = 8;
+/// So many keys that are not neighbours in a row: the next ones are looked up ...
+const APART_MIN: u32 = 2;
+/// ... so many of them, before the next is tried again.
+const APART_TRY: u32 = 32;
+
+/// Looks up ascending keys.
+struct Near<'a> {
+    table: Table,
+    rows: &'a Rows,
+    run: Option<Run<'a>>,
+    /// Keys in a row that were no neighbours of those before them.
+    apart: u32,
+}
+
+/// Rows from a key on.
+struct Run<'a> {
+    rest: Range<'a, &'static [u8], &'static [u8]>,
+    /// The first that is not passed yet.
+    at: Option<(Stored<'a>, Stored<'a>)>,
+}
+
+type Stored<'a> = AccessGuard<'a, &'static [u8]>;
+
+impl Near<'_> {
+    fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+        if let Some(run) = &mut self.run {
+            if let Some(found) = run.get(self.table, key)? {
+                self.apart = 0;
+                return Ok(found);
+            }
+            self.run = None;
+        }
+        self.apart += 1;
+        if self.apart > APART_MIN {
+            if self.apart == APART_MIN + APART_TRY {
+                self.apart = APART_MIN - 1;
+            }
+            let stored = self.rows.get(key)?;
+            return Ok(stored.map(|stored| unseal(self.table, key, stored.value())).transpose()?);
+        }
+        let mut rest = self.rows.range::<&[u8]>(key..)?;
+        let at = rest.next().transpose()?;
+        let run = self.run.insert(Run { rest, at });
+        // It begins there: this looks at one row.
+        Ok(run.get(self.table, key)?.flatten())
+    }
+}
+
+impl Run<'_> {
+    /// The value at `key`, or that there is none; `None` if it is not near.
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Option<Vec<u8>>>, redb::Error> {
+        for _ in 0..NEAR_MAX {
+            let Some((at, stored)) = &self.at else { return Ok(Some(None)) };
+            match at.value().cmp(key) {
+                Ordering::Less => self.at = self.rest.next().transpose()?,
+                Ordering::Equal => return Ok(Some(Some(unseal(table, key, stored.value())?))),
+                Ordering::Greater => return Ok(Some(None)),
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -149,6 +149,34 @@ fn set_format(path: &Path, row: &[u8]) {
     tx.commit().unwrap();
 }
 
+/// Keys that are neighbours, that are far apart, in turn and in stretches, and that have no row.
+#[test]
+fn sorted_keys_are_found_as_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, _) = new_index(dir.path());
+    let key = |n: u32| n.to_be_bytes();
+    let rows = (0..20_000u32).filter(|n| n % 5 != 3);
+    let row = |n: u32| ((Table::Nodes, key(n).to_vec()), Some(vec![n as u8; 9]));
+    index.commit(rows.map(row).collect()).unwrap();
+    let snapshot = index.snapshot().unwrap();
+    let asked: [Vec<u32>; 6] = [
+        (0..20_000).collect(),
+        (7..20_000).step_by(100).collect(),
+        (0..20_000).filter(|n| n / 300 % 2 == 0 || n % 50 == 0).collect(),
+        (0..20_000).filter(|n| n % 9 == 0 || n % 11 == 0).collect(),
+        vec![3, 8, 9, 19_999, 20_000, 20_001, u32::MAX],
+        vec![],
+    ];
+    for asked in asked {
+        let keys: Vec<[u8; 4]> = asked.iter().map(|n| key(*n)).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(|k| &k[..]).collect();
+        let found = snapshot.get_sorted(Table::Nodes, &keys).unwrap();
+        let one_by_one: Vec<_> = keys.iter().map(|k| snapshot.get(Table::Nodes, k).unwrap()).collect();
+        assert_eq!(found, one_by_one);
+        assert_eq!(snapshot.get_sorted(Table::Names, &keys).unwrap(), vec![None; keys.len()]);
+    }
+}
+
 const TABLES: [Table; 3] = [Table::Entries, Table::Names, Table::Unrooted];
 
 fn batch() -> impl Strategy<Value = Batch> {
@@ -178,6 +206,9 @@ proptest! {
                 prop_assert_eq!(rows(&*d, table), rows(&*m, table));
                 prop_assert_eq!(d.last(table).unwrap(), m.last(table).unwrap());
                 prop_assert_eq!(d.get(table, &from).unwrap(), m.get(table, &from).unwrap());
+                let keys: Vec<Vec<u8>> = rows(&*m, Table::Entries).into_iter().map(|(key, _)| key).collect();
+                let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+                prop_assert_eq!(d.get_sorted(table, &keys).unwrap(), m.get_sorted(table, &keys).unwrap());
                 let (d, m) = (d.scan(table, &from, to.as_deref(), limit), m.scan(table, &from, to.as_deref(), limit));
                 prop_assert_eq!(d.unwrap(), m.unwrap());
             }

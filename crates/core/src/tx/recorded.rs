@@ -22,37 +22,28 @@ impl Tx<'_> {
         let mut keys: Vec<&NodeKey> = places.iter().map(|(_, key)| key).collect();
         keys.sort_unstable();
         keys.dedup();
-        let nodes = self.node_rows(&keys)?;
-        let mut out = Vec::with_capacity(places.len());
-        for (name, key) in places {
-            let recorded = self.recorded(&key, &nodes)?;
-            out.push((name, key, recorded));
+        // Inodes that were made together are neighbours.
+        let bytes: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+        let rows = self.base.get_sorted(Table::Nodes, &bytes)?;
+        let mut nodes = Vec::with_capacity(keys.len());
+        for (key, row) in keys.iter().zip(rows) {
+            nodes.push(self.recorded(key, row.as_deref())?);
         }
-        Ok(out)
+        // Every key was looked up.
+        let of = |key: &NodeKey| keys.binary_search(&key).map_or(None, |at| nodes[at]);
+        let recorded: Vec<_> = places.iter().map(|(_, key)| of(key)).collect();
+        Ok(places.into_iter().zip(recorded).map(|((name, key), recorded)| (name, key, recorded)).collect())
     }
 
-    /// Rows of these inodes, sorted by key, and of some more. Inodes that were made together are neighbours: their rows are read
-    /// in one go. Those that are not found like that may be missing here.
-    fn node_rows(&self, keys: &[&NodeKey]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let (Some(first), Some(last)) = (keys.first(), keys.last()) else { return Ok(Vec::new()) };
-        let to = [last.as_bytes(), &[0]].concat();
-        Ok(self.base.scan(Table::Nodes, first.as_bytes(), Some(&to), keys.len() * 2)?)
-    }
-
-    fn recorded(&mut self, key: &NodeKey, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<Option<Recorded>> {
+    /// What an inode was recorded with, whose committed row is `row`.
+    fn recorded(&mut self, key: &NodeKey, row: Option<&[u8]>) -> Result<Option<Recorded>> {
         if let Some(known) = self.nodes.get(key) {
             return Ok(known.and_then(|node| Recorded::of(&node)));
         }
         if let Some(Some(known)) = self.warm.as_ref().and_then(|w| w.nodes.get(key)) {
             return Ok(Recorded::of(&known));
         }
-        match rows.binary_search_by(|(k, _)| k[..].cmp(key.as_bytes())) {
-            Ok(at) => dec_head(&rows[at].1),
-            Err(_) => match self.base.get(Table::Nodes, key.as_bytes())? {
-                Some(row) => dec_head(&row),
-                None => Ok(None),
-            },
-        }
+        row.map_or(Ok(None), dec_head)
     }
 }
 
