@@ -13,18 +13,27 @@ use crate::key;
 use crate::stage::is_zero;
 use crate::stat::{self, CName, Look};
 use crate::sys::Writers;
+use blake3::hazmat::{self, ChainingValue, HasherExt, Mode as HashMode};
 use driftless_core::local::Looked;
 use driftless_core::{Attrs, Content, Digest, Fingerprint, Kind, Name, NodeKey};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A dirty page is written out by the kernel within 30 s, and the writer looks every 5 s; four times that is
 /// generous. Files changed longer ago need no flush before they are read.
 const FLUSH_AGE_NS: u64 = 120_000_000_000;
 /// Contents are read in pieces of this size.
 const READ_PIECE_LEN: usize = 256 << 10;
+/// Files from this length are read by several threads for their digest ...
+const HASH_BY_PARTS_MIN: u64 = 32 << 20;
+/// ... so many at most, one part each at a time, of this length at least ...
+const HASH_THREADS_MAX: usize = 4;
+const HASH_PART_LEN_MIN: u64 = 2 << 20;
+/// ... and about so many parts at most.
+const HASH_PARTS_MAX: u64 = 65_536;
 /// Zeroes that stand for holes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -229,7 +238,79 @@ pub(crate) fn read_whole(
         return Ok(whole.then(|| (Digest::of(&bytes), Some(bytes))));
     }
     let sparse = look.stat.stx_blocks.saturating_mul(512) < size;
-    Ok(hash_fd(fd.as_fd(), size, sparse)?.map(|digest| (digest, None)))
+    let digest = match std::thread::available_parallelism().map_or(1, usize::from).min(HASH_THREADS_MAX) {
+        threads if threads > 1 && size >= HASH_BY_PARTS_MIN => {
+            hash_by_parts(fd.as_fd(), size, sparse, threads)?
+        }
+        _ => hash_fd(fd.as_fd(), size, sparse)?,
+    };
+    Ok(digest.map(|digest| (digest, None)))
+}
+
+/// The digest of a large file, whose parts several threads read side by side: as BLAKE3 says, a part is a subtree, and its chaining value
+/// follows from its bytes and where they are. `None` if the file is shorter.
+fn hash_by_parts(
+    fd: BorrowedFd<'_>,
+    size: u64,
+    sparse: bool,
+    threads: usize,
+) -> Result<Option<Digest>, Errno> {
+    // Not too many of them, however large the file: 32 bytes are kept of each.
+    let part = (size / HASH_PARTS_MAX).next_power_of_two().max(HASH_PART_LEN_MIN);
+    let parts = usize::try_from(size.div_ceil(part)).map_err(|_| Errno::FBIG)?;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done: Vec<(usize, ChainingValue)> = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= parts {
+                return Ok(Some(done));
+            }
+            let at = i as u64 * part;
+            let mut of_part = DigestSoFar::from(at);
+            match of_part.go_on(fd, (at + part).min(size), sparse) {
+                Ok(true) => done.push((i, of_part.hasher.finalize_non_root())),
+                // Nobody need read the others.
+                other => {
+                    next.store(parts, Ordering::Relaxed);
+                    return other.map(|_| None);
+                }
+            }
+        }
+    };
+    let done: Vec<Result<Option<_>, Errno>> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads)
+            .filter_map(|_| std::thread::Builder::new().name("hasher".into()).spawn_scoped(scope, work).ok())
+            .collect();
+        let mut done = vec![work()];
+        // A thread that panicked has read nothing that counts.
+        done.extend(others.into_iter().map(|thread| thread.join().unwrap_or(Err(Errno::IO))));
+        done
+    });
+    let mut values = vec![[0; blake3::OUT_LEN]; parts];
+    for done in done {
+        let Some(done) = done? else { return Ok(None) };
+        for (i, value) in done {
+            values[i] = value;
+        }
+    }
+    let (left, right) = split(&values, size, part);
+    Ok(Some(Digest(*hazmat::merge_subtrees_root(&left, &right, HashMode::Hash).as_bytes())))
+}
+
+/// The chaining values of the two subtrees of which one of `len` bytes consists: more than one part.
+fn split(parts: &[ChainingValue], len: u64, part: u64) -> (ChainingValue, ChainingValue) {
+    let left_len = hazmat::left_subtree_len(len);
+    // A power of two, and at least a part: fits, as the number of parts does.
+    let (left, right) = parts.split_at((left_len / part) as usize);
+    let value = |parts: &[ChainingValue], len: u64| match parts {
+        [one] => *one,
+        _ => {
+            let (left, right) = split(parts, len, part);
+            hazmat::merge_subtrees_non_root(&left, &right, HashMode::Hash)
+        }
+    };
+    (value(left, left_len), value(right, len - left_len))
 }
 
 /// The digest of the first `size` bytes; `None` if the file is shorter. Holes of `sparse` files are not read.
@@ -246,6 +327,13 @@ pub struct DigestSoFar {
 }
 
 impl DigestSoFar {
+    /// One of a part that begins at `at`.
+    fn from(at: u64) -> DigestSoFar {
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(at);
+        DigestSoFar { hasher, at }
+    }
+
     /// How far it goes.
     pub fn end(&self) -> u64 {
         self.at
@@ -400,4 +488,35 @@ pub fn open_source(path: &std::path::Path) -> Result<ReadHandle, VolumeError> {
     let fd = rustix::fs::open(path, flags, Mode::empty()).doing("open", name)?;
     let stat = stat::stat_fd(&fd).doing("look at", name)?;
     Ok(ReadHandle { fingerprint: stat::fingerprint_of(&stat), fd })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn parts_read_side_by_side_give_the_digest_of_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = HASH_PART_LEN_MIN;
+        for size in [part + 1, 2 * part, 2 * part + 1, 3 * part - 1, 5 * part, 7 * part + 12_345, 16 * part] {
+            let file = std::fs::File::create_new(dir.path().join(size.to_string())).unwrap();
+            let mut bytes = vec![0; size as usize];
+            blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+            // A hole over parts and parts of them.
+            let hole = size as usize / 3..size as usize - 5000;
+            bytes[hole.clone()].fill(0);
+            file.write_all_at(&bytes[..hole.start], 0).unwrap();
+            file.write_all_at(&bytes[hole.end..], hole.end as u64).unwrap();
+            let file = std::fs::File::open(dir.path().join(size.to_string())).unwrap();
+            for threads in 1..4 {
+                for sparse in [false, true] {
+                    let digest = hash_by_parts(file.as_fd(), size, sparse, threads).unwrap();
+                    assert_eq!(digest, Some(Digest::of(&bytes)), "{size} bytes, {threads} threads");
+                }
+                let longer = hash_by_parts(file.as_fd(), size + 2 * part, false, threads).unwrap();
+                assert_eq!(longer, None, "the file is shorter");
+            }
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Reading large files while the engine does something else.
 //!
 //! A look at a large file takes seconds, and everything else would wait for it. So it is handed to a thread, and what that
-//! found is judged when the name is looked at once more: it counts only if the file still is what was read. One thread: a
-//! second would only make both slower on most disks.
+//! found is judged when the name is looked at once more: it counts only if the file still is what was read. One file at a time:
+//! a second would only make both slower on most disks. Parts of it that lie next to each other are read side by side.
 
 use super::Engine;
 use crossbeam_channel::{Receiver, Sender, unbounded};
