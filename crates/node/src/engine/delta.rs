@@ -189,6 +189,12 @@ impl Deltas {
         self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok())
     }
 
+    /// As [`Deltas::give`], of a transfer that has begun: there were threads then.
+    fn must(&mut self, job: Job) -> Result<(), Fail> {
+        let given = self.give(job);
+        given.then_some(()).ok_or_else(|| Fail::Bug("the threads that compare recipes are gone".into()))
+    }
+
     fn begin(&mut self, transfer: &Arc<Transfer>, begun: u64) -> bool {
         let base = recipe::parts(transfer.base.fingerprint().size).map(|part| (Source::Base, part));
         let parts: Vec<_> = base.chain(recipe::parts(begun).map(|part| (Source::Begun, part))).collect();
@@ -366,29 +372,22 @@ impl Engine {
         let key = (part.entry, part.version);
         let Some(of) = self.contents.delta_of(key) else { return Ok(()) };
         let compare = self.links.fetcher_mut(link).is_some_and(|f| f.recipe(&part));
-        if compare && of.from == link && !self.deltas.give(Job::Compare { of, part }) {
-            return Err(Fail::Bug("the threads that compare recipes are gone".into()));
-        }
-        Ok(())
+        if compare && of.from == link { self.deltas.must(Job::Compare { of, part }) } else { Ok(()) }
     }
 
     /// Has a file read for its digest as far as that can be.
     pub(super) fn digest_goes_on(&mut self, of: Arc<Transfer>) -> Result<(), Fail> {
         let (entry, version) = of.key;
         let settled = self.links.fetcher_mut(of.from).and_then(|f| f.settled(entry, version));
-        let Some(end) = settled.and_then(|settled| of.digest_step(settled)) else { return Ok(()) };
-        match self.deltas.give(Job::Digest { of, end }) {
-            true => Ok(()),
-            false => Err(Fail::Bug("the threads that compare recipes are gone".into())),
+        match settled.and_then(|settled| of.digest_step(settled)) {
+            Some(end) => self.deltas.must(Job::Digest { of, end }),
+            None => Ok(()),
         }
     }
 
     /// The last missing bytes of a file have come: the rest of it is read.
     pub(super) fn verify_delta(&mut self, of: Arc<Transfer>) -> Result<(), Fail> {
-        match self.deltas.give(Job::Verify { of }) {
-            true => Ok(()),
-            false => Err(Fail::Bug("the threads that compare recipes are gone".into())),
-        }
+        self.deltas.must(Job::Verify { of })
     }
 
     /// What the threads have done.
