@@ -5,6 +5,8 @@
     tls      a file of 2 GiB, against what one TLS connection moves between two processes that do nothing else, and where one writes it to a file
     wide     a change in a directory of many entries, against one in a directory of 1,000
     rename   of a directory with 50,000 files, until it is there and until both sites say that it is held on disk: the harness walks the tree in between
+    image    blocks of 4 KiB in 200 places of a file of 1 GiB, written over as a virtual machine does, and what the disk then has to write: on a file
+             system whose files can share blocks (--dir on XFS or btrfs), beside rsync, which makes a new file, and rsync --inplace
     backlog  files that appeared while the other site was down, against a first copy of the same kind: made in all directories in turn, and one
              directory after the other
     loss     s8 over the WAN, on the harness's line and on one that loses nothing, each with two congestion controls
@@ -276,6 +278,54 @@ def rename(o):
         end(c)
 
 
+class RsyncInPlace(peers.Rsync):
+    """The same, writing over the file that is there: a reader sees it half done, and so does a power cut."""
+    name = "rsync --inplace"
+    extra = ("--inplace", "--no-whole-file")
+
+
+def written(path):
+    """Bytes written so far to the disk under a path; 0 for memory."""
+    dev = os.stat(path).st_dev
+    try:
+        with open(f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}/stat") as f:
+            return int(f.read().split()[6]) * 512
+    except FileNotFoundError:
+        return 0
+
+
+def image(o):
+    size, block, out = 1 << 30, 4096, {}
+    for who in (peers.Rsync, RsyncInPlace, peers.ALL["engine"]):
+        c = bench.Ctx(who, 1, "lan", o)
+        rng, rows = random.Random(o.seed), []
+        try:
+            data.large_file(c.adir + "/image", size, o.seed)
+            c.seeded()
+            for _ in range(o.runs):
+                c.flush()
+                before = written(c.run)
+                c.mark()
+                with open(c.adir + "/image", "r+b") as f:
+                    for _ in range(200):
+                        f.seek(rng.randrange(size // block) * block)
+                        f.write(rng.randbytes(block))
+                c.t0 = time.monotonic()
+                c.took(c.wait())
+                c.account()
+                c.flush()
+                rows.append({key: c.res[key] for key in ("seconds", "cpu_s", "wire")} | {"written_mb": round((written(c.run) - before) / 1e6, 1)})
+                c.check()
+                if not c.res["equal"]:
+                    raise RuntimeError(f"the trees differ: {c.res['diffs']}")
+            out[who.name] = {key: [row[key] for row in rows] for key in rows[0]}
+        finally:
+            if who.continuous:
+                c.peer.stop()
+            c.close()
+    return out
+
+
 def backlog(o):
     seconds, _ = first_copy(o, lambda c: data.small_files(c.adir, 50_000, 4096, 500, o.seed))
     out = {"files": o.backlog, "first_copy_files_per_s": round(50_000 / seconds)}
@@ -460,8 +510,8 @@ def growth(o):
 
 def main():
     ap = options(__doc__)
-    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "rename", "backlog", "loss", "writers", "growth"])
-    ap.add_argument("--runs", type=int, default=5, help="of tcp, tls, rename and writers; medians of these count")
+    ap.add_argument("what", nargs="+", choices=["tcp", "tls", "wide", "rename", "image", "backlog", "loss", "writers", "growth"])
+    ap.add_argument("--runs", type=int, default=5, help="of tcp, tls, rename, image and writers; medians of these count")
     ap.add_argument("--entries", type=int, default=1_000_000, help="of the wide directory")
     ap.add_argument("--backlog", type=int, default=1_000_000, help="files that appear meanwhile")
     ap.add_argument("--growth", type=int, default=2_000_000, help="files of the largest first copy")

@@ -1,5 +1,5 @@
 //! Shared by tests: what a tree is ([`compare`]), trees to begin with ([`grow`](grow::grow)), users who work in them
-//! ([`user`]) and a check that nothing they wrote was lost ([`journal`]), processes under test ([`sandbox`]).
+//! ([`user`]) and a check that nothing they wrote was lost ([`journal`]), small file systems ([`mount`]).
 //!
 //! Everything random comes from a seed: the same seed gives the same tree and, on a tree that
 //! nobody else touches, the same operations.
@@ -8,6 +8,7 @@ pub mod compare;
 pub mod fuzz;
 pub mod grow;
 pub mod journal;
+pub mod mount;
 mod rng;
 pub mod user;
 pub mod writer;

@@ -5,32 +5,73 @@
 use crate::error::{Context, VolumeError};
 use crate::read::{DigestSoFar, ReadHandle, data_from};
 use crate::stage::write_sparse;
+use crate::sys;
 use driftless_core::recipe::{Copy, Cut, Item};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Files are read and copied in pieces of about this size, which stay in a processor's cache: longer than any chunk but those of large files.
 const PIECE_LEN: usize = 256 << 10;
+
+/// What is shorter is copied though its blocks could be shared: it takes no longer, and does not cut the file into so many pieces.
+const SHARED_LEN_MIN: u64 = 64 << 10;
 
 /// A staged file that others write to as well.
 #[derive(Debug)]
 pub struct Patch {
     fd: OwnedFd,
+    /// How long the blocks are that files of its file system may share.
+    block_len: u64,
+    /// Whether they can be, as far as was tried.
+    shares: AtomicBool,
 }
 
 impl Patch {
-    pub(crate) fn new(fd: OwnedFd) -> Patch {
-        Patch { fd }
+    /// `shares`: files of its file system may share blocks.
+    pub(crate) fn new(fd: OwnedFd, shares: bool) -> Result<Patch, Errno> {
+        let block_len = rustix::fs::fstatvfs(&fd)?.f_frsize.max(1);
+        Ok(Patch { fd, block_len, shares: shares.into() })
     }
 
-    /// Copies bytes of `source` to their place; blocks of zeroes are left out, as they are in a file that is new. If
-    /// `source` has become shorter less is copied: the digest will tell.
+    /// Brings bytes of `source` to their place. Blocks that are at such a place there that both files can share them are
+    /// neither copied nor take space once more. Others are copied, but for those of zeroes, which are left out, as they are in a file
+    /// that is new. If `source` has become shorter less is copied: the digest will tell.
     ///
     /// # Errors
     /// If one cannot be read or the other not be written.
     pub fn copy(&self, source: &ReadHandle, what: &Copy) -> Result<(), VolumeError> {
+        let shared = self.share(source, what);
+        let before = Copy { len: shared.start, ..*what };
+        let after =
+            Copy { from: what.from + shared.end, to: what.to + shared.end, len: what.len - shared.end };
+        [before, after].iter().try_for_each(|rest| self.copy_bytes(source, rest))
+    }
+
+    /// Has the files share what they can: which of the bytes that is.
+    fn share(&self, source: &ReadHandle, what: &Copy) -> Range<u64> {
+        let none = what.len..what.len;
+        let Some(blocks) = whole_blocks(what, self.block_len).filter(|b| b.end - b.start >= SHARED_LEN_MIN)
+        else {
+            return none;
+        };
+        if !self.shares.load(Ordering::Relaxed) {
+            return none;
+        }
+        let (from, to) = (what.from + blocks.start, what.to + blocks.start);
+        match sys::share_blocks(source, from, &self.fd, to, blocks.end - blocks.start) {
+            Ok(()) => blocks,
+            // Whatever is against it: if it is against copying as well, that will tell.
+            Err(_) => {
+                self.shares.store(false, Ordering::Relaxed);
+                none
+            }
+        }
+    }
+
+    fn copy_bytes(&self, source: &ReadHandle, what: &Copy) -> Result<(), VolumeError> {
         let mut buffer = Vec::with_capacity(PIECE_LEN.min(usize::try_from(what.len).unwrap_or(PIECE_LEN)));
         let mut done = 0;
         while done < what.len {
@@ -48,7 +89,7 @@ impl Patch {
         Ok(())
     }
 
-    /// Reads on for a digest, up to `end`. Zeroes at the end of the file need not have been written; false if it becomes
+    /// Reads on for a digest, up to `end`; what is shared as well: its source may have been written to after that. Zeroes at the end of the file need not have been written; false if it becomes
     /// shorter meanwhile.
     ///
     /// # Errors
@@ -74,6 +115,13 @@ impl ReadHandle {
     pub fn cut(&self, part: Range<u64>, cut: Cut, each: impl FnMut(u64, Item)) -> Result<bool, VolumeError> {
         cut_part(self.as_fd(), part, cut, each).doing("read", b"an open file")
     }
+}
+
+/// Which of the bytes are whole blocks at both ends, if both ends have the same ones.
+fn whole_blocks(what: &Copy, block_len: u64) -> Option<Range<u64>> {
+    let before = what.to.checked_next_multiple_of(block_len)? - what.to;
+    let len = what.len.checked_sub(before)? / block_len * block_len;
+    (what.from % block_len == what.to % block_len).then_some(before..before + len)
 }
 
 fn cut_part(
@@ -206,7 +254,7 @@ mod tests {
         bytes[PIECE_LEN..PIECE_LEN + 100_000].fill(0);
         std::fs::write(&from, &bytes).unwrap();
         let file = std::fs::File::options().create_new(true).read(true).write(true).open(&to).unwrap();
-        let patch = Patch::new(file.into());
+        let patch = Patch::new(file.into(), true).unwrap();
         let source = open_source(&from).unwrap();
         let len = bytes.len() as u64 - 3;
         patch.copy(&source, &Copy { from: 3, to: 1, len }).unwrap();
@@ -222,5 +270,70 @@ mod tests {
         expected.push(0);
         assert!(patch.digest(&mut so_far, len + 2).unwrap(), "zeroes at the end");
         assert_eq!(so_far.digest(), Digest::of(&expected));
+    }
+
+    #[test]
+    fn whole_blocks_are_those_of_both_files() {
+        let blocks = |from, to, len| whole_blocks(&Copy { from, to, len }, 4096);
+        assert_eq!(blocks(0, 8192, 4096), Some(0..4096));
+        assert_eq!(blocks(1, 4097, 3 * 4096), Some(4095..4095 + 2 * 4096));
+        assert_eq!(blocks(4095, 4095, 4097), Some(1..4097));
+        assert_eq!(blocks(4095, 4095, 4096), Some(1..1));
+        assert_eq!(blocks(1, 1, 4094), None, "it ends before the first");
+        assert_eq!(blocks(0, 1, 1 << 30), None, "not in step");
+        assert_eq!(blocks(u64::MAX, u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn blocks_are_shared_where_both_files_have_them() {
+        use std::os::unix::fs::FileExt;
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("disk");
+        let Some(_disk) = driftless_testkit::mount::Small::on_disk("xfs", &dir, &base.path().join("image"))
+        else {
+            return;
+        };
+        let free = || {
+            let stat = rustix::fs::statvfs(&dir).unwrap();
+            stat.f_bavail * stat.f_frsize
+        };
+        let bytes = noise(48 << 20);
+        let (from, to) = (dir.join("from"), dir.join("to"));
+        std::fs::write(&from, &bytes).unwrap();
+        std::fs::File::open(&from).unwrap().sync_all().unwrap();
+        let before = free();
+        let file = std::fs::File::options().create_new(true).read(true).write(true).open(&to).unwrap();
+        let patch = Patch::new(file.try_clone().unwrap().into(), true).unwrap();
+        let source = open_source(&from).unwrap();
+        let mut expected = vec![0; 48 << 20];
+        let written = b"written before and after";
+        let mut rng = driftless_testkit::Rng::new(1);
+        let mut copied = 0;
+        let mut at = 0;
+        while at < expected.len() {
+            let len = (rng.below(4 << 20) as usize).min(expected.len() - at);
+            let out_of_step = rng.below(8) == 0;
+            let from = if out_of_step { at / 2 } else { at };
+            file.write_all_at(written, at as u64).unwrap();
+            let what = Copy { from: from as u64, to: at as u64, len: len as u64 };
+            patch.copy(&source, &what).unwrap();
+            expected[at..at + len].copy_from_slice(&bytes[from..from + len]);
+            if let Some(last) = (at + len).checked_sub(written.len()) {
+                file.write_all_at(written, last as u64).unwrap();
+                expected[last..at + len].copy_from_slice(written);
+            }
+            copied += if from == at { 0 } else { len as u64 };
+            at += len;
+        }
+        assert_eq!(std::fs::read(&to).unwrap(), expected);
+        assert!(patch.shares.load(Ordering::Relaxed));
+        file.sync_all().unwrap();
+        let taken = before - free();
+        assert!(taken < copied + (4 << 20), "{taken} bytes were taken where {copied} were copied");
+        assert_eq!(std::fs::read(&from).unwrap(), bytes);
+        // A source that ends before is no error: it is copied as far as it goes.
+        let end = bytes.len() as u64;
+        patch.copy(&source, &Copy { from: end - 4096, to: end - 4096, len: 1 << 20 }).unwrap();
+        assert_eq!(std::fs::metadata(&to).unwrap().len(), end);
     }
 }

@@ -701,8 +701,9 @@ impl StagedWriter {
 
     /// The same file, for another thread to write other parts of it.
     pub fn share(&self) -> Result<Patch, VolumeError> {
+        let shares = self.volume.capabilities().reflink;
         let fd = self.fd.try_clone().map_err(|_| Errno::MFILE);
-        fd.map(Patch::new).doing("write", self.id.to_string().as_bytes())
+        fd.and_then(|fd| Patch::new(fd, shares)).doing("write", self.id.to_string().as_bytes())
     }
 
     /// It is whole, and [`Patch::digest`] has given this digest since it was.

@@ -185,6 +185,25 @@ pub(crate) fn begin_writing_out(fd: impl AsFd) {
     let _ = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Has `len` bytes of `target` from `to` share their blocks with those of `source` from `from`: whole blocks of a file system that can.
+pub(crate) fn share_blocks(
+    source: impl AsFd,
+    from: u64,
+    target: impl AsFd,
+    to: u64,
+    len: u64,
+) -> Result<(), Errno> {
+    let range = libc::file_clone_range {
+        src_fd: source.as_fd().as_raw_fd().into(),
+        src_offset: from,
+        src_length: len,
+        dest_offset: to,
+    };
+    // SAFETY: the request takes a pointer to this structure, which outlives the call; both descriptors in it are open.
+    check(unsafe { libc::ioctl(target.as_fd().as_raw_fd(), libc::FICLONERANGE, &raw const range) }.into())
+        .map(drop)
+}
+
 fn fcntl(fd: RawFd, command: i32, argument: i32) -> Result<(), Errno> {
     // SAFETY: the commands used here take an integer and no pointer.
     check(unsafe { libc::fcntl(fd, command, argument) }.into()).map(drop)

@@ -1,7 +1,7 @@
 //! Files that are written to all the time, and never are the same before and after they were read.
 
 use crate::common::*;
-use crate::resources::Small;
+use driftless_testkit::mount::Small;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Two directories, the command, and ways to look at both.
 
+pub(crate) use driftless_testkit::mount::has;
 use driftless_testkit::{CompareOptions, compare};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -293,18 +294,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// True if the program is there; else says that the test is skipped.
-pub(crate) fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .any(|dir| dir.join(program).is_file());
-    if !found {
-        eprintln!("skipped: {program} is not installed");
-    }
-    found
 }
 
 /// What rsync would do to make `to` like `from`, the roots' own attributes apart.

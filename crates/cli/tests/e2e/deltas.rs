@@ -4,8 +4,10 @@
 use crate::common::*;
 use crate::sites::{Site, wait_same};
 use driftless_testkit::Rng;
+use driftless_testkit::mount::Small;
 use rustix::process::Signal;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
@@ -52,6 +54,27 @@ fn an_edit_of_a_large_file_costs_what_it_changes() {
     wait_same(&[&oslo, &bergen]);
     let edit = sent(&oslo, "bergen") - first;
     assert!(edit < 512 << 10, "{edit} bytes were sent for an edit");
+}
+
+/// A disk that has no room for the file twice: what was not changed of it shares its blocks with the version before.
+#[test]
+fn an_edit_in_place_takes_no_space_for_what_it_leaves() {
+    let base = TempDir::new().unwrap();
+    let image = base.path().join("image");
+    let Some(_disk) = Small::on_disk("xfs", &base.path().join("bergen/data"), &image) else { return };
+    let (oslo, bergen) = two_sites(&base);
+    let len = 160 * MIB;
+    fs::write(oslo.dir.join("large"), noise(4, len)).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    for round in 0..3 {
+        let file = fs::File::options().write(true).open(oslo.dir.join("large")).unwrap();
+        for i in 0..10 {
+            let at = (round * 10 + i) * len as u64 / 31 + 777;
+            file.write_all_at(&noise(at, 5000), at).unwrap();
+        }
+        drop(file);
+        wait_same(&[&oslo, &bergen]);
+    }
 }
 
 #[test]

@@ -1,56 +1,12 @@
 //! Disks that fill up and limits of the process: told, waited for, and gone on by itself.
 
 use crate::common::*;
+use driftless_testkit::mount::Small;
 use serde_json::Value;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// A small file system, unmounted when dropped.
-pub(crate) struct Small(PathBuf);
-
-impl Small {
-    /// Makes one of `kind` in a loop image and mounts it at `dir`; says so and gives nothing where that is not possible.
-    pub(crate) fn on_disk(kind: &str, dir: &Path, image: &Path) -> Option<Small> {
-        let (len, mkfs) = match kind {
-            "xfs" => (300 << 20, ["mkfs.xfs", "-q", "-f"]),
-            _ => (24 << 20, ["mkfs.ext4", "-q", "-F"]),
-        };
-        if !has(mkfs[0]) {
-            return None;
-        }
-        fs::create_dir_all(dir).unwrap();
-        fs::File::create(image).unwrap().set_len(len).unwrap();
-        assert!(Command::new(mkfs[0]).args(&mkfs[1..]).arg(image).status().unwrap().success());
-        let done = Command::new("mount").args(["-o", "loop"]).arg(image).arg(dir).output().unwrap();
-        if !done.status.success() {
-            eprintln!("skipped: not permitted to mount a loop image ({done:?})");
-            return None;
-        }
-        Some(Small(dir.to_owned()))
-    }
-
-    /// Mounts one at `dir`; says so and gives nothing where that is not allowed.
-    fn mount(dir: &Path, len: &str) -> Option<Small> {
-        fs::create_dir_all(dir).unwrap();
-        let options = format!("size={len},mode=755");
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir).output();
-        match done {
-            Ok(done) if done.status.success() => Some(Small(dir.to_owned())),
-            other => {
-                eprintln!("skipped: not permitted to mount ({other:?})");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 /// Fills the disk but for about `left` bytes.
 fn fill(dir: &Path, left: u64) -> PathBuf {
@@ -64,7 +20,7 @@ fn fill(dir: &Path, left: u64) -> PathBuf {
 #[test]
 fn a_full_disk_of_the_state_stops_the_intake_until_there_is_room() {
     let pair = Pair::new();
-    let Some(_disk) = Small::mount(&pair.state(), "48M") else { return };
+    let Some(_disk) = Small::in_memory(&pair.state(), "48M") else { return };
     put(&pair.a, "first", "1");
     let mut running = pair.start(&[]);
     let ballast = fill(&pair.state(), 256 << 10);
@@ -83,7 +39,7 @@ fn a_full_disk_of_the_state_stops_the_intake_until_there_is_room() {
 #[test]
 fn a_full_disk_of_a_volume_is_told_and_gone_on_with() {
     let pair = Pair::new();
-    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    let Some(_disk) = Small::in_memory(&pair.b, "16M") else { return };
     put(&pair.a, "first", "1");
     let mut running = pair.start(&[]);
     let ballast = fill(&pair.b, 1 << 20);
@@ -150,7 +106,7 @@ fn is_started_on_a_full_disk(pair: &Pair) {
 #[test]
 fn a_start_on_a_full_tmpfs_waits_for_room() {
     let pair = Pair::new();
-    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    let Some(_disk) = Small::in_memory(&pair.b, "16M") else { return };
     is_started_on_a_full_disk(&pair);
 }
 
@@ -172,7 +128,7 @@ fn a_start_on_a_full_xfs_waits_for_room() {
 #[test]
 fn a_first_start_on_a_full_disk_waits_for_room() {
     let pair = Pair::new();
-    let Some(_disk) = Small::mount(&pair.b, "16M") else { return };
+    let Some(_disk) = Small::in_memory(&pair.b, "16M") else { return };
     let ballast = fill_up(&pair.b);
     put(&pair.a, "first", "1");
     let once = pair.sync(&["--once"]);
@@ -190,7 +146,7 @@ fn a_first_start_on_a_full_disk_waits_for_room() {
 #[test]
 fn a_start_with_a_full_disk_of_the_state_waits_for_room() {
     let pair = Pair::new();
-    let Some(_disk) = Small::mount(&pair.state(), "48M") else { return };
+    let Some(_disk) = Small::in_memory(&pair.state(), "48M") else { return };
     put(&pair.a, "first", "1");
     let mut running = pair.start(&[]);
     let ballast = fill_up(&pair.state());
