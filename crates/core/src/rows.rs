@@ -45,11 +45,13 @@ pub enum Table {
     Before = 17,
     /// (slot, version) -> why nobody who could be asked holds it.
     Lost = 18,
+    /// (digest, node) -> (): larger files by what is in them.
+    Contents = 19,
 }
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 18] = [
+    pub const ALL: [Table; 19] = [
         Table::Entries,
         Table::Names,
         Table::Dirs,
@@ -68,6 +70,7 @@ impl Table {
         Table::Unrooted,
         Table::Before,
         Table::Lost,
+        Table::Contents,
     ];
 
     /// Position in [`Table::ALL`]: numbers run from 1 without a gap.
@@ -96,6 +99,7 @@ impl Table {
             Table::Unrooted => "unrooted",
             Table::Before => "before",
             Table::Lost => "lost",
+            Table::Contents => "contents",
         }
     }
 }

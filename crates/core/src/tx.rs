@@ -6,6 +6,7 @@
 //! is needed to go from id to slot.
 
 mod cache;
+mod contents;
 mod overlay;
 mod recorded;
 
@@ -18,6 +19,7 @@ use crate::rows::{Batch, Read, StoreError, Table};
 use crate::vv::VersionVector;
 use cache::Cache;
 pub(crate) use cache::{FastMap, FastSet};
+pub use contents::CONTENT_LEN_MIN;
 use overlay::Overlay;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -511,11 +513,13 @@ impl<'a> Tx<'a> {
 
     /// Stores an inode record.
     pub fn put_node(&mut self, key: &NodeKey, node: Node) {
+        self.note_content(key, Some(&node));
         self.nodes.put(key.clone(), Some(Arc::new(node)));
     }
 
     /// Forgets an inode.
     pub fn delete_node(&mut self, key: &NodeKey) {
+        self.note_content(key, None);
         self.nodes.put(key.clone(), None);
     }
 

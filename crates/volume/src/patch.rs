@@ -89,7 +89,7 @@ impl Patch {
         Ok(())
     }
 
-    /// Reads on for a digest, up to `end`; what is shared as well: its source may have been written to after that. Zeroes at the end of the file need not have been written; false if it becomes
+    /// Reads on for a digest, up to `end`; what is shared as well, since its source may have been written to before. Zeroes at the end of the file need not have been written; false if it becomes
     /// shorter meanwhile.
     ///
     /// # Errors

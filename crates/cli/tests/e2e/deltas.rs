@@ -56,6 +56,36 @@ fn an_edit_of_a_large_file_costs_what_it_changes() {
     assert!(edit < 512 << 10, "{edit} bytes were sent for an edit");
 }
 
+#[test]
+fn a_copy_of_a_large_file_is_not_sent() {
+    let base = TempDir::new().unwrap();
+    let (oslo, mut bergen) = two_sites(&base);
+    save(&oslo, &noise(5, 8 * MIB));
+    wait_same(&[&oslo, &bergen]);
+    oslo.wait_link("bergen", "in-sync");
+    let copy = |n: usize| fs::copy(oslo.dir.join("large"), oslo.dir.join(format!("copy{n}"))).unwrap();
+    let first = sent(&oslo, "bergen");
+    for n in 0..20 {
+        copy(n);
+    }
+    wait_same(&[&oslo, &bergen]);
+    let copies = sent(&oslo, "bergen") - first;
+    assert!(copies < 256 << 10, "{copies} bytes were sent for copies");
+    // What was written over is not taken for what it was, and what is known outlives the node.
+    fs::write(oslo.dir.join("copy0"), noise(6, 8 * MIB)).unwrap();
+    fs::remove_file(oslo.dir.join("copy1")).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    bergen.end(Signal::TERM);
+    bergen.start();
+    oslo.wait_link("bergen", "in-sync");
+    let before = sent(&oslo, "bergen");
+    copy(20);
+    fs::copy(oslo.dir.join("copy0"), oslo.dir.join("large")).unwrap();
+    wait_same(&[&oslo, &bergen]);
+    let copies = sent(&oslo, "bergen") - before;
+    assert!(copies < 64 << 10, "{copies} bytes were sent for copies after a restart");
+}
+
 /// A disk that has no room for the file twice: what was not changed of it shares its blocks with the version before.
 #[test]
 fn an_edit_in_place_takes_no_space_for_what_it_leaves() {

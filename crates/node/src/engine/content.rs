@@ -34,6 +34,10 @@ const TRANSFER_BIT: u64 = 1 << 63;
 /// Those of transfers that are put together from what is here have this one too: what is there of them is no beginning, but parts.
 const DELTA_BIT: u64 = 1 << 62;
 
+/// Files that are copied from others here at once: each is three open files.
+const COPYING_MAX: usize = 16;
+/// Files with one content that are looked at, for one that is still as it was recorded.
+const SAME_LOOKED_AT_MAX: usize = 16;
 /// Entries planned again at once because there is room to ask for them.
 const ROOM_STEP: usize = 1024;
 
@@ -71,7 +75,17 @@ impl Lack {
 struct Begun {
     sink: Sink,
     have: std::ops::Range<u64>,
-    delta: Option<(Arc<Transfer>, Cut)>,
+    origin: Origin,
+}
+
+/// Where the bytes come from.
+enum Origin {
+    /// All that is not there yet from the peer.
+    Peer,
+    /// From the peer what is not in the file here that it is compared with.
+    Both(Arc<Transfer>, Cut),
+    /// From another file here, which has the same content.
+    Here(Arc<Transfer>),
 }
 
 enum Sink {
@@ -86,6 +100,8 @@ struct Fetch {
     sink: Sink,
     /// Set if it is put together from what is here.
     delta: Option<Arc<Transfer>>,
+    /// All of it: nobody is asked.
+    here: bool,
 }
 
 /// A peer's answer that a version cannot be had there.
@@ -102,6 +118,8 @@ pub(super) struct Contents {
     cached: usize,
     by_digest_bytes: usize,
     fetching: HashMap<Key, Fetch>,
+    /// Those of them that are copied from another file here.
+    copying: usize,
     fetched: HashMap<Key, StagedWriter>,
     /// What came of them stays in staging, for a later attempt.
     given_up: HashSet<Key>,
@@ -125,6 +143,7 @@ impl Contents {
             cached: 0,
             by_digest_bytes: 0,
             fetching: HashMap::new(),
+            copying: 0,
             fetched: HashMap::new(),
             given_up: HashSet::new(),
             wrong: HashSet::new(),
@@ -189,6 +208,13 @@ impl Contents {
     /// True if bytes are on their way, or what came is being read.
     pub(super) fn is_fetching(&self) -> bool {
         !self.fetching.is_empty()
+    }
+
+    /// What was begun is over.
+    fn end_fetch(&mut self, key: &Key) -> Option<Fetch> {
+        let fetch = self.fetching.remove(key)?;
+        self.copying -= usize::from(fetch.here);
+        Some(fetch)
     }
 
     /// How the version is put together, if it is.
@@ -422,24 +448,30 @@ impl Engine {
         }
         *self.contents.wanted.entry(entry).or_default() += 1;
         let Some(link) = self.links.get_mut(from) else { return Ok(()) };
-        if !link.fetcher.has_room() {
+        if !link.fetcher.has_room() || self.contents.copying >= COPYING_MAX {
             link.no_room.push_back(entry);
             return Ok(());
         }
-        let Ok(Begun { sink, have, delta }) = self.begin_fetch(from, entry, &lack)? else { return Ok(()) };
-        let whole = have.start == 0 && have.end >= lack.size && delta.is_none();
-        let cut = delta.as_ref().map(|(_, cut)| *cut);
+        let Ok(Begun { sink, have, origin }) = self.begin_fetch(from, entry, &lack)? else { return Ok(()) };
+        let nothing_missing = have.start == 0 && have.end >= lack.size;
+        let (delta, cut, asks) = match origin {
+            Origin::Peer => (None, None, !nothing_missing),
+            Origin::Both(transfer, cut) => (Some(transfer), Some(cut), true),
+            Origin::Here(transfer) => (Some(transfer), None, false),
+        };
         let (version, size, digest) = (lack.version, lack.size, lack.digest);
         let file = FetchFile { entry, version, size, digest, have: vec![have], cut };
         // A size is what a peer says.
         self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_add(lack.size);
         self.contents.given_up.remove(&key);
-        let delta = delta.map(|(transfer, _)| transfer);
-        self.contents.fetching.insert(key, Fetch { from, lack, sink, delta });
-        if whole {
-            self.fetched_all(key);
-        } else if let Some(fetcher) = self.links.fetcher_mut(from) {
+        let here = delta.is_some() && !asks;
+        self.contents.copying += usize::from(here);
+        self.contents.fetching.insert(key, Fetch { from, lack, sink, delta, here });
+        if let Some(fetcher) = self.links.fetcher_mut(from).filter(|_| asks) {
             fetcher.want(&file);
+        }
+        if !asks && !here {
+            self.fetched_all(key);
         }
         Ok(())
     }
@@ -447,22 +479,31 @@ impl Engine {
     /// Where the bytes will go, and what is there already. If that cannot be, it is told and the entry is not wanted.
     fn begin_fetch(&mut self, from: LinkId, entry: EntryId, lack: &Lack) -> Result<Result<Begun, ()>, Fail> {
         if lack.size <= SMALL_LEN_MAX {
-            return Ok(Ok(Begun { sink: Sink::Memory(Vec::new()), have: 0..0, delta: None }));
+            return Ok(Ok(Begun { sink: Sink::Memory(Vec::new()), have: 0..0, origin: Origin::Peer }));
         }
         let key = (entry, lack.version);
-        let begun = match self.contents.whole.contains(&key) {
-            true => None,
-            false => self.delta_base(from, entry, lack)?,
+        let (same, base) = match self.contents.whole.contains(&key) || self.peer_in_process {
+            true => (None, None),
+            false => match self.same_content(lack)? {
+                None => (None, self.delta_base(from, entry, lack)?),
+                same => (same, None),
+            },
         };
-        let opened = match begun {
-            Some(base) => self.open_transfer(delta_id(key), lack).map(|writer| {
+        let opened = match (same, base) {
+            (Some(same), _) => self.open_copy(delta_id(key), lack).map(|writer| {
+                let copy = self.begin_copy(key, from, lack.size, same, &writer);
+                let origin = copy.map_or(Origin::Peer, Origin::Here);
+                Begun { sink: Sink::Disk(Box::new(writer)), have: 0..0, origin }
+            }),
+            (None, Some(base)) => self.open_transfer(delta_id(key), lack).map(|writer| {
                 let delta = self.begin_delta(key, from, lack.size, base, &writer);
                 // Without it the file is fetched from its start: what is there of it is parts.
-                Begun { sink: Sink::Disk(Box::new(writer)), have: 0..0, delta }
+                let origin = delta.map_or(Origin::Peer, |(transfer, cut)| Origin::Both(transfer, cut));
+                Begun { sink: Sink::Disk(Box::new(writer)), have: 0..0, origin }
             }),
-            None => self.open_transfer(transfer_id(key), lack).map(|writer| {
+            (None, None) => self.open_transfer(transfer_id(key), lack).map(|writer| {
                 let have = 0..writer.written_to().min(lack.size);
-                Begun { sink: Sink::Disk(Box::new(writer)), have, delta: None }
+                Begun { sink: Sink::Disk(Box::new(writer)), have, origin: Origin::Peer }
             }),
         };
         Ok(opened.map_err(|e| {
@@ -474,6 +515,28 @@ impl Engine {
     /// What came of a version was something else: its source is asked why before it is fetched again.
     pub(super) fn came_wrong(&mut self, key: Key) {
         self.contents.wrong.insert(key);
+    }
+
+    /// Another file of this disk that has the same content, as recorded.
+    fn same_content(&mut self, lack: &Lack) -> Result<Option<ReadHandle>, Fail> {
+        let store = self.store.clone();
+        let snapshot = store.snapshot()?;
+        let mut tx = Tx::open(&*snapshot, self.env())?;
+        for key in tx.nodes_with(&lack.digest, SAME_LOOKED_AT_MAX)? {
+            let file = self.open_node_in(&mut tx, &key)?;
+            if file.as_ref().is_some_and(|file| file.fingerprint().size == lack.size) {
+                return Ok(file);
+            }
+        }
+        Ok(None)
+    }
+
+    /// For a copy: without what an earlier attempt left.
+    fn open_copy(&self, id: StageId, lack: &Lack) -> Result<StagedWriter, VolumeError> {
+        if let Ok(left) = self.volume.reopen(id, &lack.attrs, lack.mtime) {
+            left.discard()?;
+        }
+        self.volume.stage_file(id, &lack.attrs, lack.mtime)
     }
 
     fn open_transfer(&self, id: StageId, lack: &Lack) -> Result<StagedWriter, VolumeError> {
@@ -488,7 +551,8 @@ impl Engine {
         let (mut any, now_ms) = (false, steady_ns() / 1_000_000);
         for id in self.links.ids() {
             let Some(link) = self.links.get_mut(id).filter(|link| link.peer.is_some()) else { continue };
-            let room = if link.fetcher.has_room() { link.no_room.len().min(ROOM_STEP) } else { 0 };
+            let has_room = link.fetcher.has_room() && self.contents.copying < COPYING_MAX;
+            let room = if has_room { link.no_room.len().min(ROOM_STEP) } else { 0 };
             let entries: Vec<EntryId> = link.no_room.drain(..room).collect();
             let wants = link.fetcher.poll(now_ms);
             let recipes = link.fetcher.poll_recipes();
@@ -588,7 +652,7 @@ impl Engine {
     }
 
     fn fetched_all(&mut self, key: Key) {
-        let Some(fetch) = self.contents.fetching.remove(&key) else { return };
+        let Some(fetch) = self.contents.end_fetch(&key) else { return };
         self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(fetch.lack.size);
         self.contents.unwant(key.0);
         self.contents.said_no.remove(&key);
@@ -606,7 +670,7 @@ impl Engine {
 
     /// Asks for it no more. What came of it stays in staging: a later attempt goes on from there.
     fn give_up_fetch(&mut self, key: Key) -> Option<StagedWriter> {
-        if let Some(f) = self.contents.fetching.remove(&key) {
+        if let Some(f) = self.contents.end_fetch(&key) {
             self.counts.to_apply_bytes = self.counts.to_apply_bytes.saturating_sub(f.lack.size);
             self.contents.unwant(key.0);
             if let Some(fetcher) = self.links.fetcher_mut(f.from) {

@@ -7,6 +7,8 @@
 //! it is read as far as nothing of it is missing any more, is compared before the file is published; if it is another one, all
 //! of it is fetched.
 //!
+//! If all of a version is here in another file, as one that was copied is, nothing is asked for: that file is copied, and read like any.
+//!
 //! Who is asked for a recipe and cannot give one now says so by an empty one, and is asked for the bytes.
 
 use super::content::{Key, Lack};
@@ -15,7 +17,7 @@ use super::{Engine, Fail};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use driftless_core::link::{Message, PROTOCOL_RECIPES, PROTOCOL_XXH3, RecipePart, RecipeWant};
 use driftless_core::meta::Digest;
-use driftless_core::recipe::{self, ChunkHash, Cut, Known, PART_LEN, Recipe, Source};
+use driftless_core::recipe::{self, ChunkHash, Copy, Cut, Known, PART_LEN, Recipe, Source};
 use driftless_core::{Bind, EntryId, NodeKey, Tx, tree, tx};
 use driftless_volume::{DigestSoFar, Patch, ReadHandle, StagedWriter, VolumeError};
 use std::collections::HashMap;
@@ -56,13 +58,37 @@ pub(super) struct Transfer {
 #[derive(Default)]
 struct Reading {
     known: Known,
-    /// Parts that are not read yet.
+    /// Parts that are not read yet, or not copied if all are.
     to_read: usize,
     /// Recipes that have come before that.
     waiting: Vec<RecipePart>,
 }
 
 impl Transfer {
+    /// `None` if there are too many open files.
+    fn new(
+        key: Key,
+        from: LinkId,
+        size: u64,
+        cut: Cut,
+        base: ReadHandle,
+        writer: &StagedWriter,
+    ) -> Option<Transfer> {
+        Some(Transfer {
+            key,
+            from,
+            size,
+            cut,
+            base,
+            patch: writer.share().ok()?,
+            known: OnceLock::new(),
+            reading: Mutex::default(),
+            digest: Mutex::default(),
+            digest_goal: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
+        })
+    }
+
     /// Nobody wants it any more: what is queued for it is not done.
     pub(super) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
@@ -119,6 +145,20 @@ impl Transfer {
         std::mem::take(&mut reading.waiting)
     }
 
+    /// Copies a part of the file here to the same place; after the last one the digest of what that gives.
+    fn copy(&self, part: Range<u64>) -> Option<Result<Option<Digest>, VolumeError>> {
+        let all = Copy { from: part.start, to: part.start, len: part.end - part.start };
+        if let Err(e) = self.patch.copy(&self.base, &all) {
+            self.give_up();
+            return Some(Err(e));
+        }
+        let mut reading = self.lock();
+        reading.to_read -= 1;
+        let last = reading.to_read == 0;
+        drop(reading);
+        last.then(|| self.digest_of_all())
+    }
+
     /// Copies what is here of a part; what is missing of it. `None`: too early, it will be done later.
     fn compare(&self, part: RecipePart) -> Option<Result<Vec<Range<u64>>, VolumeError>> {
         let known = match self.known.get() {
@@ -144,6 +184,7 @@ enum Job {
     Cut { link: LinkId, want: RecipeWant, file: Arc<ReadHandle> },
     Read { of: Arc<Transfer>, source: Source, part: Range<u64> },
     Compare { of: Arc<Transfer>, part: RecipePart },
+    Copy { of: Arc<Transfer>, part: Range<u64> },
     Digest { of: Arc<Transfer>, end: u64 },
     Verify { of: Arc<Transfer> },
 }
@@ -195,6 +236,12 @@ impl Deltas {
         given.then_some(()).ok_or_else(|| Fail::Bug("the threads that compare recipes are gone".into()))
     }
 
+    fn copy(&mut self, transfer: &Arc<Transfer>) -> bool {
+        let parts: Vec<_> = recipe::parts(transfer.size).collect();
+        transfer.lock().to_read = parts.len();
+        parts.into_iter().all(|part| self.give(Job::Copy { of: transfer.clone(), part }))
+    }
+
     fn begin(&mut self, transfer: &Arc<Transfer>, begun: u64) -> bool {
         let base = recipe::parts(transfer.base.fingerprint().size).map(|part| (Source::Base, part));
         let parts: Vec<_> = base.chain(recipe::parts(begun).map(|part| (Source::Begun, part))).collect();
@@ -235,10 +282,18 @@ fn work(job: Job, done: &Sender<Done>) -> bool {
             let RecipeWant { entry, version, offset, .. } = want;
             done.send(Done::Recipe(link, RecipePart { entry, version, offset, recipe })).is_ok()
         }
-        Job::Read { of, .. } | Job::Compare { of, .. } | Job::Digest { of, .. } | Job::Verify { of }
+        Job::Read { of, .. }
+        | Job::Copy { of, .. }
+        | Job::Compare { of, .. }
+        | Job::Digest { of, .. }
+        | Job::Verify { of }
             if of.given_up.load(Ordering::Relaxed) =>
         {
             true
+        }
+        Job::Copy { of, part } => {
+            let digest = of.copy(part);
+            digest.is_none_or(|digest| done.send(Done::Verified { of, digest }).is_ok())
         }
         Job::Read { of, source, part } => {
             let ready = of.read(source, part);
@@ -350,21 +405,23 @@ impl Engine {
     ) -> Option<(Arc<Transfer>, Cut)> {
         let knows = self.links.peer(from).is_some_and(|p| p.version >= PROTOCOL_XXH3);
         let cut = Cut::of_size(size, if knows { ChunkHash::Xxh3 } else { ChunkHash::Blake3 });
-        let transfer = Arc::new(Transfer {
-            key,
-            from,
-            size,
-            cut,
-            base,
-            patch: writer.share().ok()?,
-            known: OnceLock::new(),
-            reading: Mutex::default(),
-            digest: Mutex::default(),
-            digest_goal: AtomicU64::new(0),
-            given_up: AtomicBool::new(false),
-        });
+        let transfer = Arc::new(Transfer::new(key, from, size, cut, base, writer)?);
         let begun = writer.written_to().min(size);
         self.deltas.begin(&transfer, begun).then_some((transfer, cut))
+    }
+
+    /// Begins to copy a file of this disk that has the same content; `None` if that cannot be.
+    pub(super) fn begin_copy(
+        &mut self,
+        key: Key,
+        from: LinkId,
+        size: u64,
+        same: ReadHandle,
+        writer: &StagedWriter,
+    ) -> Option<Arc<Transfer>> {
+        let cut = Cut::of_size(size, ChunkHash::Xxh3);
+        let transfer = Arc::new(Transfer::new(key, from, size, cut, same, writer)?);
+        self.deltas.copy(&transfer).then_some(transfer)
     }
 
     /// A recipe has come.
