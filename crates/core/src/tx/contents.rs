@@ -86,7 +86,8 @@ mod tests {
         store.commit(Tx::create(ReplicaId(7))).unwrap();
         let mut warm = Warm::default();
         // What is put where, and then which nodes have content 1 and 2.
-        let rounds: [(&[(u8, Option<Node>)], &[u8], &[u8]); 5] = [
+        type Changes<'a> = &'a [(u8, Option<Node>)];
+        let rounds: [(Changes<'_>, &[u8], &[u8]); 5] = [
             (
                 &[(1, Some(file(large, 1))), (2, Some(file(large, 1))), (3, Some(file(small, 1)))],
                 &[1, 2],
