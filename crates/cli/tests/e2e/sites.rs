@@ -308,9 +308,11 @@ fn a_membership_that_cannot_be_written_down() {
     wait_same(&[&oslo, &bergen]);
     let members = bergen.base.join("state/members");
     let document = fs::read_dir(members).unwrap().next().unwrap().unwrap().path();
-    // What is to become the document is written beside it first.
+    // What is to become the document is written beside it first, and may be so at this moment.
     let in_the_way = document.with_extension("new");
-    fs::create_dir(&in_the_way).unwrap();
+    wait_until("the place beside the document to be free", || {
+        fs::create_dir(&in_the_way).map_err(|e| e.to_string())
+    });
     join(&tromso);
     put(&tromso.dir, "f", "of a member that bergen does not know");
     wait_same(&[&oslo, &tromso]);
