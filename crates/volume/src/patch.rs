@@ -89,8 +89,8 @@ impl Patch {
         Ok(())
     }
 
-    /// Reads on for a digest, up to `end`; what is shared as well, since its source may have been written to before. Zeroes at the end of the file need not have been written; false if it becomes
-    /// shorter meanwhile.
+    /// Reads on for a digest, up to `end`; what is shared as well, since its source may have been written to before. Zeroes at
+    /// the end of the file need not have been written; false if it becomes shorter meanwhile.
     ///
     /// # Errors
     /// If it cannot be read.
